@@ -1,0 +1,20 @@
+//! Every limit on what a file may ask for, in one place. All stand well above real models.
+
+/// The longest safetensors header in bytes, as in the reference implementation. The header of the largest known
+/// checkpoint file (GLM-5.2, 117,410 tensors) has 14.5 MB.
+pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The most dimensions of one tensor. torch itself allows 64.
+pub const MAX_RANK: usize = 64;
+
+/// How deeply JSON values may nest where their content is only passed over. serde_json's own limit is 128.
+pub const MAX_JSON_DEPTH: usize = 127;
+
+/// The longest `model.safetensors.index.json` in bytes. A million entries of 100 bytes are 100 MB.
+pub const MAX_INDEX_FILE_BYTES: u64 = 256 << 20;
+
+/// The most shards of one checkpoint.
+pub const MAX_SHARDS: usize = 100_000;
+
+/// The most tensors of one checkpoint over all its files.
+pub const MAX_TENSORS: usize = 16_000_000;

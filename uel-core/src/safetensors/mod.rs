@@ -1,0 +1,1 @@
+//! The safetensors format: header decoding without I/O, single files and sharded checkpoints.
