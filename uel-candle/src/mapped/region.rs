@@ -1,0 +1,463 @@
+//! Regions: memory in the reserved range, divided into blocks that become vectors.
+
+use std::alloc::Layout;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+use uel_core::ByteRange;
+
+use crate::element::Element;
+
+use super::reserve::{self, GRANULE, Stretch};
+use super::{allocator, recycle};
+
+/// Where a block stands: not handed out yet.
+const WAITING: u8 = 0;
+/// A vector owns the block.
+const OUT: u8 = 1;
+/// Nobody owns the block, and nobody ever will again.
+const FREED: u8 = 2;
+
+static REGIONS: AtomicUsize = AtomicUsize::new(0);
+static MAPPED_BYTES: AtomicUsize = AtomicUsize::new(0);
+static ANONYMOUS_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Live regions, bytes over files, bytes over anonymous memory.
+pub(super) fn totals() -> (usize, usize, usize) {
+    (
+        REGIONS.load(Ordering::Relaxed),
+        MAPPED_BYTES.load(Ordering::Relaxed),
+        ANONYMOUS_BYTES.load(Ordering::Relaxed),
+    )
+}
+
+/// One tensor's bytes in a region.
+#[derive(Debug)]
+struct Block {
+    /// Counted from the region's base.
+    start: usize,
+    byte_len: usize,
+    state: AtomicU8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// A private mapping of a file.
+    File,
+    /// Anonymous memory.
+    Anonymous,
+    /// Anonymous memory with one block, which goes to the recycled buffers when the block is freed.
+    Recyclable {
+        /// The bytes of memory behind it at most.
+        touched: usize,
+    },
+}
+
+/// What the granule table points at.
+#[derive(Debug)]
+pub(super) struct Inner {
+    stretch: Option<Stretch>,
+    memory: Memory,
+    /// Sorted by start, disjoint.
+    blocks: Box<[Block]>,
+    /// For each granule, how many blocks that are not freed touch it.
+    granule_blocks: Box<[AtomicU32]>,
+    /// Blocks that are not freed, and one for the [`Region`] that hands them out.
+    live: AtomicUsize,
+}
+
+/// A region whose blocks can be handed out. Dropping it gives up the blocks that were not.
+#[derive(Debug)]
+pub(crate) struct Region {
+    inner: NonNull<Inner>,
+    base: NonNull<u8>,
+}
+
+// SAFETY: a region's memory is shared between threads through atomics only: a block's bytes are reached by the one
+// vector that a compare-and-swap handed it to.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Region {}
+
+/// Anonymous memory that is being filled. It becomes a [`Region`] by [`Buffer::divide`].
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    /// Taken by `divide`, so that `drop` gives back what was not divided.
+    stretch: Option<Stretch>,
+    base: NonNull<u8>,
+    /// How far the buffer's first byte lies from the base.
+    lead: usize,
+    byte_len: usize,
+    /// For a buffer that is to be recycled, the bytes of memory behind it at most.
+    touched: Option<usize>,
+}
+
+// SAFETY: a buffer owns its memory exclusively.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access to a buffer reaches no memory behind it.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// Anonymous memory of `byte_len` bytes whose address is `congruent` modulo a granule: bytes that lie so in a file
+    /// can then be read by direct I/O, and keep their alignment. `None` where the system refuses.
+    pub(crate) fn new(byte_len: usize, congruent: u64) -> Option<Buffer> {
+        let lead = (congruent % GRANULE as u64) as usize;
+        let stretch = Stretch::take(byte_len.checked_add(lead)?)?;
+        Buffer::over(stretch, lead, byte_len, None)
+    }
+
+    /// Anonymous memory for one block, recycled from a freed one where there is one. `capacity` is the address space to
+    /// take for a new one, so that later, larger blocks fit it too: at least `byte_len`.
+    pub(crate) fn recycled(byte_len: usize, capacity: usize) -> Option<Buffer> {
+        if let Some((stretch, touched)) = recycle::take(byte_len) {
+            let base = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(stretch.base()))?;
+            let touched = Some(touched.max(byte_len));
+            return Some(Buffer { stretch: Some(stretch), base, lead: 0, byte_len, touched });
+        }
+        let stretch = Stretch::take(byte_len.max(capacity))?;
+        Buffer::over(stretch, 0, byte_len, Some(byte_len))
+    }
+
+    fn over(stretch: Stretch, lead: usize, byte_len: usize, touched: Option<usize>) -> Option<Buffer> {
+        let map_len = if touched.is_some() { stretch.byte_len() } else { page_up(lead + byte_len) };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let address = ptr::with_exposed_provenance_mut::<libc::c_void>(stretch.base());
+        // SAFETY: the stretch was taken from the reserved range and belongs to nobody else, so replacing its mapping
+        // disturbs no memory in use; `map_len` does not exceed the stretch.
+        let mapped = unsafe { libc::mmap(address, map_len, protection, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            stretch.give_back();
+            return None;
+        }
+        // SAFETY: the range was mapped just now. Failure is harmless: small pages are used then.
+        unsafe { libc::madvise(mapped, map_len, libc::MADV_HUGEPAGE) };
+        let base = NonNull::new(mapped.cast::<u8>())?;
+        Some(Buffer { stretch: Some(stretch), base, lead, byte_len, touched })
+    }
+
+    /// The buffer's bytes, to be filled.
+    pub(crate) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: `lead + byte_len` bytes from the base are mapped readable and writable for as long as `self` holds
+        // the stretch, which the borrow ensures; the mapping is exclusively `self`'s until `divide` consumes it.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(self.lead).cast(), self.byte_len) }
+    }
+
+    /// Divides the buffer into blocks, given as (offset in the buffer, bytes): sorted, disjoint, none empty.
+    /// `None` where they are not.
+    ///
+    /// The bytes need no proof of being filled: anonymous memory is zeroed by the system, and recycled memory holds
+    /// what was there before.
+    pub(crate) fn divide(mut self, blocks: impl ExactSizeIterator<Item = (usize, usize)>) -> Option<Region> {
+        let (lead, byte_len) = (self.lead, self.byte_len);
+        let blocks = collect_blocks(blocks, byte_len, lead)?;
+        let memory = match self.touched {
+            Some(touched) if blocks.len() == 1 => Memory::Recyclable { touched },
+            _ => Memory::Anonymous,
+        };
+        let stretch = self.stretch.take()?;
+        Some(Region::new(stretch, self.base, memory, blocks))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(stretch) = self.stretch.take() {
+            release(stretch);
+        }
+    }
+}
+
+/// Checks and keeps blocks that lie in `byte_len` bytes, moved by `lead`.
+fn collect_blocks(
+    blocks: impl ExactSizeIterator<Item = (usize, usize)>,
+    byte_len: usize,
+    lead: usize,
+) -> Option<Box<[Block]>> {
+    let mut last = 0;
+    let mut kept = Vec::with_capacity(blocks.len());
+    for (start, len) in blocks {
+        let end = start.checked_add(len)?;
+        if start < last || len == 0 || end > byte_len {
+            return None;
+        }
+        last = end;
+        kept.push(Block { start: start + lead, byte_len: len, state: AtomicU8::new(WAITING) });
+    }
+    Some(kept.into_boxed_slice())
+}
+
+impl Region {
+    /// Maps `range` of `file` privately and writably. Its blocks are given as offsets in the file: sorted, disjoint,
+    /// none empty, inside `range`.
+    ///
+    /// # Errors
+    ///
+    /// The system's, where it does not map the file; `InvalidInput` where blocks are not as described.
+    ///
+    /// # Safety
+    ///
+    /// As long as a block lives, nobody truncates the file (reading beyond its end raises SIGBUS) or writes to the
+    /// mapped range (the bytes would change under a reader that may assume that they do not).
+    pub(crate) unsafe fn map_file(
+        file: &File,
+        range: ByteRange,
+        blocks: impl ExactSizeIterator<Item = ByteRange>,
+    ) -> io::Result<Region> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let page_start = range.start() / PAGE as u64 * PAGE as u64;
+        // The address is congruent to the offset modulo a huge page, so that the system can map the page cache's huge
+        // pages as such.
+        let lead = (page_start % GRANULE as u64) as usize;
+        let map_len = usize::try_from(range.end() - page_start).map_err(|_| invalid())?;
+        let total = lead.checked_add(map_len).ok_or_else(invalid)?;
+        let mut inside = true;
+        let blocks = blocks.map(|block| {
+            inside &= range.contains(block);
+            // Offsets in a range of `map_len`, which fits `usize`, fit too; those outside are refused below.
+            ((block.start().wrapping_sub(page_start)) as usize, block.byte_len() as usize)
+        });
+        let blocks = collect_blocks(blocks, map_len, lead).ok_or_else(invalid)?;
+        if !inside || map_len == 0 {
+            return Err(invalid());
+        }
+        let offset = libc::off_t::try_from(page_start).map_err(|_| invalid())?;
+        let stretch = Stretch::take(total).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let address = ptr::with_exposed_provenance_mut::<libc::c_void>(stretch.base() + lead);
+        // SAFETY: the stretch belongs to nobody else and `lead + map_len` bytes fit it, so that no memory in use is
+        // replaced; the caller answers for the file.
+        let mapped = unsafe { libc::mmap(address, map_len, protection, flags, file.as_raw_fd(), offset) };
+        if mapped == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            stretch.give_back();
+            return Err(error);
+        }
+        let base = ptr::with_exposed_provenance_mut::<u8>(stretch.base());
+        let base = NonNull::new(base).ok_or_else(invalid)?;
+        Ok(Region::new(stretch, base, Memory::File, blocks))
+    }
+
+    fn new(stretch: Stretch, base: NonNull<u8>, memory: Memory, blocks: Box<[Block]>) -> Region {
+        let granule_blocks: Box<[AtomicU32]> = (0..stretch.byte_len() / GRANULE).map(|_| AtomicU32::new(0)).collect();
+        for block in &blocks {
+            for granule in granules(block) {
+                granule_blocks[granule].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        REGIONS.fetch_add(1, Ordering::Relaxed);
+        counter(memory).fetch_add(stretch.byte_len(), Ordering::Relaxed);
+        let live = AtomicUsize::new(blocks.len() + 1);
+        let inner = Box::new(Inner { stretch: Some(stretch), memory, blocks, granule_blocks, live });
+        let inner = NonNull::from(Box::leak(inner));
+        // SAFETY: the box was leaked just now, and only `destroy` frees it, when the last count is gone.
+        let published = unsafe { inner.as_ref() };
+        if let Some(stretch) = &published.stretch {
+            stretch.publish(inner.as_ptr());
+        }
+        Region { inner, base }
+    }
+
+    fn inner(&self) -> &Inner {
+        // SAFETY: `self` holds one count of `live`, so the region is not destroyed while `self` exists.
+        unsafe { self.inner.as_ref() }
+    }
+
+    /// Where block `position` begins in memory, whether or not it was handed out.
+    #[cfg(test)]
+    pub(crate) fn block_address(&self, position: usize) -> usize {
+        self.base.as_ptr().addr() + self.inner().blocks[position].start
+    }
+
+    /// Hands block `position` out as a vector, once. `None` where it was handed out before, where it is not a whole
+    /// number of aligned `T`s, or where no [`MappedAllocator`](super::MappedAllocator) is installed.
+    pub(crate) fn take<T: Element>(&self, position: usize) -> Option<Vec<T>> {
+        let block = self.inner().blocks.get(position)?;
+        let elements = block.byte_len / size_of::<T>();
+        // SAFETY: blocks lie inside the region's stretch, which starts at the base and is one allocation of the system.
+        let address = unsafe { self.base.add(block.start) };
+        if elements * size_of::<T>() != block.byte_len || !address.cast::<T>().is_aligned() {
+            return None;
+        }
+        let layout = Layout::array::<T>(elements).ok()?;
+        block.state.compare_exchange(WAITING, OUT, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        // SAFETY: the block's bytes are mapped, so initialised, and aligned for `T`, as checked; the layout has their
+        // number, which is not 0. The swap above makes this call the only one that hands the block out, and the region
+        // keeps it until `free`.
+        let Some(placed) = (unsafe { allocator::place(address, layout) }) else {
+            block.state.store(WAITING, Ordering::Release);
+            return None;
+        };
+        // SAFETY: the global allocator returned `placed` for the layout of `elements` values of `T`; all of them are
+        // initialised, for every bit pattern is a valid `T`; the total size is at most that of a mapping, so below
+        // `isize::MAX`; nothing else owns the block.
+        Some(unsafe { Vec::from_raw_parts(placed.as_ptr().cast(), elements, elements) })
+    }
+
+    /// Loads the page tables of `byte_len` bytes from `start` (counted from the base) from the page cache.
+    /// Only a hint: errors are of no consequence.
+    pub(crate) fn populate(&self, start: usize, byte_len: usize) {
+        let Some(stretch) = &self.inner().stretch else { return };
+        let end = start.saturating_add(byte_len).min(stretch.byte_len());
+        let start = start / PAGE * PAGE;
+        if start < end {
+            let address = ptr::with_exposed_provenance_mut(stretch.base() + start);
+            // SAFETY: populating reads the pages and changes nothing; the range lies in the region, which lives as
+            // long as `self`.
+            unsafe { libc::madvise(address, end - start, libc::MADV_POPULATE_READ) };
+        }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let inner = self.inner();
+        for block in &inner.blocks {
+            let swapped = block.state.compare_exchange(WAITING, FREED, Ordering::AcqRel, Ordering::Relaxed);
+            if swapped.is_ok() {
+                inner.settle(block);
+                // The region's own count is still held, so this is never the last one.
+                inner.live.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        // SAFETY: this gives up the count that `self` held, and `self` is not used again.
+        unsafe { give_up(self.inner) };
+    }
+}
+
+/// Frees the block at `address`. An address at which no block is out is left alone: leaking beats corrupting.
+///
+/// # Safety
+///
+/// The caller owns the block at `address`, if there is one, and gives it up.
+pub(super) unsafe fn free(address: usize) {
+    let Some(region) = NonNull::new(reserve::region_at(address)) else { return };
+    // SAFETY: a block that is out holds a count of its region, so the region exists at least until `give_up` below.
+    let inner = unsafe { region.as_ref() };
+    let Some(stretch) = &inner.stretch else { return };
+    let start = address - stretch.base();
+    let Ok(found) = inner.blocks.binary_search_by_key(&start, |block| block.start) else { return };
+    let block = &inner.blocks[found];
+    if block.state.compare_exchange(OUT, FREED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        return;
+    }
+    inner.settle(block);
+    // SAFETY: the block was out, so its count was not given up before; it is given up once, thanks to the swap.
+    unsafe { give_up(region) };
+}
+
+impl Inner {
+    /// Gives the memory of granules back in which `block` was the last.
+    fn settle(&self, block: &Block) {
+        if matches!(self.memory, Memory::Recyclable { .. }) {
+            return;
+        }
+        let Some(stretch) = &self.stretch else { return };
+        let mut empty: Option<(usize, usize)> = None;
+        let discard = |(first, end): (usize, usize)| {
+            let address = ptr::with_exposed_provenance_mut(stretch.base() + first * GRANULE);
+            // SAFETY: no block that is waiting or out touches these granules, and blocks never come back from
+            // `FREED`, so nobody reads or writes there any more.
+            unsafe { libc::madvise(address, (end - first) * GRANULE, libc::MADV_DONTNEED) };
+        };
+        for granule in granules(block) {
+            if self.granule_blocks[granule].fetch_sub(1, Ordering::AcqRel) != 1 {
+                continue;
+            }
+            match &mut empty {
+                Some((_, end)) if *end == granule => *end = granule + 1,
+                _ => {
+                    if let Some(stretch) = empty.replace((granule, granule + 1)) {
+                        discard(stretch);
+                    }
+                }
+            }
+        }
+        if let Some(last) = empty {
+            discard(last);
+        }
+    }
+}
+
+/// Gives up one count, and the region with the last one.
+///
+/// # Safety
+///
+/// The caller owns one count of the region's `live` and gives it up.
+unsafe fn give_up(region: NonNull<Inner>) {
+    // SAFETY: the caller's count keeps the region alive up to here.
+    let inner = unsafe { region.as_ref() };
+    if inner.live.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return;
+    }
+    if let Some(stretch) = &inner.stretch {
+        stretch.publish(ptr::null_mut());
+    }
+    // SAFETY: `region` came from a leaked box; the last count is gone and the table no longer leads here, so nobody
+    // else refers to it.
+    let mut inner = unsafe { Box::from_raw(region.as_ptr()) };
+    let Some(stretch) = inner.stretch.take() else { return };
+    REGIONS.fetch_sub(1, Ordering::Relaxed);
+    counter(inner.memory).fetch_sub(stretch.byte_len(), Ordering::Relaxed);
+    match inner.memory {
+        Memory::Recyclable { touched } => recycle::offer(stretch, touched),
+        Memory::File | Memory::Anonymous => release(stretch),
+    }
+}
+
+/// Puts `PROT_NONE` over a stretch, which frees its memory, and returns its address space.
+pub(super) fn release(stretch: Stretch) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let address = ptr::with_exposed_provenance_mut::<libc::c_void>(stretch.base());
+    // SAFETY: the stretch's owner gives it up, so nobody uses its memory; the mapping stays inside the reserved range.
+    let mapped = unsafe { libc::mmap(address, stretch.byte_len(), libc::PROT_NONE, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        // The addresses still lead to the old memory and must not be handed out again; the pages can be freed.
+        // SAFETY: as above.
+        unsafe { libc::madvise(address, stretch.byte_len(), libc::MADV_DONTNEED) };
+        return;
+    }
+    stretch.give_back();
+}
+
+/// Gives the memory behind `used` bytes of a stretch back, rounded up to whole pages.
+pub(super) fn trim(stretch: &Stretch, used: usize) {
+    let used = page_up(used);
+    if used < stretch.byte_len() {
+        let address = ptr::with_exposed_provenance_mut(stretch.base() + used);
+        // SAFETY: the recycled buffers own the stretch, and no block lies in it.
+        unsafe { libc::madvise(address, stretch.byte_len() - used, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Whether placed blocks come from the global allocator: tried with one.
+pub(super) fn probe() -> bool {
+    let Some(buffer) = Buffer::new(GRANULE, 0) else { return false };
+    let Some(region) = buffer.divide([(0, 64)].into_iter()) else { return false };
+    region.take::<u8>(0).is_some()
+}
+
+fn counter(memory: Memory) -> &'static AtomicUsize {
+    match memory {
+        Memory::File => &MAPPED_BYTES,
+        Memory::Anonymous | Memory::Recyclable { .. } => &ANONYMOUS_BYTES,
+    }
+}
+
+/// The granules that a block touches.
+fn granules(block: &Block) -> std::ops::Range<usize> {
+    block.start / GRANULE..(block.start + block.byte_len).div_ceil(GRANULE)
+}
+
+/// The smallest page size of the supported systems is enough for alignment of offsets where it is the real one; on
+/// systems with larger pages `mmap` refuses a misaligned offset, and the tensor is copied.
+const PAGE: usize = 4096;
+
+fn page_up(byte_len: usize) -> usize {
+    byte_len.next_multiple_of(PAGE)
+}
