@@ -145,17 +145,20 @@ fn read_some<'b>(file: &File, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) ->
     Ok(read)
 }
 
-/// Here the memory must be initialised before it is read into.
+/// Here the memory must be initialised before it is read into, so it is read in pieces that stay in the processor's cache.
 #[cfg(windows)]
 fn read_some<'b>(file: &File, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> std::io::Result<&'b mut [u8]> {
-    use std::os::windows::fs::FileExt;
-    const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
-    static SOURCE: [u8; 256 << 10] = ZEROS;
-    let asked = buffer.len().min(SOURCE.len());
-    let zeroed =
-        buffer.get_mut(..asked).unwrap_or_default().write_copy_of_slice(SOURCE.get(..asked).unwrap_or_default());
-    let read = file.seek_read(zeroed, offset)?;
+    static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+    let asked = buffer.len().min(ZEROS.len());
+    let zeros = ZEROS.get(..asked).unwrap_or_default();
+    let zeroed = buffer.get_mut(..asked).unwrap_or_default().write_copy_of_slice(zeros);
+    let read = std::os::windows::fs::FileExt::seek_read(file, zeroed, offset)?;
     Ok(zeroed.get_mut(..read).unwrap_or_default())
+}
+
+#[cfg(not(any(unix, windows)))]
+fn read_some<'b>(_: &File, _: u64, _: &'b mut [MaybeUninit<u8>]) -> std::io::Result<&'b mut [u8]> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// How a range of a file will be used.

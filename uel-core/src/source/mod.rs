@@ -181,11 +181,7 @@ pub trait ByteSourceExt: ByteSource {
             let (start, asked, at) = (rest.as_ptr().addr(), rest.len(), offset + done as u64);
             done += match self.read_at(at, rest) {
                 Ok(part) if part.as_ptr().addr() == start && (1..=asked).contains(&part.len()) => part.len(),
-                Ok(_) => {
-                    return Err(Error::new(Kind::Internal, "the source returned no part of the buffer it was given")
-                        .with_path(self.path())
-                        .with_offset(at));
-                }
+                Ok(_) => return Err(broken_contract(self.path(), at)),
                 Err(error) if is_interrupted(&error) => 0,
                 Err(error) => return Err(error),
             };
@@ -226,11 +222,7 @@ pub trait ByteSourceExt: ByteSource {
             let asked = rest.len();
             match self.read_at(at, rest) {
                 Ok(part) if (1..=asked).contains(&part.len()) => bytes.extend_from_slice(part),
-                Ok(_) => {
-                    return Err(Error::new(Kind::Internal, "the source returned no part of the buffer it was given")
-                        .with_path(self.path())
-                        .with_offset(at));
-                }
+                Ok(_) => return Err(broken_contract(self.path(), at)),
                 Err(error) if is_interrupted(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -263,14 +255,7 @@ pub trait ByteSourceExt: ByteSource {
                         into.copy_from_slice(part);
                         done += part.len();
                     }
-                    _ => {
-                        return Err(Error::new(
-                            Kind::Internal,
-                            "the source returned no part of the buffer it was given",
-                        )
-                        .with_path(self.path())
-                        .with_offset(offset));
-                    }
+                    _ => return Err(broken_contract(self.path(), offset)),
                 },
                 Err(error) if is_interrupted(&error) => {}
                 Err(error) => return Err(error),
@@ -290,6 +275,14 @@ fn eof(path: &Path, offset: u64, expected: u64, got: u64) -> Error {
         .with_offset(offset)
         .with_expected(format!("{expected} bytes"))
         .with_got(format!("{got} bytes"))
+}
+
+/// The error of a source that does not keep to the contract of [`ByteSource::read_at`].
+#[cold]
+fn broken_contract(path: &Path, offset: u64) -> Error {
+    Error::new(Kind::Internal, "the source returned no part of the buffer it was given")
+        .with_path(path)
+        .with_offset(offset)
 }
 
 /// Whether a signal stopped the read before it began, so that it is to be tried again.
