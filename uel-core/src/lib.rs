@@ -15,6 +15,7 @@ pub mod limits;
 pub mod plan;
 pub mod range;
 pub mod safetensors;
+pub mod slice;
 pub mod source;
 
 pub use dtype::Dtype;
@@ -22,4 +23,5 @@ pub use error::{Error, Kind, Result};
 pub use index::{TensorIndex, TensorIndexBuilder, TensorInfo};
 pub use plan::{PlanOptions, ReadPlan};
 pub use range::ByteRange;
+pub use slice::TensorSlice;
 pub use source::ByteSource;
