@@ -1,58 +1,117 @@
-//! Vectors that are filled before they are used: allocated without zeroing, in huge pages where they are large.
+//! CPU storages that are filled before they are used: allocated without zeroing, in huge pages where they are large.
 
 use std::mem::MaybeUninit;
 
+use candle_core::{CpuStorage, DType};
 use uel_core::{Error, Kind, Result};
 
+use crate::dtype::{MakeVec, storage};
 use crate::element::Element;
 
 /// From this size on, memory is advised to use huge pages: below, the pages at the edges weigh too much.
 const HUGE_ADVICE_FROM: usize = 4 << 20;
 
-/// A vector of `len` elements whose bytes are being filled.
+/// A storage whose bytes are being filled. Its vector has length 0 and room for `byte_len` bytes.
 #[derive(Debug)]
-pub(crate) struct Unfilled<T> {
-    /// Its length is 0 and its capacity at least `len`.
-    vec: Vec<T>,
-    len: usize,
+pub(crate) struct Unfilled {
+    storage: CpuStorage,
+    byte_len: usize,
 }
 
-impl<T: Element> Unfilled<T> {
-    /// Memory for `len` elements.
+/// Runs one expression on the vector of a storage, whatever its element type.
+macro_rules! on_vec {
+    ($storage:expr, $vec:ident => $body:expr) => {
+        match $storage {
+            CpuStorage::U8($vec) => $body,
+            CpuStorage::U32($vec) => $body,
+            CpuStorage::I16($vec) => $body,
+            CpuStorage::I32($vec) => $body,
+            CpuStorage::I64($vec) => $body,
+            CpuStorage::BF16($vec) => $body,
+            CpuStorage::F16($vec) => $body,
+            CpuStorage::F32($vec) => $body,
+            CpuStorage::F64($vec) => $body,
+            CpuStorage::F8E4M3($vec) => $body,
+            CpuStorage::F6E2M3($vec) => $body,
+            CpuStorage::F6E3M2($vec) => $body,
+            CpuStorage::F4($vec) => $body,
+            CpuStorage::F8E8M0($vec) => $body,
+        }
+    };
+}
+
+struct Reserve {
+    byte_len: usize,
+}
+
+impl MakeVec for Reserve {
+    fn make<T: Element>(self) -> Result<Vec<T>> {
+        if !self.byte_len.is_multiple_of(size_of::<T>()) {
+            return Err(Error::new(Kind::Internal, "a storage must hold a whole number of elements"));
+        }
+        let mut vec = Vec::new();
+        vec.try_reserve_exact(self.byte_len / size_of::<T>()).map_err(|error| {
+            Error::new(Kind::OutOfMemory, format!("cannot allocate {} bytes", self.byte_len)).with_source(error)
+        })?;
+        advise_huge(vec.spare_capacity_mut());
+        Ok(vec)
+    }
+}
+
+impl Unfilled {
+    /// Memory for `byte_len` bytes of `dtype`.
     ///
     /// # Errors
     ///
     /// [`Kind::OutOfMemory`] where the allocator refuses.
-    pub(crate) fn new(len: usize) -> Result<Self> {
-        let mut vec = Vec::new();
-        vec.try_reserve_exact(len).map_err(|error| {
-            Error::new(Kind::OutOfMemory, format!("cannot allocate {len} elements of {} bytes", size_of::<T>()))
-                .with_source(error)
-        })?;
-        advise_huge(vec.spare_capacity_mut());
-        Ok(Self { vec, len })
+    pub(crate) fn new(dtype: DType, byte_len: usize) -> Result<Self> {
+        Ok(Self { storage: storage(dtype, Reserve { byte_len })?, byte_len })
     }
 
-    /// The bytes of the elements, to be filled.
+    /// The bytes to be filled.
     pub(crate) fn as_uninit_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        let spare = self.vec.spare_capacity_mut();
-        let len = self.len.min(spare.len());
-        // SAFETY: the first `len` elements of the spare capacity are writable memory of `len * size_of::<T>()` bytes,
-        // borrowed for as long as the result; bytes have no alignment, and uninitialised bytes are what the type says.
-        unsafe { std::slice::from_raw_parts_mut(spare.as_mut_ptr().cast(), len * size_of::<T>()) }
+        on_vec!(&mut self.storage, vec => spare_bytes(vec, self.byte_len))
     }
 
-    /// The filled vector.
+    /// The filled storage.
     ///
     /// # Safety
     ///
     /// Every byte of [`as_uninit_mut`](Self::as_uninit_mut) was written.
-    pub(crate) unsafe fn assume_filled(mut self) -> Vec<T> {
-        // SAFETY: the capacity is at least `len`, and the caller guarantees that all bytes of the first `len` elements
-        // are initialised; every bit pattern is a valid `T`.
-        unsafe { self.vec.set_len(self.len) };
-        self.vec
+    pub(crate) unsafe fn assume_filled(mut self) -> CpuStorage {
+        let byte_len = self.byte_len;
+        on_vec!(&mut self.storage, vec => {
+            let elements = byte_len / element_size(vec);
+            debug_assert!(elements <= vec.capacity());
+            // SAFETY: `Reserve` made room for exactly this many elements and nothing changed the capacity since; the
+            // caller guarantees that their bytes are initialised, and every bit pattern is a valid `Element`.
+            unsafe { vec.set_len(elements) }
+        });
+        self.storage
     }
+}
+
+fn element_size<T: Element>(_: &Vec<T>) -> usize {
+    size_of::<T>()
+}
+
+fn spare_bytes<T: Element>(vec: &mut Vec<T>, byte_len: usize) -> &mut [MaybeUninit<u8>] {
+    let spare = vec.spare_capacity_mut();
+    let byte_len = byte_len.min(size_of_val(spare));
+    // SAFETY: the spare capacity is writable memory of at least `byte_len` bytes, borrowed for as long as the result;
+    // bytes have no alignment, and uninitialised is what the element type says.
+    unsafe { std::slice::from_raw_parts_mut(spare.as_mut_ptr().cast(), byte_len) }
+}
+
+/// The bytes of a storage's elements.
+pub(crate) fn as_bytes(storage: &CpuStorage) -> &[u8] {
+    on_vec!(storage, vec => element_bytes(vec))
+}
+
+fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
+    // SAFETY: an `Element` has no padding, so all bytes of the slice are initialised; bytes have no alignment, and the
+    // result borrows the slice.
+    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }
 
 /// Asks for huge pages behind `memory`. Page faults are the cost of filling fresh memory, and transparent huge pages
@@ -75,4 +134,32 @@ fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
     let _ = (memory, HUGE_ADVICE_FROM);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dtype_is_filled_byte_by_byte() {
+        for &dtype in uel_core::Dtype::ALL {
+            let crate::dtype::Mapping::Same(candle) = crate::dtype::mapping(dtype) else { continue };
+            for byte_len in [0, 48, 4 << 20] {
+                let mut unfilled = Unfilled::new(candle, byte_len).unwrap();
+                let bytes = unfilled.as_uninit_mut();
+                assert_eq!(bytes.len(), byte_len);
+                bytes.iter_mut().enumerate().for_each(|(n, byte)| drop(byte.write(n as u8)));
+                // SAFETY: every byte was written just now.
+                let storage = unsafe { unfilled.assume_filled() };
+                assert!(as_bytes(&storage).iter().enumerate().all(|(n, &byte)| byte == n as u8));
+                assert_eq!(as_bytes(&storage).len(), byte_len);
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        assert_eq!(Unfilled::new(DType::U8, usize::MAX / 2).unwrap_err().kind(), Kind::OutOfMemory);
+        assert_eq!(Unfilled::new(DType::F32, 5).unwrap_err().kind(), Kind::Internal);
+    }
 }

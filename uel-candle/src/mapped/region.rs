@@ -15,6 +15,9 @@ use crate::element::Element;
 use super::reserve::{self, GRANULE, Stretch};
 use super::{allocator, recycle};
 
+/// From this size on, a partial huge page at the end costs at most an eighth more memory.
+const PARTIAL_HUGE_FROM: usize = 16 << 20;
+
 /// Where a block stands: not handed out yet.
 const WAITING: u8 = 0;
 /// A vector owns the block.
@@ -75,6 +78,9 @@ pub(super) struct Inner {
 pub(crate) struct Region {
     inner: NonNull<Inner>,
     base: NonNull<u8>,
+    /// What `find` counts from: this offset of the file, or of the buffer, lies at `origin_start` from the base.
+    origin: u64,
+    origin_start: usize,
 }
 
 // SAFETY: a region's memory is shared between threads through atomics only: a block's bytes are reached by the one
@@ -116,14 +122,16 @@ impl Buffer {
         if let Some((stretch, touched)) = recycle::take(byte_len) {
             let base = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(stretch.base()))?;
             let touched = Some(touched.max(byte_len));
-            return Some(Buffer { stretch: Some(stretch), base, lead: 0, byte_len, touched });
+            let buffer = Buffer { stretch: Some(stretch), base, lead: 0, byte_len, touched };
+            buffer.advise_huge();
+            return Some(buffer);
         }
         let stretch = Stretch::take(byte_len.max(capacity))?;
         Buffer::over(stretch, 0, byte_len, Some(byte_len))
     }
 
     fn over(stretch: Stretch, lead: usize, byte_len: usize, touched: Option<usize>) -> Option<Buffer> {
-        let map_len = if touched.is_some() { stretch.byte_len() } else { page_up(lead + byte_len) };
+        let map_len = stretch.byte_len();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let address = ptr::with_exposed_provenance_mut::<libc::c_void>(stretch.base());
@@ -134,10 +142,22 @@ impl Buffer {
             stretch.give_back();
             return None;
         }
-        // SAFETY: the range was mapped just now. Failure is harmless: small pages are used then.
-        unsafe { libc::madvise(mapped, map_len, libc::MADV_HUGEPAGE) };
         let base = NonNull::new(mapped.cast::<u8>())?;
-        Some(Buffer { stretch: Some(stretch), base, lead, byte_len, touched })
+        let buffer = Buffer { stretch: Some(stretch), base, lead, byte_len, touched };
+        buffer.advise_huge();
+        Some(buffer)
+    }
+
+    /// Asks for huge pages: faulting in small ones costs more than the read. The last, partial huge page is asked for
+    /// only where it weighs little against the buffer.
+    fn advise_huge(&self) {
+        let end = self.lead + self.byte_len;
+        let huge = if end >= PARTIAL_HUGE_FROM { end.next_multiple_of(GRANULE) } else { end / GRANULE * GRANULE };
+        let Some(stretch) = self.stretch.as_ref().filter(|_| huge > 0) else { return };
+        let huge = huge.min(stretch.byte_len());
+        // SAFETY: the range lies in the stretch, which `self` owns. The advice changes how pages are backed, never what
+        // is in them; where part of it is not mapped, or huge pages are refused, small ones are used.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), huge, libc::MADV_HUGEPAGE) };
     }
 
     /// The buffer's bytes, to be filled.
@@ -160,7 +180,7 @@ impl Buffer {
             _ => Memory::Anonymous,
         };
         let stretch = self.stretch.take()?;
-        Some(Region::new(stretch, self.base, memory, blocks))
+        Some(Region::new(stretch, self.base, memory, blocks, (0, lead)))
     }
 }
 
@@ -240,10 +260,16 @@ impl Region {
         }
         let base = ptr::with_exposed_provenance_mut::<u8>(stretch.base());
         let base = NonNull::new(base).ok_or_else(invalid)?;
-        Ok(Region::new(stretch, base, Memory::File, blocks))
+        Ok(Region::new(stretch, base, Memory::File, blocks, (page_start, lead)))
     }
 
-    fn new(stretch: Stretch, base: NonNull<u8>, memory: Memory, blocks: Box<[Block]>) -> Region {
+    fn new(
+        stretch: Stretch,
+        base: NonNull<u8>,
+        memory: Memory,
+        blocks: Box<[Block]>,
+        (origin, origin_start): (u64, usize),
+    ) -> Region {
         let granule_blocks: Box<[AtomicU32]> = (0..stretch.byte_len() / GRANULE).map(|_| AtomicU32::new(0)).collect();
         for block in &blocks {
             for granule in granules(block) {
@@ -260,7 +286,7 @@ impl Region {
         if let Some(stretch) = &published.stretch {
             stretch.publish(inner.as_ptr());
         }
-        Region { inner, base }
+        Region { inner, base, origin, origin_start }
     }
 
     fn inner(&self) -> &Inner {
@@ -299,6 +325,44 @@ impl Region {
         Some(unsafe { Vec::from_raw_parts(placed.as_ptr().cast(), elements, elements) })
     }
 
+    /// The block that begins at `offset` of the file, or of the buffer that was divided.
+    pub(crate) fn find(&self, offset: u64) -> Option<usize> {
+        let start = usize::try_from(offset.checked_sub(self.origin)?).ok()?.checked_add(self.origin_start)?;
+        self.inner().blocks.binary_search_by_key(&start, |block| block.start).ok()
+    }
+
+    /// Hands block `position` out as a vector that is never freed: for programs without a
+    /// [`MappedAllocator`](super::MappedAllocator).
+    ///
+    /// # Safety
+    ///
+    /// The vector is never dropped, grown or shrunk, and the region is leaked.
+    pub(crate) unsafe fn take_forever<T: Element>(&self, position: usize) -> Option<Vec<T>> {
+        let block = self.inner().blocks.get(position)?;
+        let elements = block.byte_len / size_of::<T>();
+        // SAFETY: as in `take`.
+        let address = unsafe { self.base.add(block.start) };
+        if elements * size_of::<T>() != block.byte_len || !address.cast::<T>().is_aligned() {
+            return None;
+        }
+        block.state.compare_exchange(WAITING, OUT, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        // SAFETY: the elements are initialised, aligned and owned by nobody else. The memory is not the global
+        // allocator's, as `from_raw_parts` asks; it asks for that because a vector passes its memory to the allocator
+        // when it is dropped or resized, which the caller rules out.
+        Some(unsafe { Vec::from_raw_parts(address.as_ptr().cast(), elements, elements) })
+    }
+
+    /// Gives block `position` up, unless it was handed out.
+    pub(crate) fn discard(&self, position: usize) {
+        let inner = self.inner();
+        let Some(block) = inner.blocks.get(position) else { return };
+        if block.state.compare_exchange(WAITING, FREED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            inner.settle(block);
+            // The region's own count is still held, so this is never the last one.
+            inner.live.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
     /// Loads the page tables of `byte_len` bytes from `start` (counted from the base) from the page cache.
     /// Only a hint: errors are of no consequence.
     pub(crate) fn populate(&self, start: usize, byte_len: usize) {
@@ -316,15 +380,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let inner = self.inner();
-        for block in &inner.blocks {
-            let swapped = block.state.compare_exchange(WAITING, FREED, Ordering::AcqRel, Ordering::Relaxed);
-            if swapped.is_ok() {
-                inner.settle(block);
-                // The region's own count is still held, so this is never the last one.
-                inner.live.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
+        (0..self.inner().blocks.len()).for_each(|position| self.discard(position));
         // SAFETY: this gives up the count that `self` held, and `self` is not used again.
         unsafe { give_up(self.inner) };
     }

@@ -1,0 +1,364 @@
+//! A checkpoint: opened by its headers, loaded by name.
+
+mod auto;
+mod convert;
+mod filter;
+mod load;
+mod one;
+mod options;
+mod report;
+mod select;
+mod slice;
+
+pub use load::Loaded;
+pub use options::{LoadOptions, Mode, MmapFallback, OpenOptions, Progress, Rules};
+pub use report::{CopyReason, LoadReport};
+pub use slice::IntoBounds;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use candle_core::{Device, Tensor};
+use uel_core::safetensors::{SafetensorsFiles, header_range};
+use uel_core::source::{ByteSource, ByteSourceExt, FileSource};
+use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
+
+use crate::mapped::MappedAllocator;
+use crate::mapped::recycle::Claim;
+use crate::placement::MappedFiles;
+use crate::view::{TensorView, Views};
+
+/// A checkpoint in one or many safetensors files, and how its tensors become candle tensors.
+///
+/// Opening reads headers only. Tensors are then loaded one by one ([`tensor`](Self::tensor)), in part
+/// ([`slice`](Self::slice)), or many at once ([`load_all`](Self::load_all), [`load`](Self::load)), in the [`Mode`] that
+/// was chosen at opening. Clones share everything.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use uel_candle::Checkpoint;
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.safetensors");
+/// # let saved = std::collections::HashMap::from([("w", Tensor::arange(0f32, 6., &Device::Cpu)?.reshape((2, 3))?)]);
+/// # candle_core::safetensors::save(&saved, &path)?;
+/// let checkpoint = Checkpoint::open(&path)?;
+/// assert_eq!(checkpoint.info("w")?.shape(), [2, 3]);
+///
+/// let w = checkpoint.tensor("w", &Device::Cpu)?;
+/// let column = checkpoint.slice("w", (.., 1..2), &Device::Cpu)?;
+/// assert_eq!(column.to_vec2::<f32>()?, [[1.], [4.]]);
+/// let all = checkpoint.load_all(&Device::Cpu)?;
+/// assert_eq!(all["w"].dims(), w.dims());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    files: SafetensorsFiles,
+    options: OpenOptions,
+    mapped: MappedFiles,
+    views: Views,
+    /// Replaced and added tensors.
+    overlay: RwLock<BTreeMap<String, Tensor>>,
+    /// In mode `preload`, what was read and not yet handed out.
+    preloaded: OnceLock<Mutex<HashMap<usize, Tensor>>>,
+    /// Whether mode `auto` maps single tensors, once it was asked.
+    auto_maps: OnceLock<(bool, String)>,
+    report: Mutex<LoadReport>,
+    /// Tensors that were handed out of the preloaded ones, so that a second request reads again.
+    _claim: Option<Claim>,
+}
+
+impl Checkpoint {
+    /// Opens a safetensors file, a folder of shards, or a `*.safetensors.index.json`, with the default options: mode
+    /// `auto`, nothing is mapped.
+    ///
+    /// # Errors
+    ///
+    /// Where a file cannot be opened, a header is at fault, or shards disagree: see [`Kind`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        OpenOptions::new().open(path)
+    }
+
+    /// Opens a checkpoint whose shards are `paths`.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_files<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        OpenOptions::new().open_files(paths)
+    }
+
+    /// Options to open a checkpoint with.
+    pub fn options() -> OpenOptions {
+        OpenOptions::new()
+    }
+
+    /// A checkpoint whose shards are `sources`: memory, decorated files, storage of your own.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, options: OpenOptions) -> Result<Self> {
+        let files = SafetensorsFiles::from_sources(sources, options.rules)?;
+        Self::new(files, options)
+    }
+
+    pub(crate) fn open_with(options: OpenOptions, path: &Path) -> Result<Self> {
+        let _span = tracing::debug_span!("open", path = %path.display()).entered();
+        let files = SafetensorsFiles::open_with(path, options.rules, &open_file)?;
+        Self::new(files, options)
+    }
+
+    pub(crate) fn open_files_with<P: AsRef<Path>>(options: OpenOptions, paths: &[P]) -> Result<Self> {
+        let _span = tracing::debug_span!("open", files = paths.len()).entered();
+        let paths: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
+        let files = SafetensorsFiles::open_list_with(&paths, options.rules, &open_file)?;
+        Self::new(files, options)
+    }
+
+    fn new(files: SafetensorsFiles, options: OpenOptions) -> Result<Self> {
+        if options.mode == Mode::Mmap && options.mmap.is_none() {
+            return Err(Error::new(Kind::Argument, "mode mmap must be allowed by OpenOptions::with_mmap"));
+        }
+        let index = files.index();
+        tracing::debug!(tensors = index.len(), bytes = index.total_bytes(), "opened");
+        let largest = usize::try_from(index.largest_bytes()).unwrap_or(usize::MAX);
+        let recycles = matches!(options.mode, Mode::LowMemory) && MappedAllocator::is_installed();
+        let inner = Inner {
+            mapped: MappedFiles::new(files.sources().len()),
+            views: Views::new(files.sources().len()),
+            overlay: RwLock::default(),
+            preloaded: OnceLock::new(),
+            auto_maps: OnceLock::new(),
+            report: Mutex::default(),
+            _claim: recycles.then(|| Claim::new(largest)),
+            files,
+            options,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The names of all tensors: those of the files in the order of their bytes, then those that were added.
+    pub fn names(&self) -> Vec<String> {
+        let index = self.index();
+        let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let added = overlay.keys().filter(|name| index.position(name).is_none()).cloned();
+        index.iter().map(|info| info.name().to_owned()).chain(added).collect()
+    }
+
+    /// How many tensors the files hold.
+    pub fn len(&self) -> usize {
+        self.index().len()
+    }
+
+    /// Whether the files hold no tensor.
+    pub fn is_empty(&self) -> bool {
+        self.index().is_empty()
+    }
+
+    /// Whether there is a tensor called `name`, in the files or added.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index().position(name).is_some() || self.replaced(name).is_some()
+    }
+
+    /// The dtype, shape and place of the tensor called `name`, as the file has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`] where the files have none of that name, with names that come close.
+    pub fn info(&self, name: &str) -> Result<TensorInfo<'_>> {
+        self.find(name).map(|(_, info)| info)
+    }
+
+    /// All tensors of the files, in the order of their bytes.
+    pub fn infos(&self) -> impl ExactSizeIterator<Item = TensorInfo<'_>> + Clone {
+        self.index().iter()
+    }
+
+    /// What the headers say, without loading anything.
+    ///
+    /// ```no_run
+    /// use uel_candle::{Checkpoint, Dtype};
+    /// let checkpoint = Checkpoint::open("model.safetensors")?;
+    /// let bytes: Vec<_> = checkpoint.index().iter().filter(|info| info.dtype() == Dtype::U8).collect();
+    /// # Ok::<(), uel_candle::Error>(())
+    /// ```
+    pub fn index(&self) -> &TensorIndex {
+        self.inner.files.index()
+    }
+
+    /// The `__metadata__` of all files together; where several have a key, the first file's value stands.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.inner.files.to_metadata()
+    }
+
+    /// The `__metadata__` of file number `file`, counted from 0.
+    pub fn file_metadata(&self, file: usize) -> Option<&BTreeMap<String, String>> {
+        self.inner.files.file_metadata(file)
+    }
+
+    /// The files, in the order of [`TensorInfo::file`].
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.sources().iter().map(|source| source.path().to_path_buf()).collect()
+    }
+
+    /// The sources that bytes are read from, in the order of [`TensorInfo::file`].
+    pub fn sources(&self) -> &[Arc<dyn ByteSource>] {
+        self.inner.files.sources()
+    }
+
+    /// The header of file number `file` as it stands there: JSON, with its padding.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such file, or it cannot be read.
+    pub fn raw_header(&self, file: usize) -> Result<String> {
+        let source = self.source(file)?;
+        let range = header_range(source.read_array(0)?, source.byte_len())?;
+        String::from_utf8(source.read_range(range)?).map_err(|error| {
+            Error::new(Kind::NotUtf8, "the header is not UTF-8")
+                .with_path(source.path())
+                .with_offset(range.start() + error.utf8_error().valid_up_to() as u64)
+        })
+    }
+
+    /// The bytes of a tensor as they stand in the file, without candle: every dtype.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`], or the source's error.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let (_, info) = self.find(name)?;
+        self.source(info.file())?.read_range(info.range()).map_err(|error| error.with_tensor(name))
+    }
+
+    /// The bytes of a tensor without candle: a view of the page cache where mapping is allowed, otherwise a copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`], or the source's error.
+    pub fn view(&self, name: &str) -> Result<TensorView> {
+        let (_, info) = self.find(name)?;
+        let source = self.source(info.file())?;
+        self.inner.views.view(info, source, self.inner.options.mmap.is_some())
+    }
+
+    /// Replaces the tensor called `name`, or adds one: from here on it is handed out instead of the file's.
+    pub fn replace(&self, name: impl Into<String>, tensor: Tensor) {
+        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), tensor);
+    }
+
+    /// Takes a replaced or added tensor back: the file's is handed out again, where there is one.
+    pub fn restore(&self, name: &str) -> Option<Tensor> {
+        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+    }
+
+    /// Releases what UEL holds for a tensor that the caller is done with: a preloaded copy that was not handed out,
+    /// its part of a mapping, and its pages in the page cache. Tensors that were handed out stay valid, and the
+    /// tensor can be loaded again. An unknown name is no error.
+    pub fn mark_processed(&self, name: &str) {
+        let Some(position) = self.index().position(name) else { return };
+        let Some(info) = self.index().at(position) else { return };
+        if let Some(preloaded) = self.inner.preloaded.get() {
+            lock(preloaded).remove(&position);
+        }
+        self.inner.mapped.discard(info.file(), info.range().start());
+        if let Some(file) = self.sources().get(info.file()).and_then(|source| source.as_file()) {
+            uel_core::source::advise(file, info.range(), uel_core::source::Advice::DontNeed);
+        }
+    }
+
+    /// What all loads of this checkpoint did so far, together.
+    pub fn report(&self) -> LoadReport {
+        lock(&self.inner.report).clone()
+    }
+
+    fn note(&self, report: &LoadReport) {
+        tracing::debug!(
+            mode = %report.chosen,
+            reason = %report.reason,
+            tensors = report.tensors,
+            bytes_read = report.bytes_read,
+            bytes_mapped = report.bytes_mapped,
+            "loaded"
+        );
+        lock(&self.inner.report).merge(report);
+    }
+
+    fn replaced(&self, name: &str) -> Option<Tensor> {
+        self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn source(&self, file: usize) -> Result<&dyn ByteSource> {
+        let source = self.sources().get(file).map(|source| &**source);
+        source.ok_or_else(|| {
+            Error::new(Kind::Argument, "no such file in the checkpoint")
+                .with_expected(format!("a number below {}", self.sources().len()))
+                .with_got(file)
+        })
+    }
+
+    fn find(&self, name: &str) -> Result<(usize, TensorInfo<'_>)> {
+        let index = self.index();
+        let found = index.position(name).and_then(|position| Some((position, index.at(position)?)));
+        found.ok_or_else(|| self.unknown(name))
+    }
+
+    /// The error for a name that is not there. Most such names have a prefix too many or too few.
+    #[cold]
+    fn unknown(&self, name: &str) -> Error {
+        const SHOWN: usize = 3;
+        let ends_with_part = |long: &str, short: &str| {
+            long.strip_suffix(short).is_some_and(|rest| rest.ends_with('.')) && !short.is_empty()
+        };
+        let last = name.rsplit_once('.').map_or(name, |(_, last)| last);
+        let mut close: BTreeSet<(u8, &str)> = BTreeSet::new();
+        for info in self.index().iter() {
+            let candidate = info.name();
+            let distance = match () {
+                () if ends_with_part(candidate, name) || ends_with_part(name, candidate) => 0,
+                () if candidate.eq_ignore_ascii_case(name) => 0,
+                () if last != name && candidate.len() == name.len() && ends_with_part(candidate, last) => 1,
+                () => continue,
+            };
+            close.insert((distance, candidate));
+            if close.len() > SHOWN {
+                close.pop_last();
+            }
+        }
+        let mut message = format!("there is no such tensor among the {}", self.index().len());
+        if !close.is_empty() {
+            let close: Vec<String> = close.iter().map(|(_, name)| format!("{name:?}")).collect();
+            message.push_str(&format!("; there is {}", close.join(", ")));
+        }
+        let error = Error::new(Kind::UnknownTensor, message).with_tensor(name);
+        match self.inner.files.index_file().or_else(|| self.sources().first().map(|source| source.path())) {
+            Some(path) => error.with_path(path),
+            None => error,
+        }
+    }
+
+    /// Everything, as candle tensors on `device`: [`load`](Self::load) with the defaults.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_all(&self, device: &Device) -> Result<HashMap<String, Tensor>> {
+        self.load(&LoadOptions::new(device)).map(|loaded| loaded.tensors)
+    }
+}
+
+fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
+    Ok(Arc::new(FileSource::open(path)?))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

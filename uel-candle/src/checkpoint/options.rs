@@ -1,0 +1,290 @@
+//! How a checkpoint is opened, and how tensors are loaded from it.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use uel_core::Result;
+pub use uel_core::safetensors::Rules;
+
+use super::Checkpoint;
+use super::filter::Filter;
+
+/// How tensors get from the file into memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Chosen at each load by what the page cache holds, the file system, the device and the size. Maps only where
+    /// [`OpenOptions::with_mmap`] allowed it. The load report says what was chosen, and why.
+    #[default]
+    Auto,
+    /// Everything at once, read in parallel.
+    Preload,
+    /// Each tensor by itself when it is asked for; at most one tensor's memory is held by UEL.
+    LowMemory,
+    /// Tensors are views of the page cache; needs [`OpenOptions::with_mmap`].
+    Mmap,
+}
+
+impl Mode {
+    /// The name used in reports and on the command line: `auto`, `preload`, `low-memory`, `mmap`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mode::Auto => "auto",
+            Mode::Preload => "preload",
+            Mode::LowMemory => "low-memory",
+            Mode::Mmap => "mmap",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a mapped load does in a program whose global allocator is not a [`MappedAllocator`](crate::MappedAllocator).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MmapFallback {
+    /// Tensors are copied, in parallel.
+    #[default]
+    Copy,
+    /// Tensors are mapped and never freed, not even when they are dropped: for programs that load one model and keep
+    /// it. In-place operations still copy on write.
+    ProcessLifetime,
+}
+
+/// Options for [`Checkpoint::open`].
+///
+/// ```no_run
+/// use uel_candle::{Checkpoint, Mode};
+/// let checkpoint = Checkpoint::options().with_mode(Mode::LowMemory).with_threads(2).open("model.safetensors")?;
+/// # Ok::<(), uel_candle::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    pub(crate) mode: Mode,
+    pub(crate) threads: usize,
+    pub(crate) mmap: Option<MmapFallback>,
+    pub(crate) rules: Rules,
+}
+
+impl OpenOptions {
+    /// The defaults: mode `auto`, no mapping, strict rules, as many threads as processors.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Loads in `mode`.
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Reads on `threads` threads, the caller's among them; 0, the default, uses as many as there are processors.
+    /// There are never more than 16.
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Reads headers by other rules than the strict ones: see [`Rules`].
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Allows files to be mapped: mode `mmap` needs it, mode `auto` maps only with it.
+    ///
+    /// A mapped tensor is an ordinary tensor. It can be changed in place (the page is copied, the file never changes),
+    /// it may outlive the checkpoint, and it may be dropped on any thread.
+    ///
+    /// # Safety
+    ///
+    /// As long as the checkpoint or a tensor from it lives, nobody truncates its files, in this process or another:
+    /// touching a page that is gone raises SIGBUS, which ends the process. Nobody writes to them either: the tensor's
+    /// values would change under code that may rely on them not to. Replacing a file by renaming another one over it
+    /// is harmless.
+    #[allow(unsafe_code)]
+    pub unsafe fn with_mmap(mut self) -> Self {
+        self.mmap.get_or_insert_default();
+        self
+    }
+
+    /// What mapped loads do where no [`MappedAllocator`](crate::MappedAllocator) is installed. Of no effect without
+    /// [`with_mmap`](Self::with_mmap), which is to be called first.
+    pub fn with_mmap_fallback(mut self, fallback: MmapFallback) -> Self {
+        if let Some(mmap) = &mut self.mmap {
+            *mmap = fallback;
+        }
+        self
+    }
+
+    /// Opens a checkpoint: a safetensors file, a folder of shards, or a `*.safetensors.index.json`. Only headers are
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// Where a file cannot be opened, a header is at fault, or shards disagree: see [`uel_core::Kind`].
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Checkpoint> {
+        Checkpoint::open_with(self, path.as_ref())
+    }
+
+    /// Opens a checkpoint whose shards are `paths`.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_files<P: AsRef<Path>>(self, paths: &[P]) -> Result<Checkpoint> {
+        Checkpoint::open_files_with(self, paths)
+    }
+}
+
+/// How far a load has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that have arrived.
+    pub bytes_done: u64,
+    /// Bytes that will be read in all.
+    pub bytes_total: u64,
+}
+
+pub(crate) type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
+pub(crate) type RenameFn = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+/// What a load brings, and as what.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use uel_candle::LoadOptions;
+/// let options = LoadOptions::new(&Device::Cpu)
+///     .with_dtype(DType::F32)
+///     .with_prefix("encoder.")
+///     .with_rename(|name| name.replace("gamma", "weight"));
+/// ```
+#[derive(Clone)]
+pub struct LoadOptions {
+    pub(crate) device: Device,
+    pub(crate) dtype: Option<DType>,
+    pub(crate) filter: Filter,
+    pub(crate) rename: Option<RenameFn>,
+    pub(crate) progress: Option<ProgressFn>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) mode: Option<Mode>,
+    pub(crate) expected: Option<Vec<String>>,
+    pub(crate) allow_missing: bool,
+    pub(crate) allow_unexpected: bool,
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("device", &self.device)
+            .field("dtype", &self.dtype)
+            .field("filter", &self.filter)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LoadOptions {
+    /// Loads every tensor to `device`, as it stands in the file.
+    pub fn new(device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            dtype: None,
+            filter: Filter::default(),
+            rename: None,
+            progress: None,
+            threads: None,
+            mode: None,
+            expected: None,
+            allow_missing: false,
+            allow_unexpected: false,
+        }
+    }
+
+    /// Casts floating-point tensors to `dtype` while they are loaded. Integers, booleans and the kinds that candle
+    /// does not compute with (`F4`, `F6`, `F8_E8M0`) stay as they are.
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Loads only tensors whose names begin with `prefix`. May be called again: one match of any kind is enough.
+    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.filter.add_prefix(prefix.into());
+        self
+    }
+
+    /// Loads only tensors whose names match a glob such as `model.layers.*.weight`. `*` matches dots too.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Argument`](uel_core::Kind::Argument) where the glob is not well-formed.
+    pub fn with_glob(mut self, glob: &str) -> Result<Self> {
+        self.filter.add_glob(glob)?;
+        Ok(self)
+    }
+
+    /// Loads only tensors whose names match a regular expression somewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Argument`](uel_core::Kind::Argument) where the expression is not well-formed.
+    pub fn with_regex(mut self, regex: &str) -> Result<Self> {
+        self.filter.add_regex(regex)?;
+        Ok(self)
+    }
+
+    /// Loads only the tensors called `names`; a name that the checkpoint lacks is an error.
+    pub fn with_names<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.filter.add_names(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Gives tensors other names. Filters see the names in the file, expectations the new ones.
+    pub fn with_rename(mut self, rename: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        self.rename = Some(Arc::new(rename));
+        self
+    }
+
+    /// Calls `progress` as bytes arrive, from whichever thread reads them.
+    pub fn with_progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(progress));
+        self
+    }
+
+    /// Reads on `threads` threads for this load: see [`OpenOptions::with_threads`].
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Loads in `mode` this time, whatever the checkpoint was opened with.
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// Expects just these names: one that is missing, or another one that would be loaded, is an error that lists
+    /// them.
+    pub fn with_expected<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.expected = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// With expected names: missing ones are no error.
+    pub fn allow_missing(mut self) -> Self {
+        self.allow_missing = true;
+        self
+    }
+
+    /// With expected names: others are no error, and are loaded too.
+    pub fn allow_unexpected(mut self) -> Self {
+        self.allow_unexpected = true;
+        self
+    }
+}

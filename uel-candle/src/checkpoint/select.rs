@@ -1,0 +1,124 @@
+//! Which tensors a load brings, and under which names: filters, renames and expectations.
+
+use std::collections::{BTreeSet, HashSet};
+
+use candle_core::DType;
+use uel_core::{Dtype, Error, Kind, Result};
+
+use super::Checkpoint;
+use super::options::LoadOptions;
+use crate::dtype::{Mapping, candle_dtype, mapping};
+
+/// Names that an error lists at most.
+const LISTED_NAMES: usize = 5;
+
+/// One tensor of a load.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Its position in the index.
+    pub(super) position: usize,
+    /// Its name for the caller, where that is not the one in the file.
+    pub(super) renamed: Option<String>,
+    /// The dtype of the bytes in candle.
+    pub(super) dtype: DType,
+    /// candle lacks the file's dtype, and `dtype` is a wider one.
+    pub(super) widened: bool,
+    /// The dtype that the caller asked for, where it is another one.
+    pub(super) cast: Option<DType>,
+}
+
+impl Wanted {
+    pub(super) fn new(position: usize, stored: Dtype, asked: Option<DType>) -> Result<Self> {
+        let (dtype, widened) = candle_dtype(stored)?;
+        let cast = asked.filter(|&asked| asked != dtype && is_cast(dtype));
+        Ok(Self { position, renamed: None, dtype, widened, cast })
+    }
+}
+
+/// Whether a requested dtype applies to tensors of `dtype`: floats that candle computes with. Casting indices or masks
+/// along with the weights would only break them.
+fn is_cast(dtype: DType) -> bool {
+    matches!(dtype, DType::BF16 | DType::F16 | DType::F32 | DType::F64 | DType::F8E4M3)
+}
+
+impl Checkpoint {
+    /// The tensors that `options` asks for, in the order of the index, and the names of added tensors.
+    pub(super) fn select(&self, options: &LoadOptions) -> Result<(Vec<Wanted>, Vec<(String, String)>)> {
+        let index = self.index();
+        for name in options.filter.names() {
+            if !self.contains(name) {
+                return Err(self.unknown(name));
+            }
+        }
+        let mut wanted = Vec::new();
+        for (position, info) in index.iter().enumerate() {
+            if !options.filter.matches(info.name()) || self.has_replacement(info.name()) {
+                continue;
+            }
+            let named = |error: Error| match self.sources().get(info.file()) {
+                Some(source) => error.with_tensor(info.name()).with_path(source.path()),
+                None => error.with_tensor(info.name()),
+            };
+            let mut want = Wanted::new(position, info.dtype(), options.dtype).map_err(named)?;
+            want.renamed = options.rename.as_ref().map(|rename| rename(info.name()));
+            wanted.push(want);
+        }
+        let rename = |name: &String| options.rename.as_ref().map_or_else(|| name.clone(), |rename| rename(name));
+        let replaced: Vec<(String, String)> =
+            self.replaced_names().into_iter().filter(|name| options.filter.matches(name)).map(|name| (rename(&name), name)).collect();
+
+        if options.rename.is_some() || options.expected.is_some() {
+            self.check_names(options, &wanted, &replaced)?;
+        }
+        Ok((wanted, replaced))
+    }
+
+    fn check_names(&self, options: &LoadOptions, wanted: &[Wanted], replaced: &[(String, String)]) -> Result<()> {
+        let mut names = HashSet::new();
+        let own = |want: &'_ Wanted| self.index().at(want.position).map_or("", |info| info.name());
+        let all = wanted.iter().map(|want| want.renamed.as_deref().unwrap_or_else(|| own(want)));
+        for name in all.chain(replaced.iter().map(|(name, _)| name.as_str())) {
+            if !names.insert(name) {
+                return Err(Error::new(Kind::NameCollision, "renaming gives two tensors this name").with_tensor(name));
+            }
+        }
+        let Some(expected) = &options.expected else { return Ok(()) };
+        let expected: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
+        let missing: Vec<&str> = expected.iter().copied().filter(|name| !names.contains(name)).collect();
+        if !missing.is_empty() && !options.allow_missing {
+            return Err(listed(Kind::MissingTensors, "the checkpoint lacks expected tensors", &missing));
+        }
+        let mut unexpected: Vec<&str> = names.iter().copied().filter(|name| !expected.contains(name)).collect();
+        unexpected.sort_unstable();
+        if !unexpected.is_empty() && !options.allow_unexpected {
+            return Err(listed(Kind::UnexpectedTensors, "the checkpoint has tensors that were not expected", &unexpected));
+        }
+        Ok(())
+    }
+
+    fn replaced_names(&self) -> Vec<String> {
+        let overlay = self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        overlay.keys().cloned().collect()
+    }
+
+    fn has_replacement(&self, name: &str) -> bool {
+        let overlay = self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        !overlay.is_empty() && overlay.contains_key(name)
+    }
+}
+
+fn listed(kind: Kind, message: &str, names: &[&str]) -> Error {
+    let shown: Vec<String> = names.iter().take(LISTED_NAMES).map(|name| format!("{name:?}")).collect();
+    let more = names.len().saturating_sub(LISTED_NAMES);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let error = Error::new(kind, format!("{message}: {}{more}", shown.join(", ")));
+    match names.first() {
+        Some(first) => error.with_tensor(first),
+        None => error,
+    }
+}
+
+/// Whether any tensor of `dtype` can be loaded as a candle tensor.
+pub(super) fn is_loadable(dtype: Dtype) -> bool {
+    mapping(dtype) != Mapping::Raw
+}

@@ -1,0 +1,272 @@
+//! Executes reads: positioned, in chunks, on several threads, each into its own part of the destination.
+//!
+//! The engine knows neither formats nor tensors. What it guarantees is what its callers' `unsafe` relies on: when
+//! [`fill`] returns `Ok`, every byte of every destination was read from its source.
+
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use uel_core::source::{ByteSource, ByteSourceExt};
+use uel_core::{ByteRange, Error, Kind, Result};
+
+/// Reads are cut at multiples of this in the file: one huge page, so that two threads do not fault in the same one.
+const CHUNK: u64 = 2 << 20;
+
+/// Below this many bytes a second thread costs more than it brings.
+const PARALLEL_FROM: u64 = 1 << 20;
+
+/// Threads of the pool at most. Beyond, local disks and memory give no more.
+const MAX_THREADS: usize = 16;
+
+/// Cold disks answer several requests at once faster than one after another, however few processors there are.
+const MIN_POOL_THREADS: usize = 4;
+
+/// One stretch of a source, and where its bytes go.
+#[derive(Debug)]
+pub(crate) struct Span<'a> {
+    pub(crate) source: &'a dyn ByteSource,
+    pub(crate) offset: u64,
+    pub(crate) into: &'a mut [MaybeUninit<u8>],
+}
+
+/// One read that serves several destinations, because they lie close together in the file.
+#[derive(Debug)]
+pub(crate) struct Scatter<'a> {
+    pub(crate) source: &'a dyn ByteSource,
+    pub(crate) range: ByteRange,
+    /// Where in the file each destination's bytes begin; all lie in `range`.
+    pub(crate) parts: Vec<(u64, &'a mut [MaybeUninit<u8>])>,
+}
+
+/// How to read.
+#[derive(Clone, Copy)]
+pub(crate) struct How<'a> {
+    /// Threads that read, the caller's among them; 0 leaves it to the engine.
+    pub(crate) threads: usize,
+    /// Told the bytes of each chunk that arrived, from whichever thread read it.
+    pub(crate) arrived: &'a (dyn Fn(u64) + Sync),
+}
+
+enum Task<'a> {
+    Read(Span<'a>),
+    Scatter(Scatter<'a>),
+}
+
+impl Task<'_> {
+    fn byte_len(&self) -> u64 {
+        match self {
+            Task::Read(span) => span.into.len() as u64,
+            Task::Scatter(scatter) => scatter.range.byte_len(),
+        }
+    }
+}
+
+/// Fills every destination. All bytes of all destinations are initialised when this returns `Ok`.
+///
+/// # Errors
+///
+/// The first error in the order of `spans`, then `scatters`, of those that occurred; no new read begins after one.
+/// [`Kind::WorkerPanic`] where a source panicked.
+pub(crate) fn fill<'a>(
+    spans: impl IntoIterator<Item = Span<'a>>,
+    scatters: impl IntoIterator<Item = Scatter<'a>>,
+    how: How<'_>,
+) -> Result<()> {
+    let mut tasks = Vec::new();
+    for span in spans {
+        cut(span, &mut tasks);
+    }
+    tasks.extend(scatters.into_iter().map(Task::Scatter));
+    let bytes: u64 = tasks.iter().map(Task::byte_len).sum();
+    let threads = if bytes < PARALLEL_FROM { 1 } else { threads(how.threads).min(tasks.len()) };
+
+    let queue = Mutex::new(tasks.into_iter().enumerate());
+    let failed = AtomicBool::new(false);
+    let first_error: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let work = || {
+        let mut scratch = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((position, task)) = next else { return };
+            let byte_len = task.byte_len();
+            let outcome = catch_unwind(AssertUnwindSafe(|| run(task, &mut scratch)));
+            match outcome.unwrap_or_else(|panic| Err(worker_panic(&*panic))) {
+                Ok(()) => (how.arrived)(byte_len),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                    if first.as_ref().is_none_or(|(at, _)| position < *at) {
+                        *first = Some((position, error));
+                    }
+                }
+            }
+        }
+    };
+    on_threads(threads, &work);
+    match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Runs `work` on `threads` threads at once, the caller's among them, and returns when all have returned.
+pub(crate) fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
+    let pool = if threads > 1 { pool() } else { None };
+    match pool {
+        Some(pool) => pool.in_place_scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|_| work());
+            }
+            work();
+        }),
+        None => work(),
+    }
+}
+
+/// How many threads a request for `asked` gets; 0 asks for as many as there are processors.
+pub(crate) fn threads(asked: usize) -> usize {
+    let most = pool().map_or(1, |pool| pool.current_num_threads() + 1);
+    if asked == 0 { processors().min(most) } else { asked.min(most) }
+}
+
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)))
+}
+
+/// The pool of reading threads, apart from rayon's global one: reads block, and the program computes there.
+fn pool() -> Option<&'static rayon::ThreadPool> {
+    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+    let make = || {
+        let threads = processors().max(MIN_POOL_THREADS) - 1;
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("uel-read-{n}")).build().ok()
+    };
+    POOL.get_or_init(make).as_ref()
+}
+
+/// Cuts a span at multiples of [`CHUNK`] in the file.
+fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
+    let Span { source, mut offset, mut into } = span;
+    while !into.is_empty() {
+        let until_cut = (CHUNK - offset % CHUNK) as usize;
+        let (head, tail) = into.split_at_mut(until_cut.min(into.len()));
+        let byte_len = head.len() as u64;
+        tasks.push(Task::Read(Span { source, offset, into: head }));
+        offset = offset.saturating_add(byte_len);
+        into = tail;
+    }
+}
+
+fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
+    match task {
+        Task::Read(span) => span.source.read_exact_at(span.offset, span.into).map(drop),
+        Task::Scatter(scatter) => run_scatter(scatter, scratch),
+    }
+}
+
+fn run_scatter(scatter: Scatter<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
+    let outside = || Error::new(Kind::Internal, "a destination lies outside of its read");
+    let byte_len = usize::try_from(scatter.range.byte_len()).map_err(|_| outside())?;
+    if scratch.len() < byte_len {
+        scratch.resize(byte_len, MaybeUninit::uninit());
+    }
+    let buffer = scratch.get_mut(..byte_len).ok_or_else(outside)?;
+    let filled = scatter.source.read_exact_at(scatter.range.start(), buffer)?;
+    debug_assert_eq!(filled.byte_len(), byte_len);
+    for (offset, into) in scatter.parts {
+        let start = offset.checked_sub(scatter.range.start()).and_then(|start| usize::try_from(start).ok());
+        let from = start.and_then(|start| buffer.get(start..start.checked_add(into.len())?));
+        into.copy_from_slice(from.ok_or_else(outside)?);
+    }
+    Ok(())
+}
+
+fn worker_panic(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Error::new(Kind::WorkerPanic, format!("a reading thread panicked: {}", text.unwrap_or("no message")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+    use uel_core::source::MemorySource;
+    use uel_core::source::decorators::{FaultSource, RecordingSource};
+
+    fn pattern(byte_len: usize) -> Vec<u8> {
+        (0..byte_len).map(|n| (n.wrapping_mul(2_654_435_761) >> 7) as u8).collect()
+    }
+
+    fn uninit(byte_len: usize) -> Vec<MaybeUninit<u8>> {
+        vec![MaybeUninit::new(0xAA); byte_len]
+    }
+
+    fn bytes(buffer: &[MaybeUninit<u8>]) -> Vec<u8> {
+        // SAFETY: the tests' buffers start out initialised.
+        #[allow(unsafe_code)]
+        buffer.iter().map(|byte| unsafe { byte.assume_init() }).collect()
+    }
+
+    #[test]
+    fn fills_spans_and_scatters_on_any_number_of_threads() {
+        let content = pattern(9_000_001);
+        let source = RecordingSource::new(MemorySource::new("memory", content.clone()));
+        for threads in [0, 1, 2, 7] {
+            source.clear();
+            let (mut large, mut empty, mut a, mut b) = (uninit(8_000_000), uninit(0), uninit(100), uninit(7));
+            let arrived = AtomicU64::new(0);
+            let count = |byte_len| drop(arrived.fetch_add(byte_len, Ordering::Relaxed));
+            let spans = [
+                Span { source: &source, offset: 17, into: &mut large },
+                Span { source: &source, offset: 9_000_001, into: &mut empty },
+            ];
+            let scatter = Scatter {
+                source: &source,
+                range: ByteRange::new(8_500_000, 8_500_200).unwrap(),
+                parts: vec![(8_500_000, &mut a[..]), (8_500_193, &mut b[..])],
+            };
+            fill(spans, [scatter], How { threads, arrived: &count }).unwrap();
+            assert_eq!(bytes(&large), content[17..8_000_017]);
+            assert_eq!(bytes(&a), content[8_500_000..8_500_100]);
+            assert_eq!(bytes(&b), content[8_500_193..8_500_200]);
+            assert_eq!(arrived.into_inner(), 8_000_200);
+            assert_eq!(source.bytes_read(), 8_000_200);
+        }
+    }
+
+    #[test]
+    fn the_first_error_by_position_is_returned() {
+        let source = FaultSource::new(MemorySource::new("memory", pattern(8 << 20)))
+            .failing_at_offset(3 << 20, std::io::ErrorKind::Other);
+        let mut buffer = uninit(8 << 20);
+        let spans = [Span { source: &source, offset: 0, into: &mut buffer }];
+        let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io);
+    }
+
+    #[derive(Debug)]
+    struct Panicking;
+
+    impl ByteSource for Panicking {
+        fn path(&self) -> &std::path::Path {
+            std::path::Path::new("panicking")
+        }
+        fn byte_len(&self) -> u64 {
+            u64::MAX
+        }
+        fn read_at<'b>(&self, _: u64, _: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+            panic!("told to")
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_source_becomes_an_error() {
+        let mut buffer = uninit(4 << 20);
+        let spans = [Span { source: &Panicking, offset: 0, into: &mut buffer }];
+        let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
+        assert_eq!(error.kind(), Kind::WorkerPanic);
+        assert!(error.to_string().contains("told to"), "{error}");
+    }
+}

@@ -1,0 +1,204 @@
+//! Where tensors' bytes go on the CPU: storages of their own, parts of a large buffer, or a mapped file.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+use uel_core::source::ByteSource;
+use uel_core::{ByteRange, Dtype, Error, Kind, Result, TensorIndex};
+
+use crate::dtype::{MakeVec, storage};
+use crate::element::Element;
+use crate::mapped::MappedAllocator;
+use crate::mapped::region::{Buffer, Region};
+
+/// A CPU tensor over `storage`.
+pub(crate) fn tensor(storage: CpuStorage, shape: &[usize]) -> Tensor {
+    Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), false)
+}
+
+/// A CPU tensor without elements.
+pub(crate) fn empty(dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    struct Empty;
+    impl MakeVec for Empty {
+        fn make<T: Element>(self) -> Result<Vec<T>> {
+            Ok(Vec::new())
+        }
+    }
+    Ok(tensor(storage(dtype, Empty)?, shape))
+}
+
+/// Whether a tensor at `offset` of a file is aligned wherever the file's first byte is page-aligned.
+pub(crate) fn is_aligned(dtype: Dtype, offset: u64) -> bool {
+    offset.is_multiple_of(dtype.align() as u64)
+}
+
+/// Takes a block of a region as a vector.
+struct Take<'a> {
+    region: &'a Region,
+    block: usize,
+    forever: bool,
+}
+
+impl MakeVec for Take<'_> {
+    fn make<T: Element>(self) -> Result<Vec<T>> {
+        let taken = match self.forever {
+            false => self.region.take(self.block),
+            // SAFETY: `tensor_forever` leaks a clone of the tensor that owns the vector.
+            #[allow(unsafe_code)]
+            true => unsafe { self.region.take_forever(self.block) },
+        };
+        taken.ok_or_else(|| Error::new(Kind::Internal, "a block was handed out before"))
+    }
+}
+
+/// Block number `block` of `region` as a tensor.
+pub(crate) fn tensor_of_block(region: &Region, block: usize, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    Ok(tensor(storage(dtype, Take { region, block, forever: false })?, shape))
+}
+
+/// The same for the life of the process: the tensor's memory is never freed, whoever drops it.
+fn tensor_forever(region: &Region, block: usize, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    let tensor = tensor(storage(dtype, Take { region, block, forever: true })?, shape);
+    std::mem::forget(tensor.clone());
+    Ok(tensor)
+}
+
+/// One tensor's bytes in memory that is recycled from the last one, where the allocator allows it.
+pub(crate) fn recycled(byte_len: usize, largest: u64) -> Option<Buffer> {
+    if !MappedAllocator::is_installed() {
+        return None;
+    }
+    Buffer::recycled(byte_len, usize::try_from(largest).unwrap_or(byte_len))
+}
+
+/// The mapped files of a checkpoint: each is mapped once, when the first tensor of it is asked for.
+#[derive(Debug)]
+pub(crate) struct MappedFiles {
+    files: Vec<OnceLock<Option<Region>>>,
+    /// Regions of tensors that live as long as the process are kept here, and leaked with the checkpoint's end.
+    forever: Mutex<bool>,
+}
+
+/// Why a tensor is not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotMapped {
+    Misaligned,
+    NoAllocator,
+    Unmappable,
+}
+
+impl MappedFiles {
+    pub(crate) fn new(files: usize) -> Self {
+        Self { files: (0..files).map(|_| OnceLock::new()).collect(), forever: Mutex::new(false) }
+    }
+
+    /// The tensor at `position` of `index` as a view of its file.
+    ///
+    /// # Errors
+    ///
+    /// Within, why it is not mapped and must be copied; outside, an error that copying would not mend.
+    ///
+    /// # Safety
+    ///
+    /// The caller of [`OpenOptions::with_mmap`](crate::OpenOptions::with_mmap) answers for the file.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn tensor(
+        &self,
+        index: &TensorIndex,
+        position: usize,
+        dtype: DType,
+        source: &dyn ByteSource,
+        process_lifetime: bool,
+    ) -> Result<Tensor, NotMapped> {
+        let forever = !MappedAllocator::is_installed();
+        if forever && !process_lifetime {
+            return Err(NotMapped::NoAllocator);
+        }
+        let Some(info) = index.at(position) else { return Err(NotMapped::Unmappable) };
+        if !is_aligned(info.dtype(), info.range().start()) {
+            return Err(NotMapped::Misaligned);
+        }
+        let Some(cell) = self.files.get(info.file()) else { return Err(NotMapped::Unmappable) };
+        // SAFETY: the caller answers for the file.
+        let whole = cell.get_or_init(|| unsafe { map_tensors(index, info.file(), source) });
+        let Some(region) = whole else { return Err(NotMapped::Unmappable) };
+        let make = |region: &Region, block: usize| match forever {
+            true => tensor_forever(region, block, dtype, info.shape()),
+            false => tensor_of_block(region, block, dtype, info.shape()),
+        };
+        if forever {
+            *lock(&self.forever) = true;
+        }
+        let block = region.find(info.range().start()).ok_or(NotMapped::Unmappable)?;
+        if let Ok(tensor) = make(region, block) {
+            return Ok(tensor);
+        }
+        // The tensor was handed out before, and its owner may have changed it: a second request gets a mapping of its
+        // own.
+        // SAFETY: as above.
+        let again = unsafe { map_ranges(source, std::iter::once(info.range())) }.ok_or(NotMapped::Unmappable)?;
+        let tensor = make(&again, 0).map_err(|_| NotMapped::Unmappable);
+        if forever {
+            std::mem::forget(again);
+        }
+        tensor
+    }
+
+    /// Gives up the block at `offset` of a file, if it was mapped and not handed out.
+    pub(crate) fn discard(&self, file: usize, offset: u64) {
+        if let Some(Some(region)) = self.files.get(file).and_then(OnceLock::get)
+            && let Some(block) = region.find(offset)
+        {
+            region.discard(block);
+        }
+    }
+}
+
+impl Drop for MappedFiles {
+    fn drop(&mut self) {
+        if *lock(&self.forever) {
+            for region in self.files.drain(..).filter_map(OnceLock::into_inner).flatten() {
+                std::mem::forget(region);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Maps all tensors of one file, or nothing where the system refuses.
+///
+/// # Safety
+///
+/// The caller answers for the file, as in [`Region::map_file`].
+#[allow(unsafe_code)]
+unsafe fn map_tensors(index: &TensorIndex, file: usize, source: &dyn ByteSource) -> Option<Region> {
+    let first = index.partition_point(|info| info.file() < file);
+    let end = index.partition_point(|info| info.file() <= file);
+    let ranges = (first..end).filter_map(|position| index.at(position)).map(|info| info.range());
+    // SAFETY: passed on.
+    unsafe { map_ranges(source, ranges.filter(|range| !range.is_empty())) }
+}
+
+/// # Safety
+///
+/// As [`map_tensors`].
+#[allow(unsafe_code)]
+unsafe fn map_ranges(source: &dyn ByteSource, ranges: impl Iterator<Item = ByteRange> + Clone) -> Option<Region> {
+    let file = source.as_file()?;
+    let whole = ByteRange::new(ranges.clone().next()?.start(), ranges.clone().last()?.end())?;
+    // Bytes that are no longer there would raise SIGBUS: better seen now than then.
+    if file.metadata().ok()?.len() < whole.end() {
+        return None;
+    }
+    let ranges: Vec<ByteRange> = ranges.collect();
+    // SAFETY: passed on.
+    let mapped = unsafe { Region::map_file(file, whole, ranges.into_iter()) };
+    if let Err(error) = &mapped {
+        tracing::warn!(path = %source.path().display(), %error, "cannot map; copying instead");
+    }
+    mapped.ok()
+}
