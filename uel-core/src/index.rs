@@ -146,15 +146,17 @@ impl Entries {
         Error::new(Kind::Limit, format!("too many {what}")).with_tensor(name).with_expected(format!("at most {limit}"))
     }
 
-    /// Adds all tensors of `other` as those of file number `file`.
-    pub(crate) fn append(&mut self, other: &TensorIndex, file: usize) -> Result<()> {
-        let other = &other.entries;
-        self.reserve(other.entries.len(), other.names.len(), other.dims.len());
-        for entry in &other.entries {
-            let info = other.info_of(entry);
-            self.push(info.name, info.dtype, info.shape, file, info.range)?;
+    /// The tensors of several files, numbered in their order.
+    pub(crate) fn concat<'i>(files: impl Iterator<Item = &'i TensorIndex> + Clone) -> Result<Self> {
+        let total = |len: fn(&Entries) -> usize| files.clone().map(|index| len(&index.entries)).sum();
+        let mut all = Self::default();
+        all.reserve(total(|e| e.entries.len()), total(|e| e.names.len()), total(|e| e.dims.len()));
+        for (file, index) in files.enumerate() {
+            for info in index.iter() {
+                all.push(info.name, info.dtype, info.shape, file, info.range)?;
+            }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Sorts the entries and hashes their names. Where a name stands twice, `duplicate` is told both tensors and says

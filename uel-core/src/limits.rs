@@ -19,7 +19,7 @@ pub const MAX_SHARDS: usize = 100_000;
 /// The most tensors of one checkpoint over all its files.
 pub const MAX_TENSORS: usize = 16_000_000;
 
-/// The longest tensor name in bytes.
+/// The longest tensor name, or other key of a header, in bytes.
 pub const MAX_NAME_BYTES: usize = 1 << 20;
 
 /// The most entries of one `__metadata__`: each costs two allocations, many times what it takes in the header.

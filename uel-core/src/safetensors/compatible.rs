@@ -8,7 +8,7 @@ use crate::{ByteRange, Dtype, Error, Kind, Result};
 /// Decodes what the strict rules refused.
 #[cold]
 pub(super) fn decode(json: &[u8], file_len: u64) -> Result<Decoded> {
-    let text = strict::utf8(json)?;
+    let text = strict::utf8(json, PREFIX_BYTES)?;
     let reference: safetensors::tensor::Metadata =
         serde_json::from_str(text).map_err(|error| explain(json, file_len, error))?;
 

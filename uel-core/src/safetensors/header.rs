@@ -35,7 +35,7 @@ pub enum Rules {
     /// - `zero-hides-overflow`: a shape whose product overflows unless a zero before it is multiplied first
     ///   ([`Kind::Overflow`]).
     /// - `rank-limit`: more than [`MAX_RANK`](limits::MAX_RANK) dimensions ([`Kind::Limit`]).
-    /// - `name-limit`: a name longer than [`MAX_NAME_BYTES`](limits::MAX_NAME_BYTES) ([`Kind::Limit`]).
+    /// - `name-limit`: a name or key longer than [`MAX_NAME_BYTES`](limits::MAX_NAME_BYTES) ([`Kind::Limit`]).
     /// - `metadata-limit`: more than [`MAX_METADATA_ENTRIES`](limits::MAX_METADATA_ENTRIES) entries in `__metadata__`
     ///   ([`Kind::Limit`]).
     ///

@@ -106,7 +106,7 @@ impl<'a> Scanner<'a> {
         if self.peek() != Some(b'"') {
             return Err(self.malformed(if first { "a string or '}'" } else { "a string" }));
         }
-        let key = self.string()?;
+        let key = self.key()?;
         self.expect(b':')?;
         Ok(Some((key, at)))
     }
@@ -224,7 +224,7 @@ impl<'a> Scanner<'a> {
                     first = true;
                     continue;
                 }
-                Some(b'"') => drop(self.string()?),
+                Some(b'"') => drop(self.string_of(0)?),
                 Some(b'-' | b'0'..=b'9') => self.number()?,
                 Some(b't') => self.word("true")?,
                 Some(b'f') => self.word("false")?,
@@ -276,6 +276,24 @@ impl<'a> Scanner<'a> {
 
     /// The string that begins at the current quote, borrowed where it has no escapes.
     pub(crate) fn string(&mut self) -> Result<Cow<'a, str>> {
+        self.string_of(usize::MAX)
+    }
+
+    /// A key, which may not be longer than a tensor name. Without that limit escapes could make a large copy.
+    fn key(&mut self) -> Result<Cow<'a, str>> {
+        let start = self.at;
+        let key = self.string_of(limits::MAX_NAME_BYTES + 1)?;
+        if key.len() > limits::MAX_NAME_BYTES {
+            return Err(self
+                .error(Kind::Limit, start, "a name is too long")
+                .with_expected(format!("at most {} bytes", limits::MAX_NAME_BYTES))
+                .with_got(key));
+        }
+        Ok(key)
+    }
+
+    /// A string of which at least `keep` bytes are wanted if it has escapes; the rest may be left out.
+    fn string_of(&mut self, keep: usize) -> Result<Cow<'a, str>> {
         let start = self.at + 1;
         self.at = plain_end(self.bytes(), start);
         if self.eat(b'"') {
@@ -284,13 +302,20 @@ impl<'a> Scanner<'a> {
         let mut run = start;
         let mut owned = String::new();
         loop {
-            owned.push_str(self.text.get(run..self.at).unwrap_or_default());
+            if owned.len() < keep {
+                owned.push_str(self.text.get(run..self.at).unwrap_or_default());
+            }
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
                     return Ok(Cow::Owned(owned));
                 }
-                Some(b'\\') => owned.push(self.escape()?),
+                Some(b'\\') => {
+                    let c = self.escape()?;
+                    if owned.len() < keep {
+                        owned.push(c);
+                    }
+                }
                 Some(_) => return Err(self.malformed("no control character in a string")),
                 None => return Err(self.malformed("'\"'")),
             }
@@ -456,7 +481,10 @@ mod tests {
     proptest! {
         #[test]
         fn accepts_what_serde_json_accepts(text in fragment()) {
-            prop_assert_eq!(skip(&text).is_ok(), serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{}", text);
+            let theirs = serde_json::from_str::<serde_json::Value>(&text).map_err(|error| error.to_string());
+            // Numbers that are only passed over may have any size.
+            prop_assume!(!theirs.as_ref().is_err_and(|error| error.starts_with("number out of range")));
+            prop_assert_eq!(skip(&text).is_ok(), theirs.is_ok(), "{}", text);
         }
 
         #[test]

@@ -6,10 +6,18 @@
 
 mod compatible;
 mod fast;
+mod faults;
+mod files;
+#[cfg(test)]
+mod files_tests;
+mod folder;
 mod header;
+mod index_file;
 mod json;
+mod parallel;
 mod strict;
 #[cfg(test)]
 mod tests;
 
+pub use files::{Opener, SafetensorsFiles};
 pub use header::{Header, Metadata, Rules, header_range};

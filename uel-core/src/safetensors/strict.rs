@@ -1,41 +1,12 @@
 //! The decoder of [`Rules::Strict`](super::Rules::Strict): one pass over the header, then one over the offsets.
 
 use super::fast;
+use super::faults::Faults;
 use super::header::{Metadata, PREFIX_BYTES};
 use super::json::{Scanner, Typed};
 use crate::index::{Entries, TensorIndex, TensorInfo, check_size};
 use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
-use std::borrow::Cow;
 use std::collections::btree_map::Entry;
-
-/// What becomes of a fault after which decoding could go on.
-enum Faults {
-    /// The first one ends it.
-    Stop,
-    /// They are listed, up to a limit.
-    Collect(Vec<Error>),
-}
-
-impl Faults {
-    fn report(&mut self, error: Error) -> Result<()> {
-        match self {
-            Faults::Stop => Err(error),
-            Faults::Collect(list) if list.len() + 1 >= limits::MAX_FAULTS => Err(error),
-            Faults::Collect(list) => {
-                list.push(error);
-                Ok(())
-            }
-        }
-    }
-
-    /// The value, or a report of why there is none.
-    fn check<T>(&mut self, value: Typed<T>) -> Result<Option<T>> {
-        match value {
-            Ok(value) => Ok(Some(value)),
-            Err(error) => self.report(error).map(|()| None),
-        }
-    }
-}
 
 pub(super) struct Decoded {
     pub(super) index: TensorIndex,
@@ -49,19 +20,11 @@ pub(super) fn decode(json: &[u8], file_len: u64) -> Result<Decoded> {
 
 /// Every fault, and what was decoded where there is none.
 pub(super) fn faults(json: &[u8], file_len: u64) -> Result<Decoded, Vec<Error>> {
-    let mut decoder = Decoder::new(json, file_len, Faults::Collect(Vec::new())).map_err(|error| vec![error])?;
+    let mut decoder = Decoder::new(json, file_len, Faults::collect()).map_err(|error| vec![error])?;
     let decoded = decoder.run();
-    let mut list = match decoder.faults {
-        Faults::Stop => Vec::new(),
-        Faults::Collect(list) => list,
-    };
     match decoded {
-        Ok(decoded) if list.is_empty() => Ok(decoded),
-        Ok(_) => Err(list),
-        Err(last) => {
-            list.push(last);
-            Err(list)
-        }
+        Ok(decoded) if matches!(&decoder.faults, Faults::Collect(list) if list.is_empty()) => Ok(decoded),
+        decoded => Err(decoder.faults.into_list(decoded.err())),
     }
 }
 
@@ -82,7 +45,7 @@ struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     fn new(json: &'a [u8], file_len: u64, faults: Faults) -> Result<Self> {
-        let text = utf8(json)?;
+        let text = utf8(json, PREFIX_BYTES)?;
         if json.first() != Some(&b'{') {
             let got = text.chars().next().map_or("an empty header".to_owned(), |c| format!("{c:?}"));
             return Err(Error::new(Kind::HeaderStart, "the header does not begin with '{'")
@@ -220,11 +183,6 @@ impl<'a> Decoder<'a> {
             self.incomplete = true;
             return Ok(());
         };
-        if name.len() > limits::MAX_NAME_BYTES {
-            let error = Error::new(Kind::Limit, "the tensor name is too long").with_offset(offset);
-            let expected = format!("at most {} bytes", limits::MAX_NAME_BYTES);
-            self.faults.report(error.with_tensor(name).with_expected(expected))?;
-        }
         let place = |error: Error| error.with_tensor(name).with_offset(offset);
         let Some(range) = self.faults.check(self.range(begin, end).map_err(place))? else {
             self.incomplete = true;
@@ -288,7 +246,7 @@ impl<'a> Decoder<'a> {
     }
 
     #[cold]
-    fn unknown_field(&self, key: &Cow<'_, str>, at: usize) -> Error {
+    fn unknown_field(&self, key: &str, at: usize) -> Error {
         self.scan
             .error(Kind::UnknownField, at, "a tensor has an unknown field")
             .with_expected("dtype, shape or data_offsets")
@@ -446,10 +404,11 @@ impl<'a> Decoder<'a> {
     }
 }
 
-pub(super) fn utf8(json: &[u8]) -> Result<&str> {
+/// The text of `json`, whose first byte has the offset `base` in its file.
+pub(super) fn utf8(json: &[u8], base: u64) -> Result<&str> {
     std::str::from_utf8(json).map_err(|error| {
-        Error::new(Kind::NotUtf8, "the header is not UTF-8")
-            .with_offset(PREFIX_BYTES + error.valid_up_to() as u64)
+        Error::new(Kind::NotUtf8, "the JSON text is not UTF-8")
+            .with_offset(base + error.valid_up_to() as u64)
             .with_source(error)
     })
 }

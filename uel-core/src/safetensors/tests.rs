@@ -24,7 +24,7 @@ fn shape_of(dtype: Dtype) -> impl Strategy<Value = Vec<usize>> {
     let block = dtype.block().0 as usize;
     (proptest::collection::vec(0usize..5, 0..4), any::<bool>()).prop_map(move |(mut shape, padded)| {
         let elements: usize = shape.iter().product();
-        if elements % block != 0 || padded {
+        if !elements.is_multiple_of(block) || padded {
             shape.push(block);
         }
         shape
@@ -65,7 +65,7 @@ fn case() -> impl Strategy<Value = Case> {
             for (i, (name, ((dtype, shape), _))) in placed.into_iter().enumerate() {
                 let len = dtype.byte_len(shape.iter().product::<usize>() as u64).unwrap();
                 let name = if plain { serde_json::Value::from(name).to_string() } else { quoted(&name, pick(i)) };
-                let mut fields = vec![
+                let mut fields = [
                     format!("\"dtype\":\"{dtype}\""),
                     format!("\"shape\":{}", serde_json::to_string(&shape).unwrap()),
                     format!("\"data_offsets\":[{offset},{}]", offset + len),
