@@ -286,8 +286,8 @@ impl<'a> Scanner<'a> {
         if key.len() > limits::MAX_NAME_BYTES {
             return Err(self
                 .error(Kind::Limit, start, "a name is too long")
-                .with_expected(format!("at most {} bytes", limits::MAX_NAME_BYTES))
-                .with_got(key));
+                .with_tensor(&key)
+                .with_expected(format!("at most {} bytes", limits::MAX_NAME_BYTES)));
         }
         Ok(key)
     }
@@ -303,7 +303,10 @@ impl<'a> Scanner<'a> {
         let mut owned = String::new();
         loop {
             if owned.len() < keep {
-                owned.push_str(self.text.get(run..self.at).unwrap_or_default());
+                let plain = self.text.get(run..self.at).unwrap_or_default();
+                // A cut moves back by up to three bytes to a boundary, and must leave too much rather than too little.
+                let end = plain.floor_char_boundary((keep - owned.len()).saturating_add(3));
+                owned.push_str(plain.get(..end).unwrap_or_default());
             }
             match self.peek() {
                 Some(b'"') => {
