@@ -53,8 +53,12 @@ fn row(name: &str, mut times: Vec<Duration>, tensors: usize, bytes: usize) -> f6
 }
 
 fn main() {
-    for tensors in [200, 117_410] {
-        let (json, data_len) = header(tensors);
+    for (tensors, spaced) in [(200, false), (117_410, false), (117_410, true)] {
+        let (mut json, data_len) = header(tensors);
+        if spaced {
+            // As other JSON writers put it, which the fast path does not know.
+            json = json.replace(':', ": ").replace(',', ", ");
+        }
         let file_len = 8 + json.len() as u64 + data_len;
         println!("{tensors} tensors, header of {} bytes, {ROUNDS} rounds", json.len());
         let repeat = (20_000 / tensors).max(1);
