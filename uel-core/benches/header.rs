@@ -56,7 +56,7 @@ fn main() {
     for (tensors, spaced) in [(200, false), (117_410, false), (117_410, true)] {
         let (mut json, data_len) = header(tensors);
         if spaced {
-            // As other JSON writers put it, which the fast path does not know.
+            // As Python's json module puts it.
             json = json.replace(':', ": ").replace(',', ", ");
         }
         let file_len = 8 + json.len() as u64 + data_len;

@@ -1,5 +1,6 @@
-//! The fast path for tensors written the way every known writer writes them: no whitespace, no escapes, the fields in
-//! the order dtype, shape, data_offsets. Anything else is left to the scanner.
+//! The fast path for tensors written the way every known writer writes them: no escapes, the fields in the order dtype,
+//! shape, data_offsets, and either no whitespace or a space behind each colon and comma. Anything else is left to the
+//! scanner.
 
 use super::json::plain_end;
 use crate::{Dtype, limits};
@@ -17,14 +18,23 @@ pub(super) struct Tensor {
 }
 
 /// Reads one tensor at `at`, its shape into `dims`; `None` where it is not in the usual form. `guess` is the dtype that
-/// the tensor most likely has.
+/// the tensor most likely has, `SPACED` whether a space stands behind each colon and comma.
 #[inline]
-pub(super) fn tensor(bytes: &[u8], at: usize, first: bool, guess: Dtype, dims: &mut Vec<usize>) -> Option<Tensor> {
-    let mut at = if first { literal(bytes, at, b"\"")? } else { literal(bytes, at, b",\"")? };
+pub(super) fn tensor<const SPACED: bool>(
+    bytes: &[u8],
+    at: usize,
+    first: bool,
+    guess: Dtype,
+    dims: &mut Vec<usize>,
+) -> Option<Tensor> {
+    let mut at = if first { at } else { spaced::<SPACED, _>(bytes, at, b",")? };
+    at = literal(bytes, at, b"\"")?;
     let name_start = at;
     at = plain_end(bytes, at);
     let name = name_start..at;
-    at = literal(bytes, at, b"\":{\"dtype\":\"")?;
+    at = spaced::<SPACED, _>(bytes, at, b"\":")?;
+    at = spaced::<SPACED, _>(bytes, at, b"{\"dtype\":")?;
+    at = literal(bytes, at, b"\"")?;
 
     let rest = bytes.get(at..)?;
     let guessed = guess.as_str().as_bytes();
@@ -37,7 +47,9 @@ pub(super) fn tensor(bytes: &[u8], at: usize, first: bool, guess: Dtype, dims: &
         Dtype::from_safetensors(std::str::from_utf8(rest.get(..len)?).ok()?)?
     };
 
-    at = literal(bytes, at, b"\",\"shape\":[")?;
+    at = spaced::<SPACED, _>(bytes, at, b"\",")?;
+    at = spaced::<SPACED, _>(bytes, at, b"\"shape\":")?;
+    at = literal(bytes, at, b"[")?;
     dims.clear();
     if bytes.get(at) != Some(&b']') {
         loop {
@@ -48,17 +60,19 @@ pub(super) fn tensor(bytes: &[u8], at: usize, first: bool, guess: Dtype, dims: &
             }
             dims.push(usize::try_from(dim).ok()?);
             match bytes.get(at)? {
-                b',' => at += 1,
+                b',' => at = spaced::<SPACED, _>(bytes, at, b",")?,
                 b']' => break,
                 _ => return None,
             }
         }
     }
 
-    at = literal(bytes, at, b"],\"data_offsets\":[")?;
+    at = spaced::<SPACED, _>(bytes, at, b"],")?;
+    at = spaced::<SPACED, _>(bytes, at, b"\"data_offsets\":")?;
+    at = literal(bytes, at, b"[")?;
     let (begin, end_offset);
     (begin, at) = integer(bytes, at)?;
-    at = literal(bytes, at, b",")?;
+    at = spaced::<SPACED, _>(bytes, at, b",")?;
     (end_offset, at) = integer(bytes, at)?;
     let end = literal(bytes, at, b"]}")?;
     Some(Tensor { name, dtype, begin, end_offset, end })
@@ -67,6 +81,13 @@ pub(super) fn tensor(bytes: &[u8], at: usize, first: bool, guess: Dtype, dims: &
 #[inline(always)]
 fn literal<const N: usize>(bytes: &[u8], at: usize, text: &[u8; N]) -> Option<usize> {
     (bytes.get(at..)?.first_chunk::<N>()? == text).then_some(at + N)
+}
+
+/// `text`, and a space behind it where the header has them.
+#[inline(always)]
+fn spaced<const SPACED: bool, const N: usize>(bytes: &[u8], at: usize, text: &[u8; N]) -> Option<usize> {
+    let at = literal(bytes, at, text)?;
+    if SPACED { literal(bytes, at, b" ") } else { Some(at) }
 }
 
 /// An integer of at most 19 digits, which cannot overflow, without leading zeros.

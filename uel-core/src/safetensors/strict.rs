@@ -72,8 +72,10 @@ impl<'a> Decoder<'a> {
         self.scan.expect(b'{')?;
         let mut first = true;
         let mut last_dtype = Dtype::Bf16;
+        let mut spaced = false;
         loop {
-            if let Some(tensor) = fast::tensor(self.scan.bytes(), self.scan.at(), first, last_dtype, &mut self.dims)
+            let fast = if spaced { fast::tensor::<true> } else { fast::tensor::<false> };
+            if let Some(tensor) = fast(self.scan.bytes(), self.scan.at(), first, last_dtype, &mut self.dims)
                 && let Some(name) = self.scan.slice(tensor.name.clone())
                 && self.push_fast(name, &tensor)
             {
@@ -81,6 +83,7 @@ impl<'a> Decoder<'a> {
                 self.scan.jump(tensor.end);
             } else {
                 let Some((name, at)) = self.scan.next_key(first)? else { break };
+                spaced = self.scan.peek() == Some(b' ');
                 if name == "__metadata__" {
                     self.metadata_object(at)?;
                 } else {
