@@ -18,3 +18,15 @@ pub const MAX_SHARDS: usize = 100_000;
 
 /// The most tensors of one checkpoint over all its files.
 pub const MAX_TENSORS: usize = 16_000_000;
+
+/// The longest tensor name, or other key of a header, in bytes.
+pub const MAX_NAME_BYTES: usize = 1 << 20;
+
+/// The most entries of one `__metadata__`: each costs two allocations, many times what it takes in the header.
+pub const MAX_METADATA_ENTRIES: usize = 50_000;
+
+/// The most faults that are listed of one file, so that the list of a hostile file stays small.
+pub const MAX_FAULTS: usize = 1000;
+
+/// The most files that are opened at once.
+pub const MAX_OPEN_THREADS: usize = 16;

@@ -40,6 +40,8 @@ kinds! {
     HeaderTruncated = "header-truncated",
     /// The header does not begin with `{`.
     HeaderStart = "header-start",
+    /// The header is padded with something else than spaces.
+    HeaderPadding = "header-padding",
     /// The header is not UTF-8.
     NotUtf8 = "not-utf8",
     /// The header, or an index file, is not well-formed JSON.

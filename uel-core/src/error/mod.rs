@@ -94,14 +94,14 @@ impl Error {
     /// Says what would have been right.
     #[cold]
     pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {
-        self.inner.expected = Some(shorten(&expected.to_string()));
+        self.inner.expected = Some(shorten(expected));
         self
     }
 
     /// Says what was found instead.
     #[cold]
     pub fn with_got(mut self, got: impl fmt::Display) -> Self {
-        self.inner.got = Some(shorten(&got.to_string()));
+        self.inner.got = Some(shorten(got));
         self
     }
 
@@ -148,24 +148,36 @@ impl Error {
     }
 }
 
-/// `text` cut at a character boundary, with control characters escaped so that a message stays one line.
-fn shorten(text: &str) -> String {
-    let mut end = text.len().min(SHOWN_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+/// `value` as text cut at a character boundary, with control characters escaped so that a message stays one line.
+fn shorten(value: impl fmt::Display) -> String {
+    let mut shown = Shown { text: String::new(), bytes: 0 };
+    // Writing to a string cannot fail; should `value` itself fail, what it wrote so far is shown.
+    let _ = fmt::write(&mut shown, format_args!("{value}"));
+    if shown.bytes > SHOWN_BYTES {
+        shown.text.push_str(&format!("… ({} bytes)", shown.bytes));
     }
-    let mut shown = String::with_capacity(end);
-    for c in text.get(..end).unwrap_or_default().chars() {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
+    shown.text
+}
+
+/// Keeps the beginning of what is written to it, so that showing 100 MB does not copy them.
+struct Shown {
+    text: String,
+    bytes: usize,
+}
+
+impl fmt::Write for Shown {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let room = SHOWN_BYTES.saturating_sub(self.bytes);
+        self.bytes = self.bytes.saturating_add(part.len());
+        for c in part.get(..part.floor_char_boundary(room)).unwrap_or_default().chars() {
+            if c.is_control() {
+                self.text.extend(c.escape_default());
+            } else {
+                self.text.push(c);
+            }
         }
+        Ok(())
     }
-    if end < text.len() {
-        shown.push_str(&format!("… ({} bytes)", text.len()));
-    }
-    shown
 }
 
 impl fmt::Display for Error {

@@ -1,1 +1,23 @@
 //! The safetensors format: header decoding without I/O, single files and sharded checkpoints.
+//!
+//! A file is eight bytes with the header's length, the header, which is JSON, and the data section. See
+//! <https://github.com/huggingface/safetensors#format> for the description and [`Rules::Strict`] for what UEL makes of
+//! it.
+
+mod compatible;
+mod fast;
+mod faults;
+mod files;
+#[cfg(test)]
+mod files_tests;
+mod folder;
+mod header;
+mod index_file;
+mod json;
+mod parallel;
+mod strict;
+#[cfg(test)]
+mod tests;
+
+pub use files::{Opener, SafetensorsFiles};
+pub use header::{Header, Metadata, Rules, header_range};

@@ -1,0 +1,447 @@
+//! The decoder of [`Rules::Strict`](super::Rules::Strict): one pass over the header, then one over the offsets.
+
+use super::fast;
+use super::faults::Faults;
+use super::header::{Metadata, PREFIX_BYTES};
+use super::json::{Scanner, Typed};
+use crate::index::{Entries, TensorIndex, TensorInfo, check_size};
+use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
+use std::collections::btree_map::Entry;
+
+pub(super) struct Decoded {
+    pub(super) index: TensorIndex,
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// The tensors of a sound header.
+pub(super) fn decode(json: &[u8], file_len: u64) -> Result<Decoded> {
+    Decoder::new(json, file_len, Faults::Stop)?.run()
+}
+
+/// Every fault, and what was decoded where there is none.
+pub(super) fn faults(json: &[u8], file_len: u64) -> Result<Decoded, Vec<Error>> {
+    let mut decoder = Decoder::new(json, file_len, Faults::collect()).map_err(|error| vec![error])?;
+    let decoded = decoder.run();
+    match decoded {
+        Ok(decoded) if matches!(&decoder.faults, Faults::Collect(list) if list.is_empty()) => Ok(decoded),
+        decoded => Err(decoder.faults.into_list(decoded.err())),
+    }
+}
+
+struct Decoder<'a> {
+    scan: Scanner<'a>,
+    file_len: u64,
+    data_start: u64,
+    entries: Entries,
+    /// Where the next tensor begins, as long as all tensors so far followed each other without a gap.
+    next_start: Option<u64>,
+    dims: Vec<usize>,
+    metadata: Option<Metadata>,
+    seen_metadata: bool,
+    /// A faulty tensor was left out, so that a hole may be of its making.
+    incomplete: bool,
+    faults: Faults,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(json: &'a [u8], file_len: u64, faults: Faults) -> Result<Self> {
+        let text = utf8(json, PREFIX_BYTES)?;
+        if json.first() != Some(&b'{') {
+            let got = text.chars().next().map_or("an empty header".to_owned(), |c| format!("{c:?}"));
+            return Err(Error::new(Kind::HeaderStart, "the header does not begin with '{'")
+                .with_offset(PREFIX_BYTES)
+                .with_expected("'{'")
+                .with_got(got));
+        }
+        let data_start = PREFIX_BYTES + json.len() as u64;
+        Ok(Self {
+            scan: Scanner::new(text, PREFIX_BYTES),
+            file_len,
+            data_start,
+            entries: Entries::default(),
+            next_start: Some(data_start),
+            dims: Vec::new(),
+            metadata: None,
+            seen_metadata: false,
+            incomplete: false,
+            faults,
+        })
+    }
+
+    fn run(&mut self) -> Result<Decoded> {
+        self.scan.expect(b'{')?;
+        let mut first = true;
+        let mut last_dtype = Dtype::Bf16;
+        let mut spaced = false;
+        loop {
+            let fast = if spaced { fast::tensor::<true> } else { fast::tensor::<false> };
+            if let Some(tensor) = fast(self.scan.bytes(), self.scan.at(), first, last_dtype, &mut self.dims)
+                && let Some(name) = self.scan.slice(tensor.name.clone())
+                && self.push_fast(name, &tensor)
+            {
+                last_dtype = tensor.dtype;
+                self.scan.jump(tensor.end);
+            } else {
+                let Some((name, at)) = self.scan.next_key(first)? else { break };
+                spaced = self.scan.peek() == Some(b' ');
+                if name == "__metadata__" {
+                    self.metadata_object(at)?;
+                } else {
+                    self.tensor(&name, at)?;
+                }
+            }
+            first = false;
+        }
+        self.padding()?;
+        let index = self.index()?;
+        Ok(Decoded { index, metadata: self.metadata.take() })
+    }
+
+    /// Takes over what the fast path found. Whatever is wrong with it is left for the slow path to find again and
+    /// explain.
+    #[inline]
+    fn push_fast(&mut self, name: &str, tensor: &fast::Tensor) -> bool {
+        if name.len() > limits::MAX_NAME_BYTES || name == "__metadata__" {
+            return false;
+        }
+        let range = ByteRange::new(tensor.begin, tensor.end_offset).and_then(|range| range.offset_by(self.data_start));
+        match range {
+            Some(range) if check_size(name, tensor.dtype, &self.dims, range).is_ok() => {
+                self.push(name, tensor.dtype, range).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, name: &str, dtype: Dtype, range: ByteRange) -> Result<()> {
+        if self.entries.is_full() {
+            self.reserve();
+        }
+        self.entries.push(name, dtype, &self.dims, 0, range)?;
+        self.next_start = self.next_start.filter(|&next| next == range.start()).map(|_| range.end());
+        Ok(())
+    }
+
+    /// Makes room for as many tensors as the rest of the header holds, if they are like those seen so far. The first
+    /// few only teach the average.
+    #[cold]
+    fn reserve(&mut self) {
+        let seen = self.entries.len();
+        let (name_bytes, dims) = self.entries.arena_lens();
+        if seen < 32 {
+            self.entries.reserve(32, 32 * 64, 32 * 4);
+            return;
+        }
+        let scanned = self.scan.at().max(1) as u64;
+        let left = (self.scan.bytes().len() - self.scan.at()) as u64;
+        // A sixteenth on top, because a second estimate would move everything.
+        let scale = |n: usize| {
+            let estimate = (n as u64).saturating_mul(left) / scanned;
+            (estimate + estimate / 16 + 16) as usize
+        };
+        self.entries.reserve(scale(seen), scale(name_bytes), scale(dims));
+    }
+
+    fn metadata_object(&mut self, at: usize) -> Result<()> {
+        if std::mem::replace(&mut self.seen_metadata, true) {
+            self.faults.report(self.scan.error(Kind::DuplicateKey, at, "__metadata__ stands twice"))?;
+        }
+        let entered = self.scan.typed_object("an object of strings")?;
+        if self.faults.check(entered.map_err(|error| error.with_tensor("__metadata__")))?.is_none() {
+            return Ok(());
+        }
+        let mut metadata = self.metadata.take().unwrap_or_default();
+        let mut first = true;
+        while let Some((key, at)) = self.scan.next_key(first)? {
+            first = false;
+            let value = self.scan.typed_string("a string")?;
+            let value = value.map_err(|error| error.with_tensor("__metadata__"));
+            let Some(value) = self.faults.check(value)? else { continue };
+            if metadata.len() >= limits::MAX_METADATA_ENTRIES {
+                return Err(self
+                    .scan
+                    .error(Kind::Limit, at, "too many entries in __metadata__")
+                    .with_expected(format!("at most {}", limits::MAX_METADATA_ENTRIES)));
+            }
+            match metadata.entry(key.into_owned()) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(value.into_owned());
+                }
+                Entry::Occupied(taken) => {
+                    let error = self.scan.error(Kind::DuplicateKey, at, "a key of __metadata__ stands twice");
+                    self.faults.report(error.with_got(taken.key()))?;
+                }
+            }
+        }
+        self.metadata = Some(metadata);
+        Ok(())
+    }
+
+    /// One tensor's object, whatever its order of fields and whitespace.
+    fn tensor(&mut self, name: &str, at: usize) -> Result<()> {
+        let offset = self.scan.offset(at);
+        let fields = self.fields().map_err(|error| error.with_tensor(name))?;
+        let Some((dtype, (begin, end))) = self.faults.check(fields.map_err(|error| error.with_tensor(name)))? else {
+            self.incomplete = true;
+            return Ok(());
+        };
+        let place = |error: Error| error.with_tensor(name).with_offset(offset);
+        let Some(range) = self.faults.check(self.range(begin, end).map_err(place))? else {
+            self.incomplete = true;
+            return Ok(());
+        };
+        self.faults.check(check_size(name, dtype, &self.dims, range).map_err(place))?;
+        self.push(name, dtype, range).map_err(place)
+    }
+
+    fn range(&self, begin: u64, end: u64) -> Result<ByteRange> {
+        let range = ByteRange::new(begin, end).ok_or_else(|| {
+            Error::new(Kind::OffsetsReversed, "data_offsets end before they begin")
+                .with_expected(format!("an end of at least {begin}"))
+                .with_got(end)
+        })?;
+        range.offset_by(self.data_start).ok_or_else(|| {
+            Error::new(Kind::Overflow, "data_offsets do not fit 64 bits behind the header")
+                .with_expected(format!("at most {}", u64::MAX - self.data_start))
+                .with_got(end)
+        })
+    }
+
+    /// The fields of a tensor; the shape is left in `self.dims`. The inner error is the first fault that leaves the
+    /// tensor without meaning.
+    fn fields(&mut self) -> Result<Typed<(Dtype, (u64, u64))>> {
+        let start = self.scan.at();
+        if let Err(fault) = self.scan.typed_object("an object with dtype, shape and data_offsets")? {
+            return Ok(Err(fault));
+        }
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        let mut fault = None;
+        let mut first = true;
+        while let Some((key, at)) = self.scan.next_key(first)? {
+            first = false;
+            let twice = match &*key {
+                "dtype" => dtype.replace(self.dtype()?).is_some(),
+                "shape" => shape.replace(self.shape()?).is_some(),
+                "data_offsets" => offsets.replace(self.offsets()?).is_some(),
+                _ => {
+                    self.scan.skip_value()?;
+                    fault = fault.or(Some(self.unknown_field(&key, at)));
+                    false
+                }
+            };
+            if twice {
+                let error = self.scan.error(Kind::DuplicateKey, at, "a field of a tensor stands twice");
+                fault = fault.or(Some(error.with_got(&key)));
+            }
+        }
+        let missing = |field: &str| {
+            Err(self.scan.error(Kind::MissingField, start, "a tensor lacks a field").with_expected(field))
+        };
+        Ok(match (fault, dtype, shape, offsets) {
+            (Some(fault), ..) => Err(fault),
+            (_, Some(Err(error)), ..) | (_, _, Some(Err(error)), _) | (_, _, _, Some(Err(error))) => Err(error),
+            (_, None, ..) => missing("dtype"),
+            (_, _, None, _) => missing("shape"),
+            (_, _, _, None) => missing("data_offsets"),
+            (_, Some(Ok(dtype)), Some(Ok(())), Some(Ok(offsets))) => Ok((dtype, offsets)),
+        })
+    }
+
+    #[cold]
+    fn unknown_field(&self, key: &str, at: usize) -> Error {
+        self.scan
+            .error(Kind::UnknownField, at, "a tensor has an unknown field")
+            .with_expected("dtype, shape or data_offsets")
+            .with_got(key)
+    }
+
+    fn dtype(&mut self) -> Result<Typed<Dtype>> {
+        self.scan.skip_space();
+        let at = self.scan.at();
+        let name = self.scan.typed_string("the name of a dtype")?;
+        Ok(name.and_then(|name| {
+            Dtype::from_safetensors(&name).ok_or_else(|| {
+                self.scan
+                    .error(Kind::UnknownDtype, at, "unknown dtype")
+                    .with_expected("one of the dtypes of safetensors 0.8")
+                    .with_got(name)
+            })
+        }))
+    }
+
+    fn shape(&mut self) -> Result<Typed<()>> {
+        self.dims.clear();
+        if let Err(fault) = self.scan.typed_array("an array of dimensions")? {
+            return Ok(Err(fault));
+        }
+        let mut fault = None;
+        while self.scan.next_element(self.dims.is_empty() && fault.is_none())? {
+            let at = self.scan.at();
+            let dim = self.scan.typed_unsigned("a dimension")?.and_then(|dim| {
+                usize::try_from(dim).map_err(|_| {
+                    self.scan.error(Kind::Overflow, at, "a dimension does not fit this platform").with_got(dim)
+                })
+            });
+            match dim {
+                // One more than allowed is kept, so that the check of the size sees that there are too many.
+                Ok(dim) if self.dims.len() <= limits::MAX_RANK => self.dims.push(dim),
+                Ok(_) => {}
+                Err(error) => fault = fault.or(Some(error)),
+            }
+        }
+        Ok(fault.map_or(Ok(()), Err))
+    }
+
+    fn offsets(&mut self) -> Result<Typed<(u64, u64)>> {
+        const WHAT: &str = "an array of two byte offsets";
+        self.scan.skip_space();
+        let start = self.scan.at();
+        if let Err(fault) = self.scan.typed_array(WHAT)? {
+            return Ok(Err(fault));
+        }
+        let (mut count, mut pair, mut fault) = (0usize, [0; 2], None);
+        while self.scan.next_element(count == 0)? {
+            match (self.scan.typed_unsigned("a byte offset")?, pair.get_mut(count)) {
+                (Ok(value), Some(place)) => *place = value,
+                (Ok(_), None) => {}
+                (Err(error), _) => fault = fault.or(Some(error)),
+            }
+            count += 1;
+        }
+        if count != 2 {
+            let error = self.scan.error(Kind::JsonType, start, "a JSON value has the wrong type");
+            fault = fault.or(Some(error.with_expected(WHAT).with_got(format!("{count} elements"))));
+        }
+        let [begin, end] = pair;
+        Ok(fault.map_or(Ok((begin, end)), Err))
+    }
+
+    /// Behind the closing brace only spaces may stand.
+    fn padding(&mut self) -> Result<()> {
+        let end = self.scan.at();
+        let rest = self.scan.bytes().get(end..).unwrap_or_default();
+        let Some(odd) = rest.iter().position(|&byte| byte != b' ') else { return Ok(()) };
+        let got = |byte: u8| format!("{:?}", char::from(byte));
+        match rest.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
+            Some(garbage) => Err(self
+                .scan
+                .error(Kind::Json, end + garbage, "the header goes on behind its closing brace")
+                .with_expected("spaces only")
+                .with_got(rest.get(garbage).copied().map_or_else(String::new, got))),
+            None => self.faults.report(
+                self.scan
+                    .error(Kind::HeaderPadding, end + odd, "the header is padded with something else than spaces")
+                    .with_expected("spaces only")
+                    .with_got(rest.get(odd).copied().map_or_else(String::new, got)),
+            ),
+        }
+    }
+
+    fn index(&mut self) -> Result<TensorIndex> {
+        let (scan, faults) = (&self.scan, &mut self.faults);
+        let index = std::mem::take(&mut self.entries)
+            .into_index(|first, second| faults.report(duplicate(scan, first, second)))?;
+        // Where every tensor began at the end of the one before, only the end of the file is left to check.
+        if self.next_start != Some(self.file_len) {
+            self.layout(&index)?;
+        }
+        Ok(index)
+    }
+
+    /// Tensors must cover the data section without holes and overlaps, whatever their order in the header.
+    #[cold]
+    fn layout(&mut self, index: &TensorIndex) -> Result<()> {
+        let mut end = self.data_start;
+        let mut before: Option<TensorInfo<'_>> = None;
+        let mut past_the_end = None;
+        for info in index.iter() {
+            let range = info.range();
+            // Listed as a duplicate already.
+            if before.is_some_and(|before| before.name() == info.name() && before.range() == range) {
+                continue;
+            }
+            if range.start() > end && !self.incomplete {
+                self.faults.report(
+                    Error::new(Kind::Hole, "bytes before the tensor belong to none")
+                        .with_tensor(info.name())
+                        .with_offset(end)
+                        .with_expected(format!("the tensor to begin at byte {end}"))
+                        .with_got(format!("byte {}", range.start())),
+                )?;
+            } else if range.start() < end {
+                let other = before.map_or("", |before| before.name());
+                self.faults.report(
+                    Error::new(Kind::Overlap, "the tensor begins inside another")
+                        .with_tensor(info.name())
+                        .with_offset(range.start())
+                        .with_expected(format!("the tensor to begin at byte {end}, where \"{other}\" ends"))
+                        .with_got(format!("byte {}", range.start())),
+                )?;
+            }
+            if range.end() > self.file_len {
+                past_the_end = past_the_end.or(Some(info));
+            }
+            if range.end() >= end {
+                end = range.end();
+                before = Some(info);
+            }
+        }
+        if let Some(info) = past_the_end {
+            self.faults.report(
+                Error::new(Kind::Truncated, "the file ends before its tensors do")
+                    .with_tensor(info.name())
+                    .with_offset(self.file_len)
+                    .with_expected(format!("a file of {end} bytes"))
+                    .with_got(format!("{} bytes", self.file_len)),
+            )?;
+        } else if end < self.file_len && !self.incomplete {
+            self.faults.report(
+                Error::new(Kind::TrailingBytes, "bytes behind the last tensor belong to none")
+                    .with_offset(end)
+                    .with_expected(format!("a file of {end} bytes"))
+                    .with_got(format!("{} bytes", self.file_len)),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The text of `json`, whose first byte has the offset `base` in its file.
+pub(super) fn utf8(json: &[u8], base: u64) -> Result<&str> {
+    std::str::from_utf8(json).map_err(|error| {
+        Error::new(Kind::NotUtf8, "the JSON text is not UTF-8")
+            .with_offset(base + error.valid_up_to() as u64)
+            .with_source(error)
+    })
+}
+
+/// Says where the name stands for the second time. The header is read once more for it: keeping the position of every
+/// name would cost all sound files.
+#[cold]
+fn duplicate(scan: &Scanner<'_>, first: TensorInfo<'_>, second: TensorInfo<'_>) -> Error {
+    let error = Error::new(Kind::DuplicateName, "the tensor name stands twice")
+        .with_tensor(second.name())
+        .with_expected("each name once")
+        .with_got(format!("bytes {} and {}", first.range(), second.range()));
+    match nth_key(scan, second.name(), 2) {
+        Ok(Some(at)) => error.with_offset(scan.offset(at)),
+        _ => error,
+    }
+}
+
+fn nth_key(scan: &Scanner<'_>, name: &str, n: usize) -> Result<Option<usize>> {
+    let mut scan = scan.clone();
+    scan.jump(0);
+    scan.expect(b'{')?;
+    let (mut seen, mut first) = (0, true);
+    while let Some((key, at)) = scan.next_key(first)? {
+        first = false;
+        seen += usize::from(key == name);
+        if seen == n {
+            return Ok(Some(at));
+        }
+        scan.skip_value()?;
+    }
+    Ok(None)
+}

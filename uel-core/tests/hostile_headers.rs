@@ -1,0 +1,185 @@
+//! Headers that a hostile or broken writer could make: what the strict rules say of each, that the reference
+//! implementation agrees or the difference is a documented one, and that none costs much memory.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod hostile;
+
+use hostile::{Case, Expect, cases, file, tensor};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+use uel_core::safetensors::{Header, Rules, header_range};
+use uel_core::{ByteRange, Result};
+
+/// What decoding may take beyond the input.
+const MEMORY: usize = 10_000_000;
+
+/// Counts the bytes that each thread has allocated.
+struct Counting;
+
+thread_local! {
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // Allocations at the end of a thread's life are of no interest.
+    let _ = LIVE.try_with(|live| {
+        live.set(live.get() + bytes);
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
+    });
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged; counting neither allocates nor panics.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller keeps to the contract of `alloc`, which is the same for the system's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: the block came from `System` with this layout, as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize);
+        // SAFETY: the block came from `System` with this layout, as the caller promises.
+        let moved = unsafe { System.realloc(pointer, layout, size) };
+        count(-(layout.size() as isize));
+        moved
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The result of `work`, and how many bytes more than before it held at its peak.
+fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = LIVE.get();
+    PEAK.set(before);
+    let result = work();
+    (result, (PEAK.get() - before).max(0) as usize)
+}
+
+fn header_bytes(bytes: &[u8]) -> Result<&[u8]> {
+    let range = header_range(bytes.first_chunk().copied().unwrap_or_default(), bytes.len() as u64)?;
+    Ok(slice(bytes, range))
+}
+
+fn slice(bytes: &[u8], range: ByteRange) -> &[u8] {
+    &bytes[range.start() as usize..range.end() as usize]
+}
+
+fn decode(bytes: &[u8], rules: Rules) -> Result<Header> {
+    Header::decode(header_bytes(bytes)?, bytes.len() as u64, rules)
+}
+
+/// Whether the reference accepts the file. Built with overflow checks it panics on some offsets; that is a refusal.
+fn reference(bytes: &[u8]) -> bool {
+    catch_unwind(AssertUnwindSafe(|| safetensors::SafeTensors::deserialize(bytes).is_ok())).unwrap_or(false)
+}
+
+fn check(case: &Case) -> usize {
+    let name = case.name;
+    let bytes = (case.bytes)();
+    let (strict, mut memory) = peak(|| decode(&bytes, Rules::Strict));
+    let (expected, accepted) = match case.expect {
+        Expect::Accepted => (None, true),
+        Expect::Refused(kind) => (Some(kind), false),
+        Expect::StricterThanReference(kind, _) => (Some(kind), true),
+    };
+    assert_eq!(strict.as_ref().err().map(|error| error.kind()), expected, "{name}: {strict:?}");
+    assert_eq!(reference(&bytes), accepted, "{name}: the reference");
+    assert_eq!(decode(&bytes, Rules::Compatible).is_ok(), accepted, "{name}: compatible");
+    if let Err(error) = &strict {
+        assert!(error.offset().is_some() || error.tensor().is_some(), "{name}: no place in {error}");
+        assert!(error.offset().is_none_or(|offset| offset <= bytes.len() as u64), "{name}: {error}");
+        assert!(error.to_string().len() < 2000, "{name}: {error}");
+    }
+    if let Ok(json) = header_bytes(&bytes) {
+        let (faults, of_faults) = peak(|| Header::faults(json, bytes.len() as u64));
+        assert_eq!(faults.is_empty(), strict.is_ok(), "{name}: {faults:?}");
+        memory = memory.max(of_faults);
+    }
+    assert!(memory < MEMORY, "{name}: took {memory} bytes beyond the input's {}", bytes.len());
+    memory
+}
+
+#[test]
+fn every_case_is_judged_as_expected_and_stays_small() {
+    let (mut slowest, mut largest) = ((0.0, ""), (0, ""));
+    let cases = cases();
+    assert!(cases.len() >= 70, "{}", cases.len());
+    let names: BTreeSet<_> = cases.iter().map(|case| case.name).collect();
+    assert_eq!(names.len(), cases.len(), "two cases have one name");
+    for case in &cases {
+        let memory = check(case);
+        let bytes = (case.bytes)();
+        let start = Instant::now();
+        drop(decode(&bytes, Rules::Strict));
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        if ms > slowest.0 {
+            slowest = (ms, case.name);
+        }
+        largest = largest.max((memory, case.name));
+    }
+    println!("{} cases; slowest {slowest:?} ms, most memory {largest:?} bytes", cases.len());
+}
+
+/// Every difference from the reference is documented where users look for it, and every documented one is real.
+#[test]
+fn differences_are_documented() {
+    let source = include_str!("../src/safetensors/header.rs");
+    let (_, rules) = source.split_once("pub enum Rules {").unwrap();
+    let (docs, _) = rules.split_once("Strict,").unwrap();
+    let label = |line: &'static str| line.trim().strip_prefix("/// - `")?.split_once('`').map(|(label, _)| label);
+    let documented: BTreeSet<&str> = docs.lines().filter_map(label).collect();
+    let shown: BTreeSet<&str> = cases()
+        .iter()
+        .filter_map(|case| match case.expect {
+            Expect::StricterThanReference(_, reason) => Some(reason),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(documented, shown);
+}
+
+fn small_file() -> Vec<u8> {
+    let tensors = [tensor("a.weight", "F32", "[2,3]", 0, 24), tensor("é\\n", "F4", "[4]", 24, 26)];
+    file(format!(r#"{{"__metadata__":{{"format":"pt"}},{}}}  "#, tensors.join(",")), 26)
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let whole = small_file();
+    assert!(decode(&whole, Rules::Strict).is_ok() && reference(&whole));
+    for len in 0..whole.len() {
+        let part = &whole[..len];
+        for rules in [Rules::Strict, Rules::Compatible] {
+            assert!(decode(part, rules).is_err(), "{len} of {} bytes", whole.len());
+        }
+        // The same with the length made to fit, so that the JSON itself is cut.
+        if let Some(header_len) = len.checked_sub(8) {
+            let cut = file(&part[8..], 0);
+            assert_eq!(decode(&cut, Rules::Compatible).is_ok(), reference(&cut), "{header_len}");
+            assert!(decode(&cut, Rules::Strict).is_err(), "{header_len}");
+        }
+    }
+}
+
+#[test]
+fn no_bit_flip_panics_or_is_judged_differently() {
+    let whole = small_file();
+    for bit in 0..(whole.len() - 26) * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let accepted = reference(&flipped);
+        assert_eq!(decode(&flipped, Rules::Compatible).is_ok(), accepted, "bit {bit}");
+        assert!(accepted || decode(&flipped, Rules::Strict).is_err(), "bit {bit}");
+    }
+}
