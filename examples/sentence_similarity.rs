@@ -1,0 +1,165 @@
+//! Sentence similarity with all-MiniLM-L6-v2: a real model whose weights UEL lends to candle, without a copy.
+//!
+//! ```text
+//! cargo run --release --example sentence_similarity [-- --model DIR]
+//! ```
+//!
+//! The model is fetched once by `scripts/fetch-minilm`. Where that cannot be done, the example says so and writes a
+//! small BERT with random weights to run instead: the same road, but its similarities mean nothing.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use candle_transformers::models::bert::{BertModel, Config};
+use tokenizers::{PaddingParams, Tokenizer};
+
+type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+const SENTENCES: [&str; 6] = [
+    "A cat is sleeping on the sofa.",
+    "The kitten naps on the couch.",
+    "The stock market fell sharply today.",
+    "Shares dropped after the earnings report.",
+    "How do I bake sourdough bread?",
+    "A recipe for a crusty loaf.",
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sentence_similarity: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let written = tempfile::tempdir()?;
+    let folder = match arguments()? {
+        Some(folder) => folder,
+        None => fetch_minilm().or_else(|reason| {
+            eprintln!("all-MiniLM-L6-v2 is out of reach: {reason}");
+            eprintln!("Running a small BERT with random weights instead: its similarities mean nothing.");
+            write_small_bert(written.path())
+        })?,
+    };
+    let config: Config = serde_json::from_slice(&read(&folder.join("config.json"))?)?;
+    let (ids, mask) = tokenize(&folder)?;
+
+    let started = Instant::now();
+    let (weights, report) = open_weights(&folder.join("model.safetensors"))?;
+    let model = BertModel::load(weights, &config)?;
+    let loaded = started.elapsed();
+
+    let started = Instant::now();
+    let embeddings = embed(&model, &ids, &mask)?;
+    let embedded = started.elapsed();
+
+    println!("{}", folder.display());
+    println!("{report}");
+    println!("open and load {:.1} ms, {} sentences embedded in {:.1} ms\n", ms(loaded), SENTENCES.len(), ms(embedded));
+    print_similarities(&embeddings)
+}
+
+/// Opens the weights. SWAP: this function is to read through `uel::Checkpoint`.
+fn open_weights(path: &Path) -> Result<(VarBuilder<'static>, String)> {
+    // SAFETY: nobody truncates or writes the model file while this program runs.
+    let weights = unsafe { VarBuilder::from_mmaped_safetensors(&[path], DType::F32, &Device::Cpu) }?;
+    Ok((weights, "loaded by candle".to_owned()))
+}
+
+/// One unit vector per sentence: the mean of its token states, padding left out.
+fn embed(model: &BertModel, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let states = model.forward(ids, &ids.zeros_like()?, Some(mask))?;
+    let mask = mask.to_dtype(states.dtype())?.unsqueeze(2)?;
+    let mean = states.broadcast_mul(&mask)?.sum(1)?.broadcast_div(&mask.sum(1)?)?;
+    Ok(mean.broadcast_div(&mean.sqr()?.sum_keepdim(1)?.sqrt()?)?)
+}
+
+fn print_similarities(embeddings: &Tensor) -> Result<()> {
+    let similarities: Vec<Vec<f32>> = embeddings.matmul(&embeddings.t()?)?.to_vec2()?;
+    let width = SENTENCES.iter().map(|sentence| sentence.len()).max().unwrap_or(0);
+    let head: String = (1..=SENTENCES.len()).map(|column| format!("{column:>7}")).collect();
+    println!("   {:width$}{head}", "");
+    for (row, (sentence, similarities)) in SENTENCES.iter().zip(similarities).enumerate() {
+        let cells: String = similarities.iter().map(|similarity| format!("{similarity:>7.3}")).collect();
+        println!("{}  {sentence:width$}{cells}", row + 1);
+    }
+    Ok(())
+}
+
+/// Token ids and attention mask, both of shape (sentences, longest).
+fn tokenize(folder: &Path) -> Result<(Tensor, Tensor)> {
+    let path = folder.join("tokenizer.json");
+    let rows: Vec<(Vec<u32>, Vec<u32>)> = if path.exists() {
+        let mut tokenizer = Tokenizer::from_bytes(read(&path)?)?;
+        tokenizer.with_padding(Some(PaddingParams::default()));
+        let encodings = tokenizer.encode_batch(SENTENCES.to_vec(), true)?;
+        encodings.iter().map(|encoding| (encoding.get_ids().to_vec(), encoding.get_attention_mask().to_vec())).collect()
+    } else {
+        // The small BERT reads bytes; id 0 is padding.
+        let longest = SENTENCES.iter().map(|sentence| sentence.len()).max().unwrap_or(0);
+        let row = |sentence: &&str| {
+            let ids = sentence.bytes().map(u32::from).chain(std::iter::repeat(0)).take(longest);
+            ids.map(|id| (id, u32::from(id != 0))).unzip()
+        };
+        SENTENCES.iter().map(row).collect()
+    };
+    let (ids, mask): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    Ok((Tensor::new(ids, &Device::Cpu)?, Tensor::new(mask, &Device::Cpu)?))
+}
+
+/// The folder that `scripts/fetch-minilm` prints; it downloads the model if it is not there yet.
+fn fetch_minilm() -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/fetch-minilm");
+    let output = Command::new("sh")
+        .arg(&script)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("cannot run {}: {error}", script.display()))?;
+    if !output.status.success() {
+        return Err(format!("{} failed ({})", script.display(), output.status).into());
+    }
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
+}
+
+/// Writes `config.json` and `model.safetensors` of a two-layer BERT with random weights.
+fn write_small_bert(folder: &Path) -> Result<PathBuf> {
+    let config = serde_json::json!({
+        "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 256, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "max_position_embeddings": 128,
+        "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string())?;
+    // Building the model over a VarMap makes every weight it asks for.
+    let weights = VarMap::new();
+    let builder = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
+    BertModel::load(builder, &serde_json::from_value(config)?)?;
+    weights.save(folder.join("model.safetensors"))?;
+    Ok(folder.to_owned())
+}
+
+fn arguments() -> Result<Option<PathBuf>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let (flag, value, rest) = (arguments.next(), arguments.next(), arguments.next());
+    match (flag, value, rest) {
+        (None, ..) => Ok(None),
+        (Some(flag), Some(folder), None) if flag == "--model" => Ok(Some(folder.into())),
+        _ => Err("usage: sentence_similarity [--model DIR]".into()),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

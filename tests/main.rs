@@ -1,0 +1,14 @@
+//! The integration tests: one binary, one module for each subject.
+//!
+//! Tests that need more than Rust are `#[ignore]`d and named after their lane (`python::`); `scripts/test` sets up
+//! what a lane needs and runs it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests and what they share"
+)]
+
+mod python;
