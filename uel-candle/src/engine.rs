@@ -183,7 +183,7 @@ fn run_scatter(scatter: Scatter<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Resu
     Ok(())
 }
 
-fn worker_panic(panic: &(dyn std::any::Any + Send)) -> Error {
+pub(crate) fn worker_panic(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Error::new(Kind::WorkerPanic, format!("a reading thread panicked: {}", text.unwrap_or("no message")))
 }

@@ -1,13 +1,33 @@
 //! Checkpoints as candle tensors.
+//!
+//! [`Checkpoint`] opens safetensors files by their headers and loads tensors by name, in part or all at once, in one of
+//! four [modes](Mode). With a [`MappedAllocator`] as the program's global allocator, CPU tensors can be views of the
+//! page cache.
 #![deny(unsafe_code)]
 
+pub mod checkpoint;
+mod dict;
 pub mod dtype;
 #[allow(unsafe_code)]
 mod element;
+mod engine;
 #[allow(unsafe_code)]
 mod host;
 #[allow(unsafe_code)]
 mod mapped;
+mod placement;
+#[allow(unsafe_code)]
+mod residency;
+mod var_builder;
+mod view;
 
+pub use checkpoint::{
+    Checkpoint, CopyReason, IntoBounds, LoadOptions, LoadReport, Loaded, MmapFallback, Mode, OpenOptions, Progress,
+    Rules,
+};
+pub use dict::{dict_to_tensor, tensor_to_dict};
 pub use mapped::{MappedAllocator, Stats};
-pub use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
+pub use uel_core::slice::Bounds;
+pub use uel_core::{Dtype, Error, Kind, Result, TensorIndex, TensorInfo};
+pub use var_builder::ShardedCheckpoint;
+pub use view::TensorView;

@@ -316,6 +316,20 @@ impl TensorIndex {
         self.entries.entries.get(position).map(|entry| self.entries.info_of(entry))
     }
 
+    /// How many tensors from the first on fulfil `pred`, which holds for a first part of them only.
+    pub fn partition_point(&self, pred: impl Fn(TensorInfo<'_>) -> bool) -> usize {
+        let (mut start, mut end) = (0, self.len());
+        while start < end {
+            let middle = start + (end - start) / 2;
+            if self.at(middle).is_some_and(&pred) {
+                start = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        start
+    }
+
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<TensorInfo<'_>> {
         self.at(self.position(name)?)

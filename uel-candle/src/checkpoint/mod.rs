@@ -71,7 +71,7 @@ struct Inner {
     /// Whether mode `auto` maps single tensors, once it was asked.
     auto_maps: OnceLock<(bool, String)>,
     report: Mutex<LoadReport>,
-    /// Tensors that were handed out of the preloaded ones, so that a second request reads again.
+    /// Lets a buffer of the largest tensor's size be kept between tensors.
     _claim: Option<Claim>,
 }
 
@@ -294,6 +294,10 @@ impl Checkpoint {
 
     fn replaced(&self, name: &str) -> Option<Tensor> {
         self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    pub(crate) fn replaced_dims(&self, name: &str) -> Option<Vec<usize>> {
+        self.replaced(name).map(|tensor| tensor.dims().to_vec())
     }
 
     fn source(&self, file: usize) -> Result<&dyn ByteSource> {

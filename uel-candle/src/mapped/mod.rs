@@ -26,7 +26,7 @@
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod allocator;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-mod recycle;
+pub(crate) mod recycle;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub(crate) mod region;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]

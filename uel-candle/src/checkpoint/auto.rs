@@ -1,0 +1,121 @@
+//! Which mode a load uses: the one asked for, or, in mode `auto`, the one that is likely fastest here.
+
+use uel_core::source::{FileSystem, file_system};
+use uel_core::{ByteRange, TensorIndex};
+
+use super::options::{LoadOptions, Mode};
+use super::select::Wanted;
+use super::{Checkpoint, MmapFallback};
+use crate::mapped::MappedAllocator;
+use crate::residency;
+
+/// From this share on, a file counts as held by the page cache.
+const RESIDENT: f64 = 0.9;
+
+/// Threads that read a file which is not in the page cache: disks answer several requests at once faster.
+const COLD_THREADS: usize = 4;
+
+/// How a load goes about it.
+#[derive(Clone, Debug)]
+pub(super) struct Choice {
+    pub(super) mode: Mode,
+    pub(super) reason: String,
+    /// Threads, where the caller left it open; 0 for as many as there are processors.
+    pub(super) threads: usize,
+}
+
+impl Choice {
+    pub(super) fn fixed(mode: Mode) -> Self {
+        Self { mode, reason: "asked for".to_owned(), threads: 0 }
+    }
+
+    fn of(mode: Mode, reason: impl Into<String>, threads: usize) -> Self {
+        Self { mode, reason: reason.into(), threads }
+    }
+}
+
+impl Checkpoint {
+    pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted]) -> Choice {
+        let mode = options.mode.unwrap_or(self.inner.options.mode);
+        let index = self.index();
+        let held = self.residency(wanted.iter().map(|want| want.position));
+        let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
+        if mode == Mode::Mmap && self.inner.options.mmap.is_none() {
+            return Choice::of(Mode::Preload, "mapping was not allowed", threads);
+        }
+        if mode != Mode::Auto {
+            return Choice { threads, ..Choice::fixed(mode) };
+        }
+        if !options.device.is_cpu() {
+            return Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads);
+        }
+        match self.reason_not_to_map(index, held) {
+            Some(reason) => Choice::of(Mode::Preload, reason, threads),
+            None => Choice::of(Mode::Mmap, "the page cache holds the files", threads),
+        }
+    }
+
+    /// The mode for a single tensor. In mode `auto` it is decided once for the checkpoint.
+    pub(super) fn mode_for_one(&self) -> (Mode, String) {
+        if self.inner.options.mode != Mode::Auto {
+            return (self.inner.options.mode, "asked for".to_owned());
+        }
+        let (maps, reason) = self.inner.auto_maps.get_or_init(|| {
+            let held = self.residency(0..self.index().len());
+            match self.reason_not_to_map(self.index(), held) {
+                Some(reason) => (false, reason),
+                None => (true, "the page cache holds the files".to_owned()),
+            }
+        });
+        (if *maps { Mode::Mmap } else { Mode::LowMemory }, reason.clone())
+    }
+
+    fn reason_not_to_map(&self, index: &TensorIndex, held: Option<f64>) -> Option<String> {
+        let fallback = match self.inner.options.mmap {
+            None => return Some("mapping was not allowed".to_owned()),
+            Some(fallback) => fallback,
+        };
+        if !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
+            return Some("no MappedAllocator is installed".to_owned());
+        }
+        if index.is_empty() {
+            return Some("there is nothing to map".to_owned());
+        }
+        for source in self.sources() {
+            let Some(file) = source.as_file() else { return Some("the source is no local file".to_owned()) };
+            match file_system(file) {
+                Some(FileSystem::Network(name)) => return Some(format!("a network file system ({name})")),
+                Some(FileSystem::Fuse) => return Some("a FUSE file system".to_owned()),
+                // Its pages are small, so that filling page tables costs more than copying with huge pages.
+                Some(FileSystem::Memory) => return Some("a file system in memory".to_owned()),
+                Some(_) => {}
+                None => return Some("an unknown file system".to_owned()),
+            }
+        }
+        match held {
+            Some(held) if held >= RESIDENT => None,
+            Some(held) => Some(format!("the page cache holds {:.0}% of the files", held * 100.0)),
+            None => Some("what the page cache holds is unknown".to_owned()),
+        }
+    }
+
+    /// The share of the tensors' files that the page cache holds, where that can be told.
+    fn residency(&self, positions: impl Iterator<Item = usize>) -> Option<f64> {
+        let mut spans: Vec<Option<(u64, u64)>> = vec![None; self.sources().len()];
+        for info in positions.filter_map(|position| self.index().at(position)) {
+            let range = info.range();
+            if let Some(span) = spans.get_mut(info.file()) {
+                let (start, end) = span.unwrap_or((range.start(), range.end()));
+                *span = Some((start.min(range.start()), end.max(range.end())));
+            }
+        }
+        let (mut held, mut total) = (0.0, 0.0);
+        for (source, span) in self.sources().iter().zip(spans) {
+            let Some((start, end)) = span else { continue };
+            let range = ByteRange::new(start, end)?;
+            held += residency::resident_share(source.as_file()?, range)? * range.byte_len() as f64;
+            total += range.byte_len() as f64;
+        }
+        (total > 0.0).then(|| held / total)
+    }
+}

@@ -1,0 +1,343 @@
+//! Loading many tensors at once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use uel_core::plan::Request;
+use uel_core::{Error, PlanOptions, ReadPlan, Result, TensorInfo};
+
+use super::auto::Choice;
+use super::convert::{self, candle, too_large};
+use super::options::{LoadOptions, Mode, Progress};
+use super::report::{CopyReason, LoadReport};
+use super::select::Wanted;
+use super::{Checkpoint, MmapFallback, lock};
+use crate::engine::{self, How, Scatter, Span};
+use crate::host::Unfilled;
+use crate::mapped::MappedAllocator;
+use crate::mapped::region::Buffer;
+use crate::placement::{self, NotMapped};
+
+/// Unwanted bytes between two wanted tensors that are read along when many tensors are loaded into one buffer.
+const BUFFER_GAP: u64 = 64 << 10;
+
+/// A stretch of tensors gets a buffer of its own from this size on; shorter ones get storages of their own.
+const BUFFER_FROM: u64 = 1 << 20;
+
+/// Tensors of at least this size are read straight into their storage; smaller neighbours share a read.
+const SPAN_FROM: usize = 256 << 10;
+
+/// A read that several small tensors share is at most this long.
+const SHARED_READ: u64 = 1 << 20;
+
+/// What a load brought.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Loaded {
+    /// The tensors by name.
+    pub tensors: HashMap<String, Tensor>,
+    /// What the load did.
+    pub report: LoadReport,
+}
+
+impl Checkpoint {
+    /// Loads the tensors that `options` ask for.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use uel_candle::{Checkpoint, LoadOptions};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("model.safetensors");
+    /// # let saved = std::collections::HashMap::from([("a.w", Tensor::ones(3, DType::F16, &Device::Cpu)?)]);
+    /// # candle_core::safetensors::save(&saved, &path)?;
+    /// let checkpoint = Checkpoint::open(&path)?;
+    /// let loaded = checkpoint.load(&LoadOptions::new(&Device::Cpu).with_prefix("a.").with_dtype(DType::F32))?;
+    /// assert_eq!(loaded.tensors["a.w"].dtype(), DType::F32);
+    /// println!("{}", loaded.report);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Where a name or dtype cannot be served, expectations fail, storage fails, or memory cannot be had. The first
+    /// fault in the order of the files is returned, and nothing is handed out.
+    pub fn load(&self, options: &LoadOptions) -> Result<Loaded> {
+        let _span = tracing::debug_span!("load", mode = ?options.mode).entered();
+        let began = Instant::now();
+        let (wanted, replaced) = self.select(options)?;
+        let choice = self.choose(options, &wanted);
+        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let loaded = self.place(&wanted, &choice, options, &mut report)?;
+        let mut tensors = HashMap::with_capacity(loaded.len() + replaced.len());
+        for (mut want, tensor) in wanted.into_iter().zip(loaded) {
+            let name = want.renamed.take().unwrap_or_else(|| self.name_at(want.position));
+            tensors.insert(name, tensor);
+        }
+        for (renamed, name) in replaced {
+            if let Some(tensor) = self.replaced(&name) {
+                tensors.insert(renamed, tensor.to_device(&options.device).map_err(candle)?);
+            }
+        }
+        report.duration = began.elapsed();
+        self.note(&report);
+        Ok(Loaded { tensors, report })
+    }
+
+    fn name_at(&self, position: usize) -> String {
+        self.index().at(position).map_or_else(String::new, |info| info.name().to_owned())
+    }
+
+    /// The wanted tensors in their order, by the chosen mode.
+    pub(super) fn place(
+        &self,
+        wanted: &[Wanted],
+        choice: &Choice,
+        options: &LoadOptions,
+        report: &mut LoadReport,
+    ) -> Result<Vec<Tensor>> {
+        let mut placed: Vec<Option<Tensor>> = Vec::new();
+        placed.resize_with(wanted.len(), || None);
+        let to_cpu = matches!(options.device, Device::Cpu);
+        let mut converted = Vec::new();
+        let mut copied = Vec::new();
+        for (at, want) in wanted.iter().enumerate() {
+            let Some(info) = self.index().at(want.position) else { continue };
+            if want.widened {
+                report.add_widened(info.dtype(), want.dtype);
+            }
+            let mut reason = CopyReason::Mode;
+            if info.range().is_empty() {
+                let tensor = placement::empty(want.cast.unwrap_or(want.dtype), info.shape())?;
+                placed[at] = Some(tensor.to_device(&options.device).map_err(candle)?);
+                report.add_copied(reason, 0);
+                continue;
+            } else if !to_cpu {
+                reason = CopyReason::Device;
+                converted.push(at);
+            } else if want.widened || want.cast.is_some() {
+                reason = if want.widened { CopyReason::Widened } else { CopyReason::Cast };
+                converted.push(at);
+            } else if choice.mode == Mode::Mmap {
+                match self.map_one(want, info) {
+                    Ok(tensor) => {
+                        report.add_mapped(info.byte_len());
+                        placed[at] = Some(tensor);
+                        continue;
+                    }
+                    Err(why) => reason = copy_reason(why),
+                }
+                copied.push(at);
+            } else {
+                copied.push(at);
+            }
+            report.add_copied(reason, info.byte_len());
+        }
+
+        let total: u64 = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at])).sum();
+        let done = AtomicU64::new(0);
+        let arrived = |bytes: u64| {
+            let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if let Some(progress) = &options.progress {
+                progress(Progress { bytes_done: bytes_done.min(total), bytes_total: total });
+            }
+        };
+        let how = How { threads: self.threads(options, choice), arrived: &arrived };
+        self.copy(wanted, &copied, how, &mut placed)?;
+        self.convert(wanted, &converted, options, how, &mut placed)?;
+        report.bytes_read = done.load(Ordering::Relaxed);
+        let missing = || Error::new(uel_core::Kind::Internal, "a tensor was not placed");
+        placed.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
+    }
+
+    fn bytes_of(&self, want: &Wanted) -> u64 {
+        self.index().at(want.position).map_or(0, |info| info.byte_len())
+    }
+
+    fn threads(&self, options: &LoadOptions, choice: &Choice) -> usize {
+        match options.threads.unwrap_or(self.inner.options.threads) {
+            0 => choice.threads,
+            asked => asked,
+        }
+    }
+
+    /// One tensor as a view of its file.
+    pub(super) fn map_one(&self, want: &Wanted, info: TensorInfo<'_>) -> Result<Tensor, NotMapped> {
+        let Some(fallback) = self.inner.options.mmap else { return Err(NotMapped::Unmappable) };
+        let source = self.source(info.file()).map_err(|_| NotMapped::Unmappable)?;
+        let forever = fallback == MmapFallback::ProcessLifetime;
+        // SAFETY: `options.mmap` is set only by `OpenOptions::with_mmap`, whose caller answers for the files.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.inner.mapped.tensor(self.index(), want.position, want.dtype, source, forever)
+        }
+    }
+
+    /// Copies tensors whose bytes are used as they stand: into large buffers where the allocator allows it, else into
+    /// storages of their own.
+    fn copy(&self, wanted: &[Wanted], copied: &[usize], how: How<'_>, placed: &mut [Option<Tensor>]) -> Result<()> {
+        let infos: Vec<(usize, TensorInfo<'_>)> =
+            copied.iter().filter_map(|&at| Some((at, self.index().at(wanted[at].position)?))).collect();
+        let (buffered, single) = match MappedAllocator::is_installed() {
+            true => infos.into_iter().partition(|(_, info)| placement::is_aligned(info.dtype(), info.range().start())),
+            false => (Vec::new(), infos),
+        };
+        let mut single: Vec<(usize, TensorInfo<'_>)> = single;
+        let buffered: Vec<(usize, TensorInfo<'_>)> = buffered;
+
+        let requests: Vec<Request> = buffered.iter().map(|(_, info)| request(info)).collect();
+        let plan = ReadPlan::new(&requests, PlanOptions { gap: BUFFER_GAP, chunk: u64::MAX });
+        let mut buffers = Vec::new();
+        for run in plan.runs() {
+            let large = run.range.byte_len() >= BUFFER_FROM;
+            let byte_len = usize::try_from(run.range.byte_len()).ok().filter(|_| large);
+            let buffer = byte_len.and_then(|byte_len| Buffer::new(byte_len, run.range.start()));
+            let tensors = run.requests.iter().map(|&request| buffered[request]);
+            match buffer {
+                Some(buffer) => buffers.push((run, buffer, tensors.collect::<Vec<_>>())),
+                None => single.extend(tensors),
+            }
+        }
+        let mut storages = Vec::with_capacity(single.len());
+        for (at, info) in &single {
+            let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(*info))?;
+            let storage = Unfilled::new(wanted[*at].dtype, byte_len).map_err(|error| error.with_tensor(info.name()))?;
+            storages.push(storage);
+        }
+
+        let mut spans = Vec::with_capacity(buffers.len());
+        for (run, buffer, _) in &mut buffers {
+            let source = self.source(run.file)?;
+            spans.push(Span { source, offset: run.range.start(), into: buffer.as_uninit_mut() });
+        }
+        let scatters = self.scatter(&single, &mut storages, &mut spans)?;
+        engine::fill(spans, scatters, how).map_err(|error| self.name_tensor(error))?;
+
+        for ((at, info), storage) in single.iter().zip(storages) {
+            // SAFETY: `fill` returned `Ok`, so every byte of the storage was read; `scatter` handed each storage's
+            // whole memory to it.
+            #[allow(unsafe_code)]
+            let storage = unsafe { storage.assume_filled() };
+            placed[*at] = Some(placement::tensor(storage, info.shape()));
+        }
+        for (run, buffer, tensors) in buffers {
+            let blocks = tensors.iter().map(|(_, info)| {
+                // The run's length fits `usize`, and its tensors lie within.
+                ((info.range().start() - run.range.start()) as usize, info.byte_len() as usize)
+            });
+            let blocks: Vec<(usize, usize)> = blocks.collect();
+            let overlapping = || Error::new(uel_core::Kind::Overlap, "tensors share bytes");
+            let region = buffer.divide(blocks.into_iter()).ok_or_else(overlapping)?;
+            for (block, (at, info)) in tensors.iter().enumerate() {
+                let tensor = placement::tensor_of_block(&region, block, wanted[*at].dtype, info.shape())?;
+                placed[*at] = Some(tensor);
+            }
+        }
+        Ok(())
+    }
+
+    /// The reads for storages of their own: large ones by themselves, small neighbours together.
+    fn scatter<'a>(
+        &'a self,
+        single: &[(usize, TensorInfo<'_>)],
+        storages: &'a mut [Unfilled],
+        spans: &mut Vec<Span<'a>>,
+    ) -> Result<Vec<Scatter<'a>>> {
+        let mut requests = Vec::new();
+        let mut rests = Vec::new();
+        for ((_, info), storage) in single.iter().zip(storages) {
+            let into = storage.as_uninit_mut();
+            if into.len() >= SPAN_FROM {
+                spans.push(Span { source: self.source(info.file())?, offset: info.range().start(), into });
+            } else {
+                requests.push(request(info));
+                rests.push(into);
+            }
+        }
+        let gap = self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0);
+        let plan = ReadPlan::new(&requests, PlanOptions { gap, chunk: SHARED_READ });
+        let mut scatters = Vec::with_capacity(plan.read_count());
+        for read in plan.reads() {
+            let mut parts = Vec::with_capacity(read.parts.len());
+            for part in read.parts {
+                let Some(rest) = rests.get_mut(part.request) else { continue };
+                // The parts of a request come in order, so each takes the next piece of its destination.
+                let (head, tail) = std::mem::take(rest).split_at_mut(part.range.byte_len() as usize);
+                *rest = tail;
+                parts.push((part.range.start(), head));
+            }
+            scatters.push(Scatter { source: self.source(read.file)?, range: read.range, parts });
+        }
+        if rests.iter().any(|rest| !rest.is_empty()) {
+            return Err(Error::new(uel_core::Kind::Internal, "the plan left bytes out"));
+        }
+        Ok(scatters)
+    }
+
+    /// Reads tensors that become something else than their bytes, each on one thread, several at once.
+    fn convert(
+        &self,
+        wanted: &[Wanted],
+        converted: &[usize],
+        options: &LoadOptions,
+        how: How<'_>,
+        placed: &mut [Option<Tensor>],
+    ) -> Result<()> {
+        let to_cpu = matches!(options.device, Device::Cpu);
+        let next = AtomicUsize::new(0);
+        let results: Mutex<Vec<(usize, Result<Tensor>)>> = Mutex::default();
+        let failed = std::sync::atomic::AtomicBool::new(false);
+        let work = || {
+            while !failed.load(Ordering::Relaxed) {
+                let Some(&at) = converted.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    let info = self.index().at(wanted[at].position);
+                    let info = info.ok_or_else(|| Error::new(uel_core::Kind::Internal, "no such tensor"))?;
+                    let tensor = convert::read(info, &wanted[at], self.source(info.file())?)?;
+                    // Device memory is touched on the caller's thread only.
+                    (how.arrived)(info.byte_len());
+                    if to_cpu { Ok(tensor) } else { tensor.to_device(&options.device).map_err(candle) }
+                }));
+                let read = read.unwrap_or_else(|panic| Err(engine::worker_panic(&*panic)));
+                failed.fetch_or(read.is_err(), Ordering::Relaxed);
+                lock(&results).push((at, read));
+            }
+        };
+        let threads = if to_cpu { engine::threads(how.threads).min(converted.len()) } else { 1 };
+        engine::on_threads(threads, &work);
+        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        results.sort_by_key(|(at, _)| *at);
+        for (at, read) in results {
+            placed[at] = Some(read?);
+        }
+        Ok(())
+    }
+
+    /// Names the tensor whose bytes a failed read was after.
+    fn name_tensor(&self, error: Error) -> Error {
+        let (Some(offset), Some(path)) = (error.offset(), error.path()) else { return error };
+        let file = self.sources().iter().position(|source| source.path() == path);
+        let found = self.index().iter().find(|info| {
+            Some(info.file()) == file && info.range().start() <= offset && offset < info.range().end()
+        });
+        let name = found.map(|info| info.name().to_owned());
+        match name {
+            Some(name) => error.with_tensor(&name),
+            None => error,
+        }
+    }
+}
+
+fn request(info: &TensorInfo<'_>) -> Request {
+    Request { file: info.file(), range: info.range() }
+}
+
+pub(super) fn copy_reason(why: NotMapped) -> CopyReason {
+    match why {
+        NotMapped::Misaligned => CopyReason::Misaligned,
+        NotMapped::NoAllocator => CopyReason::NoAllocator,
+        NotMapped::Unmappable => CopyReason::Unmappable,
+    }
+}

@@ -1,0 +1,156 @@
+//! Loading one tensor by name.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use uel_core::{Error, Kind, Result, TensorInfo};
+
+use super::auto::Choice;
+use super::convert::{self, candle, too_large};
+use super::load::copy_reason;
+use super::options::{LoadOptions, Mode};
+use super::report::{CopyReason, LoadReport};
+use super::select::{Wanted, is_loadable};
+use super::{Checkpoint, lock};
+use crate::engine::{self, How, Span};
+use crate::host::Unfilled;
+use crate::placement;
+
+/// From this size on a tensor gets recycled memory; smaller ones come from the heap.
+const RECYCLED_FROM: usize = 1 << 20;
+
+impl Checkpoint {
+    /// The tensor called `name`, on `device`, as it stands in the file.
+    ///
+    /// Every call gives a tensor of its own, which may be changed in place, sent elsewhere and dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`]; [`Kind::UnsupportedDtype`] for dtypes that candle lacks and no wider one holds (see
+    /// [`dtype::mapping`](crate::dtype::mapping)); otherwise the source's, or candle's.
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        self.tensor_as(name, None, device)
+    }
+
+    /// As [`tensor`](Self::tensor), cast to `dtype` if it is a floating-point tensor.
+    ///
+    /// # Errors
+    ///
+    /// As [`tensor`](Self::tensor).
+    pub fn tensor_as(&self, name: &str, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
+        let began = Instant::now();
+        if let Some(tensor) = self.replaced(name) {
+            let cast = dtype.filter(|&dtype| tensor.dtype().is_float() && dtype != tensor.dtype());
+            return convert::cast(tensor.to_device(device).map_err(candle)?, cast);
+        }
+        let (position, info) = self.find(name)?;
+        let place = |error: Error| match self.sources().get(info.file()) {
+            Some(source) => error.with_tensor(name).with_path(source.path()),
+            None => error.with_tensor(name),
+        };
+        let want = Wanted::new(position, info.dtype(), dtype).map_err(place)?;
+        let mut report = LoadReport::default();
+        let tensor = self.one(&want, info, &mut report).map_err(place)?;
+        let tensor = tensor.to_device(device).map_err(candle).map_err(place)?;
+        report.duration = began.elapsed();
+        self.note(&report);
+        Ok(tensor)
+    }
+
+    /// The bytes of a tensor of any dtype, as a one-dimensional U8 tensor on `device`.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`], or the source's error.
+    pub fn raw_tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let (_, info) = self.find(name)?;
+        let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
+        let tensor = self.read_plain(info, DType::U8, &[byte_len]).map_err(|error| error.with_tensor(name))?;
+        tensor.to_device(device).map_err(candle)
+    }
+
+    fn one(&self, want: &Wanted, info: TensorInfo<'_>, report: &mut LoadReport) -> Result<Tensor> {
+        let (mode, why) = self.mode_for_one();
+        (report.chosen, report.reason) = (mode, why);
+        if want.widened {
+            report.add_widened(info.dtype(), want.dtype);
+        }
+        if info.range().is_empty() {
+            report.add_copied(CopyReason::Mode, 0);
+            return placement::empty(want.cast.unwrap_or(want.dtype), info.shape());
+        }
+        let mut reason = CopyReason::Mode;
+        if mode == Mode::Preload {
+            if let Some(tensor) = self.take_preloaded(want.position)? {
+                report.tensors += 1;
+                return convert::cast(tensor, want.cast);
+            }
+            (report.chosen, report.reason) = (Mode::LowMemory, "handed out before".to_owned());
+        }
+        if want.widened {
+            report.add_copied(CopyReason::Widened, info.byte_len());
+            report.bytes_read += info.byte_len();
+            return convert::read(info, want, self.source(info.file())?);
+        }
+        if mode == Mode::Mmap {
+            match self.map_one(want, info) {
+                Ok(tensor) if want.cast.is_none() => {
+                    report.add_mapped(info.byte_len());
+                    return Ok(tensor);
+                }
+                Ok(tensor) => {
+                    report.add_copied(CopyReason::Cast, info.byte_len());
+                    return convert::cast(tensor, want.cast);
+                }
+                Err(not_mapped) => reason = copy_reason(not_mapped),
+            }
+        }
+        report.add_copied(if want.cast.is_some() { CopyReason::Cast } else { reason }, info.byte_len());
+        report.bytes_read += info.byte_len();
+        convert::cast(self.read_plain(info, want.dtype, info.shape())?, want.cast)
+    }
+
+    /// One tensor's bytes, read in parallel chunks into recycled memory where there is some.
+    fn read_plain(&self, info: TensorInfo<'_>, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let source = self.source(info.file())?;
+        let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
+        let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
+        let offset = info.range().start();
+        if byte_len >= RECYCLED_FROM
+            && let Some(mut buffer) = placement::recycled(byte_len, self.index().largest_bytes())
+        {
+            engine::fill([Span { source, offset, into: buffer.as_uninit_mut() }], [], how)?;
+            let divided = buffer.divide(std::iter::once((0, byte_len)));
+            let region = divided.ok_or_else(|| Error::new(Kind::Internal, "a whole buffer is one block"))?;
+            return placement::tensor_of_block(&region, 0, dtype, shape);
+        }
+        let mut unfilled = Unfilled::new(dtype, byte_len)?;
+        engine::fill([Span { source, offset, into: unfilled.as_uninit_mut() }], [], how)?;
+        // SAFETY: `fill` returned `Ok`, so every byte of the storage was read.
+        #[allow(unsafe_code)]
+        let storage = unsafe { unfilled.assume_filled() };
+        Ok(placement::tensor(storage, shape))
+    }
+
+    /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once.
+    fn take_preloaded(&self, position: usize) -> Result<Option<Tensor>> {
+        if self.inner.preloaded.get().is_none() {
+            let index = self.index();
+            let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_loadable(info.dtype())));
+            let wanted: Vec<Wanted> = loadable
+                .filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None)))
+                .collect::<Result<_>>()?;
+            let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
+            let choice = Choice::fixed(Mode::Preload);
+            let tensors = self.place(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
+            // Tensors are counted when they are handed out.
+            report.tensors = 0;
+            self.note(&report);
+            let by_position = wanted.iter().map(|want| want.position).zip(tensors).collect();
+            // Another thread may have been faster; its tensors are as good.
+            let _ = self.inner.preloaded.set(Mutex::new(by_position));
+        }
+        Ok(self.inner.preloaded.get().and_then(|preloaded| lock(preloaded).remove(&position)))
+    }
+}

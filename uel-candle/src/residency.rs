@@ -1,0 +1,64 @@
+//! How much of a file the page cache holds.
+
+use std::fs::File;
+
+use uel_core::ByteRange;
+
+/// Above this size only samples are asked about: the kernel's answer costs time for every page.
+#[cfg(target_os = "linux")]
+const WHOLE_UP_TO: u64 = 64 << 20;
+
+/// How many samples, and how long each is.
+#[cfg(target_os = "linux")]
+const SAMPLES: u64 = 64;
+#[cfg(target_os = "linux")]
+const SAMPLE_BYTES: u64 = 1 << 20;
+
+/// The share of `range` that the page cache holds, from 0 to 1; `None` where the system does not tell (Linux does from
+/// 6.5 on).
+#[cfg(target_os = "linux")]
+pub(crate) fn resident_share(file: &File, range: ByteRange) -> Option<f64> {
+    if range.is_empty() {
+        return Some(1.0);
+    }
+    if range.byte_len() <= WHOLE_UP_TO {
+        return cached_bytes(file, range).map(|bytes| bytes / range.byte_len() as f64);
+    }
+    let step = range.byte_len() / SAMPLES;
+    let mut held = 0.0;
+    for sample in 0..SAMPLES {
+        held += cached_bytes(file, ByteRange::from_len(range.start() + sample * step, SAMPLE_BYTES)?)?;
+    }
+    Some(held / (SAMPLES * SAMPLE_BYTES) as f64)
+}
+
+/// The cached bytes of a range, at most its length, by the system call `cachestat`.
+#[cfg(target_os = "linux")]
+fn cached_bytes(file: &File, range: ByteRange) -> Option<f64> {
+    use std::os::fd::AsRawFd;
+    /// `__NR_cachestat`, the same on every architecture (Linux include/uapi/asm-generic/unistd.h).
+    const SYS_CACHESTAT: libc::c_long = 451;
+    const PAGE: u64 = 4096;
+    /// `struct cachestat_range` of Linux include/uapi/linux/mman.h.
+    #[repr(C)]
+    struct Asked {
+        offset: u64,
+        byte_len: u64,
+    }
+    let asked = Asked { offset: range.start(), byte_len: range.byte_len() };
+    // nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted: pages.
+    let mut answer = [0u64; 5];
+    let flags: libc::c_uint = 0;
+    // SAFETY: the kernel reads `asked` and writes five 64-bit numbers to `answer`, both of which live until it returns.
+    let rc = unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const asked, answer.as_mut_ptr(), flags) };
+    if rc != 0 {
+        return None;
+    }
+    let pages = (range.start() + range.byte_len()).div_ceil(PAGE) - range.start() / PAGE;
+    Some(answer[0].min(pages) as f64 / pages as f64 * range.byte_len() as f64)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn resident_share(_: &File, _: ByteRange) -> Option<f64> {
+    None
+}
