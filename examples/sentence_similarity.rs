@@ -17,6 +17,11 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::bert::{BertModel, Config};
 use tokenizers::{PaddingParams, Tokenizer};
+use uel::{Checkpoint, MappedAllocator, Mode};
+
+/// With it, tensors are views of the page cache.
+#[global_allocator]
+static ALLOC: MappedAllocator = MappedAllocator::new();
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -53,8 +58,10 @@ fn run() -> Result<()> {
     let (ids, mask) = tokenize(&folder)?;
 
     let started = Instant::now();
-    let (weights, report) = open_weights(&folder.join("model.safetensors"))?;
-    let model = BertModel::load(weights, &config)?;
+    // SAFETY: nobody truncates or writes the model file while this program runs.
+    let options = unsafe { Checkpoint::options().with_mmap() };
+    let checkpoint = options.with_mode(Mode::Mmap).open(folder.join("model.safetensors"))?;
+    let model = BertModel::load(checkpoint.var_builder(DType::F32, &Device::Cpu), &config)?;
     let loaded = started.elapsed();
 
     let started = Instant::now();
@@ -62,16 +69,9 @@ fn run() -> Result<()> {
     let embedded = started.elapsed();
 
     println!("{}", folder.display());
-    println!("{report}");
+    println!("{}", checkpoint.report());
     println!("open and load {:.1} ms, {} sentences embedded in {:.1} ms\n", ms(loaded), SENTENCES.len(), ms(embedded));
     print_similarities(&embeddings)
-}
-
-/// Opens the weights. SWAP: this function is to read through `uel::Checkpoint`.
-fn open_weights(path: &Path) -> Result<(VarBuilder<'static>, String)> {
-    // SAFETY: nobody truncates or writes the model file while this program runs.
-    let weights = unsafe { VarBuilder::from_mmaped_safetensors(&[path], DType::F32, &Device::Cpu) }?;
-    Ok((weights, "loaded by candle".to_owned()))
 }
 
 /// One unit vector per sentence: the mean of its token states, padding left out.

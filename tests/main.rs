@@ -11,4 +11,9 @@
     reason = "tests and what they share"
 )]
 
+mod checkpoint;
 mod python;
+
+/// Zero-copy loads need it; all else passes through.
+#[global_allocator]
+static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();

@@ -31,36 +31,41 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
-/// Reads a file, or a folder of shards. SWAP: this function is to read through UEL.
+/// Reads a file, or a folder of shards, as raw bytes. Each tensor is read on two roads, which must agree.
 fn load_with_uel(path: &Path) -> Contents {
-    let files = if path.is_dir() {
-        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).collect()
-    } else {
-        vec![path.to_owned()]
-    };
-    let mut contents = Contents::default();
-    for file in files {
-        let data = std::fs::read(&file).unwrap();
-        let (_, header) = safetensors::SafeTensors::read_metadata(&data).unwrap();
-        contents.metadata = header.metadata().clone().map(|metadata| metadata.into_iter().collect());
-        for (name, view) in safetensors::SafeTensors::deserialize(&data).unwrap().tensors() {
-            let dtype = serde_json::to_value(view.dtype()).unwrap().as_str().unwrap().to_owned();
-            let tensor = Tensor { dtype, shape: view.shape().to_vec(), bytes: view.data().to_vec() };
-            assert!(contents.tensors.insert(name, tensor).is_none());
-        }
+    let checkpoint = uel::Checkpoint::open(path).unwrap();
+    let device = candle_core::Device::Cpu;
+    let metadata = (0..checkpoint.paths().len()).find_map(|file| checkpoint.file_metadata(file)).cloned();
+    let mut contents = Contents { metadata, ..Contents::default() };
+    for info in checkpoint.infos() {
+        let bytes = checkpoint.read(info.name()).unwrap();
+        let raw: Vec<u8> = checkpoint.raw_tensor(info.name(), &device).unwrap().to_vec1().unwrap();
+        assert_eq!(raw, bytes, "{}", info.name());
+        let tensor = Tensor { dtype: info.dtype().to_string(), shape: info.shape().to_vec(), bytes };
+        assert!(contents.tensors.insert(info.name().to_owned(), tensor).is_none());
     }
     contents
 }
 
-/// The bytes of `tensor[start..stop, ..]`, row-major. SWAP: this function is to read through UEL.
+/// The bytes of `tensor[start..stop, ..]`, row-major, cut out by the byte runs of uel-core.
 fn slice_with_uel(path: &Path, name: &str, ranges: &[(usize, usize)]) -> Vec<u8> {
-    use safetensors::slice::TensorIndexer;
-    let data = std::fs::read(path).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&data).unwrap();
-    let view = file.tensor(name).unwrap();
-    let indexers: Vec<TensorIndexer> = ranges.iter().map(|&(start, stop)| (start..stop).into()).collect();
-    view.sliced_data(&indexers).unwrap().flat_map(<[u8]>::to_vec).collect()
+    use uel::core::slice::Bounds;
+    let checkpoint = uel::Checkpoint::open(path).unwrap();
+    let bounds: Vec<Bounds> = ranges.iter().map(|&(start, stop)| Bounds::from(start..stop)).collect();
+    let info = checkpoint.info(name).unwrap();
+    let slice = uel::core::TensorSlice::of(&info, &bounds).unwrap();
+    let bytes = checkpoint.read(name).unwrap();
+    let runs = slice.runs().flat_map(|run| bytes[run.start() as usize..run.end() as usize].to_vec());
+    let cut: Vec<u8> = runs.collect();
+    if let uel::candle::dtype::Mapping::Same(_) = uel::candle::dtype::mapping(info.dtype()) {
+        let tensor = checkpoint.slice(name, bounds, &candle_core::Device::Cpu).unwrap();
+        assert_eq!(tensor.dims(), slice.result_shape());
+        if tensor.dtype() == candle_core::DType::F32 {
+            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(), cut);
+        }
+    }
+    cut
 }
 
 /// The interpreter that has the reference packages: `UEL_PYTHON`, or the one that `scripts/python-env` makes.

@@ -48,7 +48,9 @@ pub fn tensor_to_dict(tensor: &Tensor) -> Result<Map<String, Value>> {
         .map_err(|error| Error::new(Kind::Json, format!("the tensor holds no JSON: {error}")).with_source(error))?;
     match value {
         Value::Object(dict) => Ok(dict),
-        other => Err(Error::new(Kind::JsonType, "the tensor's JSON is no object").with_expected("an object").with_got(other)),
+        other => {
+            Err(Error::new(Kind::JsonType, "the tensor's JSON is no object").with_expected("an object").with_got(other))
+        }
     }
 }
 

@@ -148,7 +148,9 @@ mod tests {
                 let mut unfilled = Unfilled::new(candle, byte_len).unwrap();
                 let bytes = unfilled.as_uninit_mut();
                 assert_eq!(bytes.len(), byte_len);
-                bytes.iter_mut().enumerate().for_each(|(n, byte)| drop(byte.write(n as u8)));
+                for (n, byte) in bytes.iter_mut().enumerate() {
+                    byte.write(n as u8);
+                }
                 // SAFETY: every byte was written just now.
                 let storage = unsafe { unfilled.assume_filled() };
                 assert!(as_bytes(&storage).iter().enumerate().all(|(n, &byte)| byte == n as u8));

@@ -92,7 +92,11 @@ impl Backend for ShardedCheckpoint {
         };
         let fault = |message: &str| Error::new(Kind::Argument, message).with_tensor(name);
         let size = *dims.get(shard.dim).ok_or_else(|| {
-            to_candle(fault("the shard's dimension is not there").with_expected(format!("below {}", dims.len())).with_got(shard.dim))
+            to_candle(
+                fault("the shard's dimension is not there")
+                    .with_expected(format!("below {}", dims.len()))
+                    .with_got(shard.dim),
+            )
         })?;
         if shard.world_size == 0 || shard.rank >= shard.world_size {
             let ranks = format!("a rank below {}", shard.world_size);

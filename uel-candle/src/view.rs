@@ -67,7 +67,11 @@ impl Views {
 
     pub(crate) fn view(&self, info: TensorInfo<'_>, source: &dyn ByteSource, may_map: bool) -> Result<TensorView> {
         let range = info.range();
-        let mapped = if may_map { self.files.get(info.file()).and_then(|cell| cell.get_or_init(|| map(source)).clone()) } else { None };
+        let mapped = if may_map {
+            self.files.get(info.file()).and_then(|cell| cell.get_or_init(|| map(source)).clone())
+        } else {
+            None
+        };
         let bounds = (usize::try_from(range.start()), usize::try_from(range.end()));
         let bytes = match (mapped, bounds) {
             (Some(file), (Ok(start), Ok(end))) if end <= file.len() => Bytes::Mapped { file, start, end },

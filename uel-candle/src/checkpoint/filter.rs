@@ -44,8 +44,7 @@ impl Filter {
     }
 
     pub(crate) fn matches(&self, name: &str) -> bool {
-        let no_rule =
-            !self.by_name && self.prefixes.is_empty() && self.globs.is_empty() && self.regexes.is_empty();
+        let no_rule = !self.by_name && self.prefixes.is_empty() && self.globs.is_empty() && self.regexes.is_empty();
         no_rule
             || self.names.contains(name)
             || self.prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))

@@ -1,8 +1,8 @@
 //! Loading many tensors at once.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -319,9 +319,10 @@ impl Checkpoint {
     fn name_tensor(&self, error: Error) -> Error {
         let (Some(offset), Some(path)) = (error.offset(), error.path()) else { return error };
         let file = self.sources().iter().position(|source| source.path() == path);
-        let found = self.index().iter().find(|info| {
-            Some(info.file()) == file && info.range().start() <= offset && offset < info.range().end()
-        });
+        let found = self
+            .index()
+            .iter()
+            .find(|info| Some(info.file()) == file && info.range().start() <= offset && offset < info.range().end());
         let name = found.map(|info| info.name().to_owned());
         match name {
             Some(name) => error.with_tensor(&name),

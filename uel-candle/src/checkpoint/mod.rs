@@ -11,7 +11,7 @@ mod select;
 mod slice;
 
 pub use load::Loaded;
-pub use options::{LoadOptions, Mode, MmapFallback, OpenOptions, Progress, Rules};
+pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};
 pub use slice::IntoBounds;
 

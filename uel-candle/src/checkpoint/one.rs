@@ -138,10 +138,10 @@ impl Checkpoint {
         if self.inner.preloaded.get().is_none() {
             let index = self.index();
             let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_loadable(info.dtype())));
-            let wanted: Vec<Wanted> = loadable
-                .filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None)))
-                .collect::<Result<_>>()?;
-            let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
+            let wanted: Vec<Wanted> =
+                loadable.filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None))).collect::<Result<_>>()?;
+            let mut report =
+                LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
             let choice = Choice::fixed(Mode::Preload);
             let tensors = self.place(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
             // Tensors are counted when they are handed out.

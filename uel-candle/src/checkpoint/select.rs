@@ -64,8 +64,12 @@ impl Checkpoint {
             wanted.push(want);
         }
         let rename = |name: &String| options.rename.as_ref().map_or_else(|| name.clone(), |rename| rename(name));
-        let replaced: Vec<(String, String)> =
-            self.replaced_names().into_iter().filter(|name| options.filter.matches(name)).map(|name| (rename(&name), name)).collect();
+        let replaced: Vec<(String, String)> = self
+            .replaced_names()
+            .into_iter()
+            .filter(|name| options.filter.matches(name))
+            .map(|name| (rename(&name), name))
+            .collect();
 
         if options.rename.is_some() || options.expected.is_some() {
             self.check_names(options, &wanted, &replaced)?;
@@ -91,7 +95,11 @@ impl Checkpoint {
         let mut unexpected: Vec<&str> = names.iter().copied().filter(|name| !expected.contains(name)).collect();
         unexpected.sort_unstable();
         if !unexpected.is_empty() && !options.allow_unexpected {
-            return Err(listed(Kind::UnexpectedTensors, "the checkpoint has tensors that were not expected", &unexpected));
+            return Err(listed(
+                Kind::UnexpectedTensors,
+                "the checkpoint has tensors that were not expected",
+                &unexpected,
+            ));
         }
         Ok(())
     }

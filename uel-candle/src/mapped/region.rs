@@ -31,11 +31,7 @@ static ANONYMOUS_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Live regions, bytes over files, bytes over anonymous memory.
 pub(super) fn totals() -> (usize, usize, usize) {
-    (
-        REGIONS.load(Ordering::Relaxed),
-        MAPPED_BYTES.load(Ordering::Relaxed),
-        ANONYMOUS_BYTES.load(Ordering::Relaxed),
-    )
+    (REGIONS.load(Ordering::Relaxed), MAPPED_BYTES.load(Ordering::Relaxed), ANONYMOUS_BYTES.load(Ordering::Relaxed))
 }
 
 /// One tensor's bytes in a region.
@@ -360,20 +356,6 @@ impl Region {
             inner.settle(block);
             // The region's own count is still held, so this is never the last one.
             inner.live.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Loads the page tables of `byte_len` bytes from `start` (counted from the base) from the page cache.
-    /// Only a hint: errors are of no consequence.
-    pub(crate) fn populate(&self, start: usize, byte_len: usize) {
-        let Some(stretch) = &self.inner().stretch else { return };
-        let end = start.saturating_add(byte_len).min(stretch.byte_len());
-        let start = start / PAGE * PAGE;
-        if start < end {
-            let address = ptr::with_exposed_provenance_mut(stretch.base() + start);
-            // SAFETY: populating reads the pages and changes nothing; the range lies in the region, which lives as
-            // long as `self`.
-            unsafe { libc::madvise(address, end - start, libc::MADV_POPULATE_READ) };
         }
     }
 }

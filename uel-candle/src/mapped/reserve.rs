@@ -131,7 +131,8 @@ fn reserve(space: &mut Space) -> bool {
     let reserved = RESERVE_SIZES.iter().find_map(|&byte_len| {
         // One granule more, so that the base can be moved up to a granule boundary.
         let start = map(byte_len + GRANULE, libc::PROT_NONE)?;
-        let Some(table) = map((byte_len >> GRANULE_SHIFT) * size_of::<AtomicPtr<Region>>(), libc::PROT_READ | libc::PROT_WRITE)
+        let Some(table) =
+            map((byte_len >> GRANULE_SHIFT) * size_of::<AtomicPtr<Region>>(), libc::PROT_READ | libc::PROT_WRITE)
         else {
             // SAFETY: the range was mapped above and nothing refers to it yet.
             unsafe { libc::munmap(start.as_ptr().cast(), byte_len + GRANULE) };

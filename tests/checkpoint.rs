@@ -1,0 +1,376 @@
+//! Loads in every mode, against candle's own loader.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+use uel::core::source::decorators::{FaultSource, RecordingSource};
+use uel::core::source::{ByteSource, FileSource, MemorySource};
+use uel::{Checkpoint, CopyReason, Kind, LoadOptions, MappedAllocator, MmapFallback, Mode, OpenOptions};
+
+const MODES: [Mode; 4] = [Mode::Auto, Mode::Preload, Mode::LowMemory, Mode::Mmap];
+const CPU: Device = Device::Cpu;
+
+/// Options that allow mapping.
+fn mapping() -> OpenOptions {
+    // SAFETY: the tests' files are private to them and not changed while mapped.
+    unsafe { Checkpoint::options().with_mmap() }
+}
+
+fn save(path: &Path, tensors: &[(&str, Tensor)]) {
+    let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+/// A mixture of sizes and dtypes, 9 MB in all.
+fn mixture(folder: &Path) -> std::path::PathBuf {
+    let path = folder.join("mixture.safetensors");
+    let arange = |n: i64| Tensor::arange(0i64, n, &CPU).unwrap();
+    save(
+        &path,
+        &[
+            ("large", arange(900_000).to_dtype(DType::F32).unwrap().reshape((900, 1000)).unwrap()),
+            ("half", arange(1_000_000).to_dtype(DType::BF16).unwrap()),
+            ("small", arange(10).to_dtype(DType::F16).unwrap().reshape((2, 5)).unwrap()),
+            ("ids", arange(400_000)),
+            ("bytes", arange(77).to_dtype(DType::U8).unwrap()),
+            ("scalar", Tensor::new(1.5f64, &CPU).unwrap()),
+            ("empty", Tensor::zeros((3, 0, 2), DType::F32, &CPU).unwrap()),
+        ],
+    );
+    path
+}
+
+fn same(left: &Tensor, right: &Tensor) -> bool {
+    let bytes = |tensor: &Tensor| {
+        let tensors = HashMap::from([("t", tensor.clone())]);
+        safetensors::serialize(&tensors, None).unwrap()
+    };
+    left.dtype() == right.dtype() && left.dims() == right.dims() && bytes(left) == bytes(right)
+}
+
+fn assert_equal(left: &HashMap<String, Tensor>, right: &HashMap<String, Tensor>) {
+    assert_eq!(left.len(), right.len());
+    for (name, tensor) in left {
+        assert!(same(tensor, &right[name]), "{name}");
+    }
+}
+
+#[test]
+fn every_mode_loads_what_candle_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let reference = candle_core::safetensors::load(&path, &CPU).unwrap();
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).open(&path).unwrap();
+        assert_equal(&checkpoint.load_all(&CPU).unwrap(), &reference);
+        // Twice, and one by one: every request gives a tensor of its own.
+        assert_equal(&checkpoint.load_all(&CPU).unwrap(), &reference);
+        for name in checkpoint.names() {
+            assert!(same(&checkpoint.tensor(&name, &CPU).unwrap(), &reference[&name]), "{mode} {name}");
+            assert!(same(&checkpoint.tensor(&name, &CPU).unwrap(), &reference[&name]), "{mode} {name} again");
+        }
+    }
+}
+
+#[test]
+fn mapped_tensors_are_private_and_outlive_the_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let before = std::fs::read(&path).unwrap();
+    assert!(MappedAllocator::is_installed());
+    let checkpoint = mapping().with_mode(Mode::Mmap).open(&path).unwrap();
+    let loaded = checkpoint.load(&LoadOptions::new(&CPU)).unwrap();
+    assert_eq!(loaded.report.chosen, Mode::Mmap);
+    assert_eq!(loaded.report.bytes_copied, 0, "{}", loaded.report);
+    assert_eq!(loaded.report.bytes_mapped, checkpoint.index().total_bytes());
+    drop(checkpoint);
+    let large = loaded.tensors["large"].clone();
+    drop(loaded);
+    let change = Tensor::full(-1f32, (900, 10), &CPU).unwrap();
+    large.slice_set(&change, 1, 0).unwrap();
+    assert_eq!(large.get(0).unwrap().get(0).unwrap().to_scalar::<f32>().unwrap(), -1.);
+    assert_eq!(std::fs::read(&path).unwrap(), before, "the file never changes");
+    let maps = || std::fs::read_to_string("/proc/self/maps").unwrap().contains(path.to_str().unwrap());
+    assert!(maps());
+    std::thread::spawn(move || drop(large)).join().unwrap();
+    assert!(!maps(), "the last tensor unmaps the file, on whichever thread it is dropped");
+}
+
+#[test]
+fn process_lifetime_is_not_needed_with_the_allocator() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let options = mapping().with_mmap_fallback(MmapFallback::ProcessLifetime).with_mode(Mode::Mmap);
+    let checkpoint = options.open(&path).unwrap();
+    let tensor = checkpoint.tensor("half", &CPU).unwrap();
+    drop((checkpoint, tensor));
+    assert!(!std::fs::read_to_string("/proc/self/maps").unwrap().contains(path.to_str().unwrap()));
+}
+
+#[test]
+fn nothing_is_mapped_unless_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let error = Checkpoint::options().with_mode(Mode::Mmap).open(&path).unwrap_err();
+    assert_eq!(error.kind(), Kind::Argument);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let loaded = checkpoint.load(&LoadOptions::new(&CPU)).unwrap();
+    assert_eq!((loaded.report.chosen, loaded.report.bytes_mapped), (Mode::Preload, 0));
+    assert_eq!(loaded.report.reason, "mapping was not allowed");
+    assert!(!checkpoint.view("half").unwrap().is_mapped());
+    assert!(mapping().open(&path).unwrap().view("half").unwrap().is_mapped());
+}
+
+#[test]
+fn misaligned_tensors_are_copied_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.safetensors");
+    let header = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}} "#;
+    assert_eq!(header.len() % 2, 1);
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header);
+    file.extend([1f32, 2.].iter().flat_map(|value| value.to_le_bytes()));
+    std::fs::write(&path, file).unwrap();
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).open(&path).unwrap();
+        let loaded = checkpoint.load(&LoadOptions::new(&CPU)).unwrap();
+        assert_eq!(loaded.tensors["w"].to_vec1::<f32>().unwrap(), [1., 2.]);
+        assert_eq!(checkpoint.tensor("w", &CPU).unwrap().to_vec1::<f32>().unwrap(), [1., 2.]);
+        if mode == Mode::Mmap {
+            assert_eq!(loaded.report.copied[&CopyReason::Misaligned], 8);
+        }
+    }
+}
+
+#[test]
+fn options_filter_rename_cast_and_expect() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(mixture(folder.path())).unwrap();
+    let new = || LoadOptions::new(&CPU);
+    let loaded = checkpoint.load(&new().with_dtype(DType::F32)).unwrap();
+    let dtype = |name: &str| loaded.tensors[name].dtype();
+    assert_eq!(
+        [dtype("half"), dtype("small"), dtype("ids"), dtype("bytes")],
+        [DType::F32, DType::F32, DType::I64, DType::U8]
+    );
+    assert_eq!(loaded.tensors["half"].to_vec1::<f32>().unwrap()[3], 3.);
+
+    let renamed = new().with_prefix("s").with_glob("*rge").unwrap().with_rename(|name| format!("m.{name}"));
+    let mut names: Vec<String> = checkpoint.load(&renamed).unwrap().tensors.into_keys().collect();
+    names.sort();
+    assert_eq!(names, ["m.large", "m.scalar", "m.small"]);
+    let kind = |options: &LoadOptions| checkpoint.load(options).unwrap_err().kind();
+    assert_eq!(kind(&new().with_rename(|_| "same".into())), Kind::NameCollision);
+    assert_eq!(kind(&new().with_names(["absent"])), Kind::UnknownTensor);
+    assert_eq!(kind(&new().with_prefix("small").with_expected(["small", "absent"])), Kind::MissingTensors);
+    assert_eq!(kind(&new().with_expected(["small"])), Kind::UnexpectedTensors);
+    assert!(checkpoint.load(&new().with_expected(["small"]).allow_unexpected()).is_ok());
+    assert!(checkpoint.load(&new().with_names(["small"]).with_expected(["small", "x"]).allow_missing()).is_ok());
+
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    checkpoint.load(&new().with_progress(move |progress| sink.lock().unwrap().push(progress))).unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() > 3);
+    assert!(seen.iter().any(|progress| progress.bytes_done == progress.bytes_total));
+}
+
+#[test]
+fn added_and_replaced_tensors_stand_before_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(mixture(folder.path())).unwrap();
+    checkpoint.replace("small", Tensor::new(&[[1u32, 2], [3, 4]], &CPU).unwrap());
+    checkpoint.replace("added", Tensor::new(7u32, &CPU).unwrap());
+    assert!(checkpoint.names().contains(&"added".to_owned()));
+    assert_eq!(checkpoint.slice("small", (.., 1), &CPU).unwrap().to_vec1::<u32>().unwrap(), [2, 4]);
+    assert_eq!(checkpoint.slice("small", (1, 2..), &CPU).unwrap().dims(), [0]);
+    assert_eq!(checkpoint.slice("small", (1, 3..), &CPU).unwrap_err().kind(), Kind::Slice);
+    let all = checkpoint.load_all(&CPU).unwrap();
+    assert_eq!(all["added"].to_scalar::<u32>().unwrap(), 7);
+    assert_eq!(all["small"].dims(), [2, 2]);
+    checkpoint.restore("small").unwrap();
+    assert_eq!(checkpoint.tensor("small", &CPU).unwrap().dims(), [2, 5]);
+    assert_eq!(checkpoint.load_all(&CPU).unwrap().len(), 8);
+}
+
+#[test]
+fn slices_read_only_their_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let source = Arc::new(RecordingSource::new(FileSource::open(&path).unwrap()));
+    let sources: Vec<Arc<dyn ByteSource>> = vec![source.clone()];
+    let checkpoint = Checkpoint::from_sources(sources, OpenOptions::new()).unwrap();
+    let header = source.bytes_read();
+    assert_eq!(header, checkpoint.infos().next().unwrap().range().start(), "opening reads the header only");
+    let whole = candle_core::safetensors::load(&path, &CPU).unwrap();
+    let cases: [(Vec<uel::Bounds>, Tensor, u64); 4] = [
+        (vec![(10..20).into()], whole["large"].narrow(0, 10, 10).unwrap(), 40_000),
+        (vec![(..).into(), (998..).into()], whole["large"].narrow(1, 998, 2).unwrap(), 900 * 4000),
+        (
+            vec![5.into(), (..=2).into()],
+            whole["large"].narrow(0, 5, 1).unwrap().squeeze(0).unwrap().narrow(0, 0, 3).unwrap(),
+            12,
+        ),
+        (vec![], whole["large"].clone(), 3_600_000),
+    ];
+    for (bounds, expected, most) in cases {
+        source.clear();
+        let slice = checkpoint.slice("large", bounds, &CPU).unwrap();
+        assert!(same(&slice, &expected.contiguous().unwrap()));
+        assert!(source.bytes_read() <= most, "{} bytes read, {most} allowed", source.bytes_read());
+    }
+    source.clear();
+    checkpoint.tensor("ids", &CPU).unwrap();
+    let range = checkpoint.info("ids").unwrap().range();
+    assert_eq!(source.coverage(), [range], "one tensor reads its own bytes and no others");
+    source.clear();
+    checkpoint.load(&LoadOptions::new(&CPU).with_names(["small", "ids"])).unwrap();
+    let wanted = range.byte_len() + checkpoint.info("small").unwrap().byte_len();
+    assert!(source.bytes_read() <= wanted + (64 << 10));
+}
+
+#[test]
+fn faults_of_storage_name_the_tensor_and_leave_nothing_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let offset = Checkpoint::open(&path).unwrap().info("ids").unwrap().range().start() + 100;
+    for mode in [Mode::Preload, Mode::LowMemory, Mode::Auto] {
+        let source =
+            FaultSource::new(FileSource::open(&path).unwrap()).failing_at_offset(offset, std::io::ErrorKind::Other);
+        let options = OpenOptions::new().with_mode(mode);
+        let checkpoint = Checkpoint::from_sources(vec![Arc::new(source)], options).unwrap();
+        let error = checkpoint.load_all(&CPU).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io);
+        let error = checkpoint.tensor("ids", &CPU).unwrap_err();
+        assert_eq!((error.kind(), error.tensor()), (Kind::Io, Some("ids")));
+    }
+}
+
+#[test]
+fn dtypes_that_candle_lacks_are_widened_or_refused() {
+    let entry = |name: &str, dtype: &str, start: u64, end: u64, elements: u64| {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":[{elements}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let header = format!(
+        "{{{},{},{},{},{}}}",
+        entry("u64", "U64", 0, 16, 2),
+        entry("c64", "C64", 16, 24, 1),
+        entry("u16", "U16", 24, 28, 2),
+        entry("i8", "I8", 28, 30, 2),
+        entry("bool", "BOOL", 30, 32, 2)
+    );
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend([1u64, 2].iter().flat_map(|value| value.to_le_bytes()));
+    bytes.extend([9; 8]);
+    bytes.extend([255, 255, 1, 0, 0xFF, 0x7F, 1, 0]);
+    let source: Arc<dyn ByteSource> = Arc::new(MemorySource::new("memory", bytes));
+    let checkpoint = Checkpoint::from_sources(vec![source], OpenOptions::new()).unwrap();
+    let tensor = |name: &str| checkpoint.tensor(name, &CPU).unwrap();
+    assert_eq!(tensor("u64").to_vec1::<i64>().unwrap(), [1, 2]);
+    assert_eq!(tensor("u16").to_vec1::<u32>().unwrap(), [65535, 1]);
+    assert_eq!(tensor("i8").to_vec1::<i16>().unwrap(), [-1, 127]);
+    assert_eq!(tensor("bool").to_vec1::<u8>().unwrap(), [1, 0]);
+    assert_eq!(checkpoint.slice("u16", 1.., &CPU).unwrap().to_vec1::<u32>().unwrap(), [1]);
+    let error = checkpoint.tensor("c64", &CPU).unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (Kind::UnsupportedDtype, Some("c64")));
+    assert_eq!(checkpoint.load_all(&CPU).unwrap_err().kind(), Kind::UnsupportedDtype);
+    assert_eq!(checkpoint.raw_tensor("c64", &CPU).unwrap().to_vec1::<u8>().unwrap(), [9; 8]);
+    let rest = LoadOptions::new(&CPU).with_regex("^[^c]").unwrap();
+    let loaded = checkpoint.load(&rest).unwrap();
+    assert_eq!(loaded.report.widened.values().sum::<usize>(), 4, "{}", loaded.report);
+    assert_eq!(loaded.tensors["i8"].dtype(), DType::I16);
+}
+
+#[test]
+fn unknown_names_are_met_with_names_that_come_close() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    save(&path, &[("model.norm.weight", Tensor::new(1f32, &CPU).unwrap())]);
+    let error = Checkpoint::open(&path).unwrap().tensor("norm.weight", &CPU).unwrap_err();
+    assert!(error.to_string().contains("model.norm.weight"), "{error}");
+}
+
+#[test]
+fn mark_processed_releases_and_the_tensor_can_be_loaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).open(&path).unwrap();
+        let kept = checkpoint.tensor("ids", &CPU).unwrap();
+        checkpoint.mark_processed("ids");
+        checkpoint.mark_processed("half");
+        checkpoint.mark_processed("no such tensor");
+        assert_eq!(kept.get(5).unwrap().to_scalar::<i64>().unwrap(), 5);
+        assert_eq!(checkpoint.tensor("half", &CPU).unwrap().dims(), [1_000_000]);
+        assert_eq!(checkpoint.tensor("ids", &CPU).unwrap().get(7).unwrap().to_scalar::<i64>().unwrap(), 7);
+    }
+}
+
+#[test]
+fn sharded_var_builder_gives_each_rank_its_part() {
+    use candle_nn::var_builder::{Shard, ShardedSafeTensors};
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let ours = Checkpoint::open(&path).unwrap().sharded_var_builder(DType::F32, &CPU);
+    // SAFETY: the file is private to the test and not changed.
+    let theirs = unsafe { ShardedSafeTensors::var_builder(&[&path], DType::F32, &CPU) }.unwrap();
+    for (dim, world_size) in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 4)] {
+        for rank in 0..world_size {
+            let shard = Shard { dim, rank, world_size };
+            let ours = ours.get_with_hints((900, 1000), "large", shard).unwrap();
+            let theirs = theirs.get_with_hints((900, 1000), "large", shard).unwrap();
+            assert!(same(&ours, &theirs), "{shard:?}");
+        }
+    }
+    let uneven = Shard { dim: 0, rank: 0, world_size: 7 };
+    assert!(ours.get_with_hints((900, 1000), "large", uneven).is_err());
+    let error = ours.get_with_hints((1, 1), "large", Shard::default()).unwrap_err();
+    assert!(error.to_string().contains("[900, 1000]"), "{error}");
+}
+
+fn any_tensor() -> impl Strategy<Value = Tensor> {
+    let dtypes = [
+        DType::U8,
+        DType::U32,
+        DType::I16,
+        DType::I32,
+        DType::I64,
+        DType::BF16,
+        DType::F16,
+        DType::F32,
+        DType::F64,
+        DType::F8E4M3,
+    ];
+    (prop::sample::select(dtypes.to_vec()), prop::collection::vec(0usize..5, 0..4), any::<u8>()).prop_map(
+        |(dtype, shape, seed)| {
+            let len: usize = shape.iter().product();
+            let values: Vec<f32> = (0..len).map(|n| ((n * 7 + usize::from(seed)) % 120) as f32).collect();
+            Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn any_file_loads_as_candle_loads_it(
+        tensors in prop::collection::btree_map("[a-z.]{1,12}|\\PC{1,6}", any_tensor(), 0..8),
+        mode in prop::sample::select(MODES.to_vec()),
+        threads in 0usize..4,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("any.safetensors");
+        let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let checkpoint = mapping().with_mode(mode).with_threads(threads).open(&path).unwrap();
+        assert_equal(&checkpoint.load_all(&CPU).unwrap(), &tensors);
+        for (name, tensor) in &tensors {
+            prop_assert!(same(&checkpoint.tensor(name, &CPU).unwrap(), tensor));
+        }
+    }
+}
