@@ -107,7 +107,7 @@ mod tests {
         table.row(["é\u{202e}".into(), "1.00 kB".into(), String::new()]);
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
-        let expected = "name               size  file\na\\n\\u{1b}[31m      5 B  x\né\\u{202e}       1.00 kB\n";
+        let expected = "name              size  file\na\\n\\u{1b}[31m      5 B  x\né\\u{202e}      1.00 kB\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
