@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
-    /// List and count only tensors whose name contains TEXT, or matches it as a whole where it has any of *?[{
+    /// Only tensors whose name contains TEXT, or matches it as a glob where it has any of *?[{
     #[arg(long, value_name = "TEXT", value_parser = Filter::parse)]
     filter: Option<Filter>,
 }

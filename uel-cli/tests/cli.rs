@@ -1,4 +1,5 @@
 //! The program as scripts and people use it.
+#![allow(clippy::unwrap_used)]
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
