@@ -1,2 +1,105 @@
-//! x
-fn main() {}
+//! The program `uel`: a look at tensor checkpoints, and a judgement of them.
+//!
+//! Results go to stdout, and what stops the program to stderr in one line. Exit codes: 0 done, 1 the input is at fault,
+//! 2 wrong usage.
+#![forbid(unsafe_code)]
+
+mod inspect;
+mod table;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault (one line on stderr), 2 wrong usage.";
+
+/// Inspect and verify tensor checkpoints.
+#[derive(Parser, Debug)]
+#[command(
+    name = "uel",
+    version,
+    after_help = format!("Example:\n  uel inspect model.safetensors --filter '*.attn.*'\n\n{EXIT_CODES}"),
+    subcommand_required = true,
+    arg_required_else_help = false
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// List the tensors of a checkpoint, with totals and metadata; only headers are read
+    Inspect(inspect::Args),
+    /// Find every fault of a checkpoint; exit 1 where there is any
+    Verify(verify::Args),
+}
+
+/// Why a command ended without success. Shown in one line.
+#[derive(Debug)]
+enum Stop {
+    /// The input could not be used.
+    Input(uel_core::Error),
+    /// The input was judged, and this is the verdict.
+    Verdict(String),
+    /// The result could not be written.
+    Output(io::Error),
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stop::Input(error) => error.fmt(f),
+            Stop::Verdict(verdict) => f.write_str(verdict),
+            Stop::Output(error) => write!(f, "cannot write to stdout: {error}"),
+        }
+    }
+}
+
+impl From<uel_core::Error> for Stop {
+    fn from(error: uel_core::Error) -> Self {
+        Stop::Input(error)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and usage into a closed pipe are lost, and nobody is there to be told.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let done = match cli.command {
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => {
+            let _ = writeln!(io::stderr(), "uel: {}", table::one_line(&stop.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lets `write` write to stdout. A reader that closed the pipe has all it wants, so that is no failure.
+fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Stop> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = write(&mut out).and_then(|()| out.flush());
+    // Whatever is still buffered has nowhere to go; dropping the writer would try again.
+    let _ = out.into_parts();
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Stop::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes `value` as one JSON object on one line.
+fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> io::Result<()> {
+    // The conversion keeps the kind of an I/O error, such as a closed pipe.
+    serde_json::to_writer(&mut *out, value).map_err(io::Error::from)?;
+    writeln!(out)
+}

@@ -1,0 +1,209 @@
+//! `uel inspect`: what a checkpoint holds, from its headers alone.
+
+use crate::table::{Align, Table, count, escape, size};
+use crate::{Stop, to_stdout, write_json};
+use globset::{Glob, GlobMatcher};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use uel_core::TensorInfo;
+use uel_core::safetensors::{Metadata, Rules, SafetensorsFiles};
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'")]
+pub(crate) struct Args {
+    /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    path: PathBuf,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Only tensors whose name contains TEXT, or matches it as a glob where it has any of *?[{
+    #[arg(long, value_name = "TEXT", value_parser = Filter::parse)]
+    filter: Option<Filter>,
+}
+
+/// Which tensors are of interest.
+#[derive(Clone, Debug)]
+enum Filter {
+    Substring(String),
+    Glob(GlobMatcher),
+}
+
+impl Filter {
+    fn parse(text: &str) -> Result<Self, globset::Error> {
+        if text.contains(['*', '?', '[', '{']) {
+            return Ok(Self::Glob(Glob::new(text)?.compile_matcher()));
+        }
+        Ok(Self::Substring(text.to_owned()))
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Substring(part) => name.contains(part),
+            Self::Glob(glob) => glob.is_match(name),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    path: String,
+    format: &'static str,
+    files: Vec<FileEntry>,
+    metadata: Metadata,
+    tensors: Vec<TensorEntry<'a>>,
+    total_bytes: u64,
+    tensor_count: usize,
+}
+
+#[derive(Serialize)]
+struct FileEntry {
+    path: String,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct TensorEntry<'a> {
+    name: &'a str,
+    dtype: &'static str,
+    shape: &'a [usize],
+    bytes: u64,
+    file: std::borrow::Cow<'a, str>,
+    offset: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Stop> {
+    let files = SafetensorsFiles::open(&args.path, Rules::Strict)?;
+    let wanted = |info: &TensorInfo<'_>| args.filter.as_ref().is_none_or(|filter| filter.matches(info.name()));
+    let infos: Vec<_> = files.index().iter().filter(wanted).collect();
+    to_stdout(|out| match args.json {
+        true => write_json(out, &report(&args.path, &files, &infos)),
+        false => write_tables(out, &files, &infos),
+    })
+}
+
+fn report<'a>(path: &Path, files: &'a SafetensorsFiles, infos: &[TensorInfo<'a>]) -> Report<'a> {
+    let file_entry = |(path, bytes): (&Path, u64)| FileEntry { path: path.to_string_lossy().into_owned(), bytes };
+    let tensor_entry = |info: &TensorInfo<'a>| TensorEntry {
+        name: info.name(),
+        dtype: info.dtype().as_str(),
+        shape: info.shape(),
+        bytes: info.byte_len(),
+        file: files.path(info.file()).to_string_lossy(),
+        offset: info.range().start(),
+    };
+    Report {
+        path: path.to_string_lossy().into_owned(),
+        format: "safetensors",
+        files: files.sources().iter().map(|source| file_entry((source.path(), source.byte_len()))).collect(),
+        metadata: files.to_metadata(),
+        tensors: infos.iter().map(tensor_entry).collect(),
+        total_bytes: total(infos),
+        tensor_count: infos.len(),
+    }
+}
+
+fn write_tables(out: &mut dyn Write, files: &SafetensorsFiles, infos: &[TensorInfo<'_>]) -> io::Result<()> {
+    let mut tensors = Table::new([
+        ("name", Align::Left),
+        ("dtype", Align::Left),
+        ("shape", Align::Left),
+        ("size", Align::Right),
+        ("file", Align::Left),
+    ]);
+    for info in infos {
+        tensors.row([
+            info.name().to_owned(),
+            info.dtype().to_string(),
+            format!("{:?}", info.shape()),
+            size(info.byte_len()),
+            file_name(files.path(info.file())),
+        ]);
+    }
+    tensors.write(out)?;
+
+    write_totals(out, "dtype", infos, |info| info.dtype().as_str())?;
+    write_totals(out, "module", infos, |info| module(info.name()))?;
+
+    writeln!(out)?;
+    let mut shards = Table::new([("file", Align::Left), ("size", Align::Right)]);
+    for source in files.sources() {
+        shards.row([source.path().to_string_lossy().into_owned(), size(source.byte_len())]);
+    }
+    shards.write(out)?;
+
+    let metadata = files.to_metadata();
+    if !metadata.is_empty() {
+        writeln!(out, "\nmetadata")?;
+        for (key, value) in &metadata {
+            writeln!(out, "  {}: {}", escape(key), escape(value))?;
+        }
+    }
+
+    let (bytes, all) = (total(infos), files.index().len());
+    let of = if infos.len() == all { String::new() } else { format!(" (of {all})") };
+    let (tensors, shards) = (count(infos.len(), "tensor"), count(files.sources().len(), "file"));
+    writeln!(out, "\n{tensors}{of}, {} ({bytes} bytes), {shards}", size(bytes))
+}
+
+/// How many tensors and bytes there are of each `key`.
+fn write_totals<'a>(
+    out: &mut dyn Write,
+    title: &str,
+    infos: &[TensorInfo<'a>],
+    key: impl Fn(&TensorInfo<'a>) -> &'a str,
+) -> io::Result<()> {
+    let mut totals: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for info in infos {
+        let (tensors, bytes) = totals.entry(key(info)).or_default();
+        *tensors += 1;
+        *bytes = bytes.saturating_add(info.byte_len());
+    }
+    writeln!(out)?;
+    let mut table = Table::new([(title, Align::Left), ("tensors", Align::Right), ("size", Align::Right)]);
+    for (key, (tensors, bytes)) in totals {
+        table.row([key.to_owned(), tensors.to_string(), size(bytes)]);
+    }
+    table.write(out)
+}
+
+/// The first two components of the module that a tensor belongs to: `model.layers` for `model.layers.0.mlp.weight`,
+/// `lm_head` for `lm_head.weight`, and `-` for a tensor of no module.
+fn module(name: &str) -> &str {
+    let Some((module, _)) = name.rsplit_once('.') else { return "-" };
+    match module.match_indices('.').nth(1) {
+        Some((end, _)) => module.get(..end).unwrap_or(module),
+        None => module,
+    }
+}
+
+fn total(infos: &[TensorInfo<'_>]) -> u64 {
+    infos.iter().map(TensorInfo::byte_len).fold(0, u64::saturating_add)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_leave_out_the_parameter() {
+        assert_eq!(module("model.layers.0.mlp.weight"), "model.layers");
+        assert_eq!(module("model.norm.weight"), "model.norm");
+        assert_eq!(module("lm_head.weight"), "lm_head");
+        assert_eq!(module("scale"), "-");
+        assert_eq!(module("..."), ".");
+    }
+
+    #[test]
+    fn filters() {
+        assert!(Filter::parse("attn").unwrap().matches("h.0.attn.weight"));
+        assert!(!Filter::parse("attn.*").unwrap().matches("h.0.attn.weight"));
+        assert!(Filter::parse("h.*.{attn,mlp}.*").unwrap().matches("h.0.attn.weight"));
+        assert!(Filter::parse("[").is_err());
+    }
+}
