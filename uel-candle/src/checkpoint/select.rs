@@ -41,9 +41,12 @@ fn is_cast(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16 | DType::F32 | DType::F64 | DType::F8E4M3)
 }
 
+/// A replaced or added tensor of a load: its name for the caller, and its own.
+pub(super) type Replaced = (String, String);
+
 impl Checkpoint {
     /// The tensors that `options` asks for, in the order of the index, and the names of added tensors.
-    pub(super) fn select(&self, options: &LoadOptions) -> Result<(Vec<Wanted>, Vec<(String, String)>)> {
+    pub(super) fn select(&self, options: &LoadOptions) -> Result<(Vec<Wanted>, Vec<Replaced>)> {
         let index = self.index();
         for name in options.filter.names() {
             if !self.contains(name) {

@@ -1,4 +1,5 @@
 //! The allocator is installed for all unit tests of this crate.
+#![allow(clippy::unwrap_used, reason = "clippy does not see that a module under two conditions is a test")]
 
 use super::region::{Buffer, Region};
 use super::{MappedAllocator, recycle, reserve};
