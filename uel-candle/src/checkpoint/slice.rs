@@ -84,7 +84,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Kind::Slice`](uel_core::Kind::Slice) where the slice reaches outside the tensor or splits a byte; otherwise
+    /// [`Kind::Slice`] where the slice reaches outside the tensor or splits a byte; otherwise
     /// as [`tensor`](Self::tensor).
     pub fn slice(&self, name: &str, bounds: impl IntoBounds, device: &Device) -> Result<Tensor> {
         let began = Instant::now();
