@@ -5,6 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod inspect;
+mod pieces;
+mod progress;
+mod scan;
 mod table;
 mod verify;
 
@@ -15,6 +18,9 @@ use std::process::ExitCode;
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault (one line on stderr), 2 wrong usage.";
 
 /// Inspect and verify tensor checkpoints.
+///
+/// A checkpoint is a .safetensors file, a folder of shards, or the index.json of a sharded one. Every
+/// command has --help with an example, and those that report something have --json for scripts.
 #[derive(Parser, Debug)]
 #[command(
     name = "uel",
@@ -43,7 +49,7 @@ enum Stop {
     Input(uel_core::Error),
     /// The input was judged, and this is the verdict.
     Verdict(String),
-    /// The result could not be written.
+    /// The result could not be written to stdout.
     Output(io::Error),
 }
 
