@@ -4,6 +4,7 @@
 //! 2 wrong usage.
 #![forbid(unsafe_code)]
 
+mod html;
 mod inspect;
 mod pieces;
 mod progress;
@@ -13,6 +14,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault (one line on stderr), 2 wrong usage.";
@@ -51,6 +53,8 @@ enum Stop {
     Verdict(String),
     /// The result could not be written to stdout.
     Output(io::Error),
+    /// The result could not be written to a file.
+    File(PathBuf, io::Error),
 }
 
 impl std::fmt::Display for Stop {
@@ -59,6 +63,7 @@ impl std::fmt::Display for Stop {
             Stop::Input(error) => error.fmt(f),
             Stop::Verdict(verdict) => f.write_str(verdict),
             Stop::Output(error) => write!(f, "cannot write to stdout: {error}"),
+            Stop::File(path, error) => write!(f, "cannot write {}: {error}", path.display()),
         }
     }
 }

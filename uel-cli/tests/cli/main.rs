@@ -1,6 +1,7 @@
 //! The program as scripts and people use it.
 #![allow(clippy::unwrap_used)]
 
+mod html;
 mod inspect;
 mod verify;
 
