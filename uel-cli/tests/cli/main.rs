@@ -1,6 +1,7 @@
 //! The program as scripts and people use it.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod html;
 mod inspect;
 mod verify;
@@ -90,7 +91,7 @@ fn exit_codes() {
 
 #[test]
 fn help_has_examples() {
-    for command in ["", "inspect", "verify"] {
+    for command in ["", "inspect", "verify", "bench", "bench load"] {
         let args = command.split_whitespace().chain(["--help"]);
         let output = Command::new(env!("CARGO_BIN_EXE_uel")).args(args).output().unwrap();
         assert_exit(&output, 0, 0);
