@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::{Stop, to_stdout, write_json};
 use clap::ValueEnum;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use uel_core::safetensors::{Rules, SafetensorsFiles};
 
@@ -35,6 +35,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<(), Stop> {
         for loader in &mut loaders {
             progress.show(loader.name);
             if loader.refused.is_none() {
+                prime(&args.path)?;
                 loader.run(run, if args.cold { &paths } else { &[] })?;
             }
             progress.advance(1);
@@ -84,7 +85,7 @@ impl Loader {
                 return Ok(());
             }
             Ok(Ok(Answer::Refused(why)) | Err(why)) => why,
-            Ok(Ok(Answer::Memcpy(_))) => format!("{what}: the process answered something else"),
+            Ok(Ok(Answer::Memcpy(_) | Answer::Primed)) => format!("{what}: the process answered something else"),
             Err(error) => format!("{what}: cannot start a process: {error}"),
         };
         if self.name == "uel" {
@@ -130,6 +131,13 @@ fn answer(what: &str, output: &Output) -> Result<Answer, String> {
         return Err(format!("{what}: the process ended with {}{}", output.status, last.unwrap_or_default()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| format!("{what}: the process gave no answer: {error}"))
+}
+
+/// Has memory used and freed, so that it is there for the next run.
+fn prime(path: &Path) -> Result<(), Stop> {
+    let failed = |error| Stop::Verdict(format!("cannot start a process: {error}"));
+    answer("prime", &start(&["prime".into(), "--".into(), path.into()]).map_err(failed)?).map_err(Stop::Verdict)?;
+    Ok(())
 }
 
 fn measure_memcpy(args: &LoadArgs) -> Result<memcpy::Measured, Stop> {

@@ -4,6 +4,7 @@ mod cache;
 mod load;
 mod mapped;
 mod memcpy;
+mod prime;
 mod report;
 mod run;
 mod touch;
@@ -58,6 +59,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
 ///
 /// The files are read once beforehand, so that the page cache holds as much of them as fits. With
 /// --cold it is made to drop them before every run.
+///
+/// Before every run another process holds the tensors in memory twice and frees them, so that a
+/// virtual machine which hands free memory back to its host has it when the run needs it.
 ///
 /// Modes auto and mmap map the files, and so does candle's mapped loader: do not write to the files
 /// or cut them while this runs.
