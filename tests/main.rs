@@ -11,8 +11,10 @@
     reason = "tests and what they share"
 )]
 
+mod architectures;
 mod checkpoint;
 mod python;
+mod var_builder;
 
 /// Zero-copy loads need it; all else passes through.
 #[global_allocator]
