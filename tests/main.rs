@@ -13,6 +13,7 @@
 
 mod architectures;
 mod checkpoint;
+mod mapped;
 mod python;
 mod var_builder;
 
