@@ -44,7 +44,7 @@ impl Checkpoint {
 
     fn get_as(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         // candle casts whatever it finds, integers too; so does this builder.
-        self.tensor_as(name, Some(dtype), device)?.to_dtype(dtype)
+        cast(self.tensor_as(name, Some(dtype), device)?, dtype)
     }
 }
 
@@ -103,7 +103,7 @@ impl Backend for ShardedCheckpoint {
         let block = size / shard.world_size;
         let mut bounds: Vec<Bounds> = vec![Bounds::from(..); shard.dim];
         bounds.push(Bounds::from(shard.rank * block..(shard.rank + 1) * block));
-        checkpoint.slice(name, bounds, device)?.to_dtype(dtype)
+        cast(checkpoint.slice(name, bounds, device)?, dtype)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
@@ -130,4 +130,13 @@ fn check_shape(checkpoint: &Checkpoint, name: &str, asked: &Shape) -> Result<()>
     }
     let error = Error::new(Kind::ShapeMismatch, "the model asks for another shape than the checkpoint has");
     Err(error.with_tensor(name).with_expected(format!("{:?}", asked.dims())).with_got(format!("{dims:?}")))
+}
+
+/// candle 0.11 never returns from a cast of F8E4M3 to F64 (the conversion calls itself), so it goes by F32, which loses
+/// nothing.
+fn cast(tensor: Tensor, dtype: DType) -> candle_core::Result<Tensor> {
+    match (tensor.dtype(), dtype) {
+        (DType::F8E4M3, DType::F64) => tensor.to_dtype(DType::F32)?.to_dtype(DType::F64),
+        _ => tensor.to_dtype(dtype),
+    }
 }
