@@ -15,6 +15,7 @@ mod architectures;
 mod checkpoint;
 mod mapped;
 mod python;
+mod tracing;
 mod var_builder;
 
 /// Zero-copy loads need it; all else passes through.
