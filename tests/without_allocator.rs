@@ -210,7 +210,7 @@ fn what_cannot_be_mapped_is_copied_for_ever_too() {
         r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"#,
         r#""b":{"dtype":"BOOL","shape":[2],"data_offsets":[8,10]}} "#
     );
-    let header = if header.len() % 2 == 0 { format!("{header} ") } else { header.to_owned() };
+    let header = if header.len().is_multiple_of(2) { format!("{header} ") } else { header.to_owned() };
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());
     file.extend([1f32, 2.].iter().flat_map(|value| value.to_le_bytes()));

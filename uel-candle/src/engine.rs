@@ -11,8 +11,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{ByteRange, Error, Kind, Result};
 
+use crate::cast::Cast;
+
 /// Reads are cut at multiples of this in the file: one huge page, so that two threads do not fault in the same one.
 const CHUNK: u64 = 2 << 20;
+
+/// What is cast on its way is read in pieces of this many bytes, so that a piece is still in the processor's second-level
+/// cache when it is cast. A multiple of every element's size.
+const CAST_CHUNK: usize = 256 << 10;
 
 /// Below this many bytes a second thread costs more than it brings.
 const PARALLEL_FROM: u64 = 1 << 20;
@@ -29,6 +35,15 @@ pub(crate) struct Span<'a> {
     pub(crate) source: &'a dyn ByteSource,
     pub(crate) offset: u64,
     pub(crate) into: &'a mut [MaybeUninit<u8>],
+    /// What becomes of the bytes on their way.
+    pub(crate) cast: Option<Cast>,
+}
+
+impl Span<'_> {
+    /// The bytes to be read.
+    fn source_len(&self) -> usize {
+        self.cast.map_or(self.into.len(), |cast| cast.source_len(self.into.len()))
+    }
 }
 
 /// One read that serves several destinations, because they lie close together in the file.
@@ -57,7 +72,7 @@ enum Task<'a> {
 impl Task<'_> {
     fn byte_len(&self) -> u64 {
         match self {
-            Task::Read(span) => span.into.len() as u64,
+            Task::Read(span) => span.source_len() as u64,
             Task::Scatter(scatter) => scatter.range.byte_len(),
         }
     }
@@ -146,39 +161,62 @@ fn pool() -> Option<&'static rayon::ThreadPool> {
     POOL.get_or_init(make).as_ref()
 }
 
-/// Cuts a span at multiples of [`CHUNK`] in the file.
+/// Cuts a span: at multiples of [`CHUNK`] in the file, or after [`CAST_CHUNK`] bytes where they are cast.
 fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
-    let Span { source, mut offset, mut into } = span;
+    let Span { source, mut offset, mut into, cast } = span;
     while !into.is_empty() {
-        let until_cut = (CHUNK - offset % CHUNK) as usize;
-        let (head, tail) = into.split_at_mut(until_cut.min(into.len()));
-        let byte_len = head.len() as u64;
-        tasks.push(Task::Read(Span { source, offset, into: head }));
-        offset = offset.saturating_add(byte_len);
+        let piece = match cast {
+            Some(cast) => cast.destination_len(CAST_CHUNK).unwrap_or(usize::MAX),
+            None => (CHUNK - offset % CHUNK) as usize,
+        };
+        let (head, tail) = into.split_at_mut(piece.min(into.len()));
+        let task = Span { source, offset, into: head, cast };
+        offset = offset.saturating_add(task.source_len() as u64);
+        tasks.push(Task::Read(task));
         into = tail;
     }
 }
 
 fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
     match task {
-        Task::Read(span) => span.source.read_exact_at(span.offset, span.into).map(drop),
+        Task::Read(Span { source, offset, into, cast: None }) => source.read_exact_at(offset, into).map(drop),
+        Task::Read(Span { source, offset, into, cast: Some(cast) }) => {
+            let bytes = read_to_scratch(source, offset, cast.source_len(into.len()), scratch)?;
+            let error = || Error::new(Kind::Internal, "a cast must fill its destination").with_offset(offset);
+            if cast.run(bytes, into) { Ok(()) } else { Err(error()) }
+        }
         Task::Scatter(scatter) => run_scatter(scatter, scratch),
     }
+}
+
+/// Reads `byte_len` bytes from `offset` on into the thread's scratch memory.
+fn read_to_scratch<'s>(
+    source: &dyn ByteSource,
+    offset: u64,
+    byte_len: usize,
+    scratch: &'s mut Vec<MaybeUninit<u8>>,
+) -> Result<&'s [u8]> {
+    if scratch.len() < byte_len {
+        scratch.resize(byte_len, MaybeUninit::uninit());
+    }
+    let buffer = &mut scratch[..byte_len];
+    let start = buffer.as_ptr().cast();
+    if !source.read_exact_at(offset, buffer)?.covers(start, byte_len) {
+        return Err(Error::new(Kind::Internal, "a read must fill its buffer").with_offset(offset));
+    }
+    // SAFETY: the proof that `read_exact_at` returned covers exactly this buffer, so every byte is initialised.
+    #[allow(unsafe_code)]
+    Ok(unsafe { buffer.assume_init_ref() })
 }
 
 fn run_scatter(scatter: Scatter<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
     let outside = || Error::new(Kind::Internal, "a destination lies outside of its read");
     let byte_len = usize::try_from(scatter.range.byte_len()).map_err(|_| outside())?;
-    if scratch.len() < byte_len {
-        scratch.resize(byte_len, MaybeUninit::uninit());
-    }
-    let buffer = scratch.get_mut(..byte_len).ok_or_else(outside)?;
-    let filled = scatter.source.read_exact_at(scatter.range.start(), buffer)?;
-    debug_assert_eq!(filled.byte_len(), byte_len);
+    let bytes = read_to_scratch(scatter.source, scatter.range.start(), byte_len, scratch)?;
     for (offset, into) in scatter.parts {
         let start = offset.checked_sub(scatter.range.start()).and_then(|start| usize::try_from(start).ok());
-        let from = start.and_then(|start| buffer.get(start..start.checked_add(into.len())?));
-        into.copy_from_slice(from.ok_or_else(outside)?);
+        let from = start.and_then(|start| bytes.get(start..start.checked_add(into.len())?));
+        into.write_copy_of_slice(from.ok_or_else(outside)?);
     }
     Ok(())
 }
@@ -221,8 +259,8 @@ mod tests {
                 arrived.fetch_add(byte_len, Ordering::Relaxed);
             };
             let spans = [
-                Span { source: &source, offset: 17, into: &mut large },
-                Span { source: &source, offset: 9_000_001, into: &mut empty },
+                Span { source: &source, offset: 17, into: &mut large, cast: None },
+                Span { source: &source, offset: 9_000_001, into: &mut empty, cast: None },
             ];
             let scatter = Scatter {
                 source: &source,
@@ -243,7 +281,7 @@ mod tests {
         let source = FaultSource::new(MemorySource::new("memory", pattern(8 << 20)))
             .failing_at_offset(3 << 20, std::io::ErrorKind::Other);
         let mut buffer = uninit(8 << 20);
-        let spans = [Span { source: &source, offset: 0, into: &mut buffer }];
+        let spans = [Span { source: &source, offset: 0, into: &mut buffer, cast: None }];
         let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
     }
@@ -266,7 +304,7 @@ mod tests {
     #[test]
     fn a_panic_in_a_source_becomes_an_error() {
         let mut buffer = uninit(4 << 20);
-        let spans = [Span { source: &Panicking, offset: 0, into: &mut buffer }];
+        let spans = [Span { source: &Panicking, offset: 0, into: &mut buffer, cast: None }];
         let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
         assert_eq!(error.kind(), Kind::WorkerPanic);
         assert!(error.to_string().contains("told to"), "{error}");

@@ -5,6 +5,7 @@
 //! page cache.
 #![deny(unsafe_code)]
 
+mod cast;
 pub mod checkpoint;
 mod dict;
 pub mod dtype;

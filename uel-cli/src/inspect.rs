@@ -1,7 +1,7 @@
 //! `uel inspect`: what a checkpoint holds, from its headers alone.
 
-use crate::table::{Align, Table, count, escape, size};
-use crate::{Stop, to_stdout, write_json};
+use crate::table::{Align, Table, count, escape, one_line, size};
+use crate::{Stop, html, to_stdout, write_json};
 use globset::{Glob, GlobMatcher};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -11,13 +11,18 @@ use uel_core::TensorInfo;
 use uel_core::safetensors::{Metadata, Rules, SafetensorsFiles};
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'")]
+#[command(
+    after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'\n  uel inspect model.safetensors --html model.html"
+)]
 pub(crate) struct Args {
     /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
+    /// Write one HTML page to OUT, with tables to filter and sort, that needs no other file and no network
+    #[arg(long, value_name = "OUT")]
+    html: Option<PathBuf>,
     /// Only tensors whose name contains TEXT, or matches it as a glob where it has any of *?[{
     #[arg(long, value_name = "TEXT", value_parser = Filter::parse)]
     filter: Option<Filter>,
@@ -77,9 +82,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let files = SafetensorsFiles::open(&args.path, Rules::Strict)?;
     let wanted = |info: &TensorInfo<'_>| args.filter.as_ref().is_none_or(|filter| filter.matches(info.name()));
     let infos: Vec<_> = files.index().iter().filter(wanted).collect();
-    to_stdout(|out| match args.json {
-        true => write_json(out, &report(&args.path, &files, &infos)),
-        false => write_tables(out, &files, &infos),
+    if let Some(path) = &args.html {
+        html::write_file(path, &args.path, &files, &infos)?;
+    }
+    to_stdout(|out| match (args.json, &args.html) {
+        (true, _) => write_json(out, &report(&args.path, &files, &infos)),
+        (false, Some(path)) => writeln!(out, "wrote {}", one_line(&path.to_string_lossy())),
+        (false, None) => write_tables(out, &files, &infos),
     })
 }
 
@@ -141,28 +150,40 @@ fn write_tables(out: &mut dyn Write, files: &SafetensorsFiles, infos: &[TensorIn
         }
     }
 
+    writeln!(out, "\n{}", summary(files, infos))
+}
+
+/// How much there is of everything, in one line.
+pub(crate) fn summary(files: &SafetensorsFiles, infos: &[TensorInfo<'_>]) -> String {
     let (bytes, all) = (total(infos), files.index().len());
     let of = if infos.len() == all { String::new() } else { format!(" (of {all})") };
     let (tensors, shards) = (count(infos.len(), "tensor"), count(files.sources().len(), "file"));
-    writeln!(out, "\n{tensors}{of}, {} ({bytes} bytes), {shards}", size(bytes))
+    format!("{tensors}{of}, {} ({bytes} bytes), {shards}", size(bytes))
 }
 
 /// How many tensors and bytes there are of each `key`.
-fn write_totals<'a>(
-    out: &mut dyn Write,
-    title: &str,
+pub(crate) fn totals<'a>(
     infos: &[TensorInfo<'a>],
     key: impl Fn(&TensorInfo<'a>) -> &'a str,
-) -> io::Result<()> {
+) -> BTreeMap<&'a str, (usize, u64)> {
     let mut totals: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for info in infos {
         let (tensors, bytes) = totals.entry(key(info)).or_default();
         *tensors += 1;
         *bytes = bytes.saturating_add(info.byte_len());
     }
+    totals
+}
+
+fn write_totals<'a>(
+    out: &mut dyn Write,
+    title: &str,
+    infos: &[TensorInfo<'a>],
+    key: impl Fn(&TensorInfo<'a>) -> &'a str,
+) -> io::Result<()> {
     writeln!(out)?;
     let mut table = Table::new([(title, Align::Left), ("tensors", Align::Right), ("size", Align::Right)]);
-    for (key, (tensors, bytes)) in totals {
+    for (key, (tensors, bytes)) in totals(infos, key) {
         table.row([key.to_owned(), tensors.to_string(), size(bytes)]);
     }
     table.write(out)
@@ -170,7 +191,7 @@ fn write_totals<'a>(
 
 /// The first two components of the module that a tensor belongs to: `model.layers` for `model.layers.0.mlp.weight`,
 /// `lm_head` for `lm_head.weight`, and `-` for a tensor of no module.
-fn module(name: &str) -> &str {
+pub(crate) fn module(name: &str) -> &str {
     let Some((module, _)) = name.rsplit_once('.') else { return "-" };
     match module.match_indices('.').nth(1) {
         Some((end, _)) => module.get(..end).unwrap_or(module),
@@ -182,7 +203,7 @@ fn total(infos: &[TensorInfo<'_>]) -> u64 {
     infos.iter().map(TensorInfo::byte_len).fold(0, u64::saturating_add)
 }
 
-fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 

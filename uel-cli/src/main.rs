@@ -1,20 +1,33 @@
-//! The program `uel`: a look at tensor checkpoints, and a judgement of them.
+//! The program `uel`: a look at tensor checkpoints, a judgement of them, and how fast they load.
 //!
 //! Results go to stdout, and what stops the program to stderr in one line. Exit codes: 0 done, 1 the input is at fault,
 //! 2 wrong usage.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod bench;
+mod html;
 mod inspect;
+mod pieces;
+mod progress;
+mod scan;
 mod table;
 mod verify;
 
 use clap::{Parser, Subcommand};
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Lets `bench load` measure mapped loads; all else it passes through.
+#[global_allocator]
+static ALLOC: uel_candle::MappedAllocator = uel_candle::MappedAllocator::new();
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault (one line on stderr), 2 wrong usage.";
 
-/// Inspect and verify tensor checkpoints.
+/// Inspect, verify and benchmark tensor checkpoints.
+///
+/// A checkpoint is a .safetensors file, a folder of shards, or the index.json of a sharded one. Every
+/// command has --help with an example, and those that report something have --json for scripts.
 #[derive(Parser, Debug)]
 #[command(
     name = "uel",
@@ -34,6 +47,11 @@ enum Command {
     Inspect(inspect::Args),
     /// Find every fault of a checkpoint; exit 1 where there is any
     Verify(verify::Args),
+    /// Measure how fast checkpoints load
+    Bench(bench::Args),
+    /// One measurement in a process of its own, as `uel bench` starts it
+    #[command(name = bench::RUN_COMMAND, hide = true)]
+    BenchRun(bench::RunArgs),
 }
 
 /// Why a command ended without success. Shown in one line.
@@ -43,8 +61,10 @@ enum Stop {
     Input(uel_core::Error),
     /// The input was judged, and this is the verdict.
     Verdict(String),
-    /// The result could not be written.
+    /// The result could not be written to stdout.
     Output(io::Error),
+    /// The result could not be written to a file.
+    File(PathBuf, io::Error),
 }
 
 impl std::fmt::Display for Stop {
@@ -53,6 +73,7 @@ impl std::fmt::Display for Stop {
             Stop::Input(error) => error.fmt(f),
             Stop::Verdict(verdict) => f.write_str(verdict),
             Stop::Output(error) => write!(f, "cannot write to stdout: {error}"),
+            Stop::File(path, error) => write!(f, "cannot write {}: {error}", path.display()),
         }
     }
 }
@@ -75,6 +96,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchRun(args) => bench::run_one(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,21 @@
 //! Tensors whose bytes are not used as they stand: widened dtypes, and casts.
 
-use candle_core::{DType, Tensor};
+use std::mem::MaybeUninit;
+use std::path::Path;
+
+use candle_core::{DType, Storage, Tensor};
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
 use super::select::Wanted;
+use crate::cast::Cast;
 use crate::dtype::widen;
-use crate::host::Unfilled;
+use crate::engine::{self, How, Span};
+use crate::host::{Unfilled, as_bytes};
 use crate::placement::tensor;
+
+/// Casting fewer bytes than this takes one thread less time than waking others.
+const PARALLEL_FROM: usize = 1 << 20;
 
 /// The tensor that `bytes` of the file's dtype become, cast where asked.
 pub(super) fn widened(info: TensorInfo<'_>, shape: &[usize], bytes: &[u8]) -> Result<Tensor> {
@@ -33,9 +41,55 @@ pub(super) fn read(info: TensorInfo<'_>, want: &Wanted, source: &dyn ByteSource)
 
 /// `tensor` in `dtype`, where one is asked for.
 pub(super) fn cast(tensor: Tensor, dtype: Option<DType>) -> Result<Tensor> {
-    match dtype {
-        Some(dtype) => tensor.to_dtype(dtype).map_err(candle),
-        None => Ok(tensor),
+    let Some(dtype) = dtype else { return Ok(tensor) };
+    match cast_in_parallel(&tensor, dtype) {
+        Some(cast) => cast,
+        None => tensor.to_dtype(dtype).map_err(candle),
+    }
+}
+
+/// A large CPU tensor, cast by several threads; `None` where candle does it as well.
+fn cast_in_parallel(tensor: &Tensor, dtype: DType) -> Option<Result<Tensor>> {
+    let cast = Cast::new(tensor.dtype(), dtype)?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { return None };
+    let bytes = as_bytes(storage);
+    let whole = layout.is_contiguous() && layout.start_offset() == 0;
+    if !whole || bytes.len() < PARALLEL_FROM || bytes.len() != tensor.elem_count() * tensor.dtype().size_in_bytes() {
+        return None;
+    }
+    let mut unfilled = match Unfilled::new(dtype, cast.destination_len(bytes.len())?) {
+        Ok(unfilled) => unfilled,
+        Err(error) => return Some(Err(error)),
+    };
+    let source = InMemory(bytes);
+    let span = Span { source: &source, offset: 0, into: unfilled.as_uninit_mut(), cast: Some(cast) };
+    if let Err(error) = engine::fill([span], [], How { threads: 0, arrived: &|_| {} }) {
+        return Some(Err(error));
+    }
+    // SAFETY: `fill` returned `Ok`, so every byte of the storage was written.
+    #[allow(unsafe_code)]
+    let storage = unsafe { unfilled.assume_filled() };
+    Some(Ok(crate::placement::tensor(storage, tensor.dims())))
+}
+
+/// A tensor's bytes, as what the engine reads from.
+#[derive(Debug)]
+struct InMemory<'a>(&'a [u8]);
+
+impl ByteSource for InMemory<'_> {
+    fn path(&self) -> &Path {
+        Path::new("memory")
+    }
+
+    fn byte_len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        self.check_range(offset, buffer.len())?;
+        let start = offset as usize;
+        Ok(buffer.write_copy_of_slice(&self.0[start..start + buffer.len()]))
     }
 }
 

@@ -110,7 +110,7 @@ impl Checkpoint {
             }
             let mut reason = CopyReason::Mode;
             if info.range().is_empty() {
-                let tensor = placement::empty(want.cast.unwrap_or(want.dtype), info.shape())?;
+                let tensor = placement::empty(want.result_dtype(), info.shape())?;
                 placed[at] = Some(tensor.to_device(&options.device).map_err(candle)?);
                 report.add_copied(reason, 0);
                 continue;
@@ -119,7 +119,8 @@ impl Checkpoint {
                 converted.push(at);
             } else if want.widened || want.cast.is_some() {
                 reason = if want.widened { CopyReason::Widened } else { CopyReason::Cast };
-                converted.push(at);
+                let on_the_way = want.cast_on_the_way().is_some();
+                if on_the_way { copied.push(at) } else { converted.push(at) }
             } else if choice.mode == Mode::Mmap {
                 match self.map_one(want, info) {
                     Ok(tensor) => {
@@ -175,13 +176,16 @@ impl Checkpoint {
         }
     }
 
-    /// Copies tensors whose bytes are used as they stand: into large buffers where the allocator allows it, else into
-    /// storages of their own.
+    /// Copies tensors whose bytes are used as they stand, or cast by the reading threads: into large buffers where the
+    /// allocator allows it, else, or where they are cast, into storages of their own.
     fn copy(&self, wanted: &[Wanted], copied: &[usize], how: How<'_>, placed: &mut [Option<Tensor>]) -> Result<()> {
+        let planning = tracing::debug_span!("plan", tensors = copied.len()).entered();
         let infos: Vec<(usize, TensorInfo<'_>)> =
             copied.iter().filter_map(|&at| Some((at, self.index().at(wanted[at].position)?))).collect();
         let (buffered, single) = match MappedAllocator::is_installed() {
-            true => infos.into_iter().partition(|(_, info)| placement::is_aligned(info.dtype(), info.range().start())),
+            true => infos.into_iter().partition(|(at, info)| {
+                wanted[*at].cast.is_none() && placement::is_aligned(info.dtype(), info.range().start())
+            }),
             false => (Vec::new(), infos),
         };
         let mut single: Vec<(usize, TensorInfo<'_>)> = single;
@@ -202,18 +206,21 @@ impl Checkpoint {
         }
         let mut storages = Vec::with_capacity(single.len());
         for (at, info) in &single {
-            let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(*info))?;
-            let storage = Unfilled::new(wanted[*at].dtype, byte_len).map_err(|error| error.with_tensor(info.name()))?;
+            let storage = unfilled(&wanted[*at], *info).map_err(|error| error.with_tensor(info.name()))?;
             storages.push(storage);
         }
 
         let mut spans = Vec::with_capacity(buffers.len());
         for (run, buffer, _) in &mut buffers {
             let source = self.source(run.file)?;
-            spans.push(Span { source, offset: run.range.start(), into: buffer.as_uninit_mut() });
+            spans.push(Span { source, offset: run.range.start(), into: buffer.as_uninit_mut(), cast: None });
         }
-        let scatters = self.scatter(&single, &mut storages, &mut spans)?;
-        engine::fill(spans, scatters, how).map_err(|error| self.name_tensor(error))?;
+        let scatters = self.scatter(wanted, &single, &mut storages, &mut spans)?;
+        drop(planning);
+        tracing::debug_span!("read", spans = spans.len(), shared = scatters.len())
+            .in_scope(|| engine::fill(spans, scatters, how))
+            .map_err(|error| self.name_tensor(error))?;
+        let _placing = tracing::debug_span!("place", tensors = copied.len()).entered();
 
         for ((at, info), storage) in single.iter().zip(storages) {
             // SAFETY: `fill` returned `Ok`, so every byte of the storage was read; `scatter` handed each storage's
@@ -241,16 +248,19 @@ impl Checkpoint {
     /// The reads for storages of their own: large ones by themselves, small neighbours together.
     fn scatter<'a>(
         &'a self,
+        wanted: &[Wanted],
         single: &[(usize, TensorInfo<'_>)],
         storages: &'a mut [Unfilled],
         spans: &mut Vec<Span<'a>>,
     ) -> Result<Vec<Scatter<'a>>> {
         let mut requests = Vec::new();
         let mut rests = Vec::new();
-        for ((_, info), storage) in single.iter().zip(storages) {
+        for ((at, info), storage) in single.iter().zip(storages) {
             let into = storage.as_uninit_mut();
-            if into.len() >= SPAN_FROM {
-                spans.push(Span { source: self.source(info.file())?, offset: info.range().start(), into });
+            let cast = wanted[*at].cast_on_the_way();
+            // A shared read may be cut inside an element, so what is cast is read by itself.
+            if into.len() >= SPAN_FROM || cast.is_some() {
+                spans.push(Span { source: self.source(info.file())?, offset: info.range().start(), into, cast });
             } else {
                 requests.push(request(info));
                 rests.push(into);
@@ -328,6 +338,18 @@ impl Checkpoint {
             Some(name) => error.with_tensor(&name),
             None => error,
         }
+    }
+}
+
+/// Memory for what a tensor becomes.
+pub(super) fn unfilled(want: &Wanted, info: TensorInfo<'_>) -> Result<Unfilled> {
+    let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
+    match want.cast_on_the_way() {
+        Some(cast) => {
+            let byte_len = cast.destination_len(byte_len).ok_or_else(|| too_large(info))?;
+            Unfilled::new(want.result_dtype(), byte_len)
+        }
+        None => Unfilled::new(want.dtype, byte_len),
     }
 }
 

@@ -8,7 +8,7 @@ use uel_core::{Error, Kind, Result, TensorInfo};
 
 use super::auto::Choice;
 use super::convert::{self, candle, too_large};
-use super::load::copy_reason;
+use super::load::{self, copy_reason};
 use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::{Wanted, is_loadable};
@@ -78,7 +78,7 @@ impl Checkpoint {
         }
         if info.range().is_empty() {
             report.add_copied(CopyReason::Mode, 0);
-            return placement::empty(want.cast.unwrap_or(want.dtype), info.shape());
+            return placement::empty(want.result_dtype(), info.shape());
         }
         let mut reason = CopyReason::Mode;
         if mode == Mode::Preload {
@@ -92,6 +92,11 @@ impl Checkpoint {
             report.add_copied(CopyReason::Widened, info.byte_len());
             report.bytes_read += info.byte_len();
             return convert::read(info, want, self.source(info.file())?);
+        }
+        if want.cast_on_the_way().is_some() {
+            report.add_copied(CopyReason::Cast, info.byte_len());
+            report.bytes_read += info.byte_len();
+            return self.read_cast(want, info);
         }
         if mode == Mode::Mmap {
             match self.map_one(want, info) {
@@ -120,17 +125,33 @@ impl Checkpoint {
         if byte_len >= RECYCLED_FROM
             && let Some(mut buffer) = placement::recycled(byte_len, self.index().largest_bytes())
         {
-            engine::fill([Span { source, offset, into: buffer.as_uninit_mut() }], [], how)?;
+            let span = Span { source, offset, into: buffer.as_uninit_mut(), cast: None };
+            tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
             let divided = buffer.divide(std::iter::once((0, byte_len)));
             let region = divided.ok_or_else(|| Error::new(Kind::Internal, "a whole buffer is one block"))?;
             return placement::tensor_of_block(&region, 0, dtype, shape);
         }
         let mut unfilled = Unfilled::new(dtype, byte_len)?;
-        engine::fill([Span { source, offset, into: unfilled.as_uninit_mut() }], [], how)?;
+        let span = Span { source, offset, into: unfilled.as_uninit_mut(), cast: None };
+        tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
         // SAFETY: `fill` returned `Ok`, so every byte of the storage was read.
         #[allow(unsafe_code)]
         let storage = unsafe { unfilled.assume_filled() };
         Ok(placement::tensor(storage, shape))
+    }
+
+    /// One tensor, cast by the threads that read it.
+    fn read_cast(&self, want: &Wanted, info: TensorInfo<'_>) -> Result<Tensor> {
+        let source = self.source(info.file())?;
+        let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
+        let mut unfilled = load::unfilled(want, info)?;
+        let (offset, cast) = (info.range().start(), want.cast_on_the_way());
+        let span = Span { source, offset, into: unfilled.as_uninit_mut(), cast };
+        tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
+        // SAFETY: `fill` returned `Ok`, so every byte of the storage was written.
+        #[allow(unsafe_code)]
+        let storage = unsafe { unfilled.assume_filled() };
+        Ok(placement::tensor(storage, info.shape()))
     }
 
     /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once.

@@ -7,6 +7,7 @@ use uel_core::{Dtype, Error, Kind, Result};
 
 use super::Checkpoint;
 use super::options::LoadOptions;
+use crate::cast::Cast;
 use crate::dtype::{Mapping, candle_dtype, mapping};
 
 /// Names that an error lists at most.
@@ -33,6 +34,17 @@ impl Wanted {
         let cast = asked.filter(|&asked| asked != dtype && is_cast(dtype));
         Ok(Self { position, renamed: None, dtype, widened, cast })
     }
+
+    /// The dtype that the caller gets.
+    pub(super) fn result_dtype(&self) -> DType {
+        self.cast.unwrap_or(self.dtype)
+    }
+
+    /// The cast that the reading threads do.
+    pub(super) fn cast_on_the_way(&self) -> Option<Cast> {
+        let to = self.cast.filter(|_| !self.widened)?;
+        Cast::new(self.dtype, to)
+    }
 }
 
 /// Whether a requested dtype applies to tensors of `dtype`: floats that candle computes with. Casting indices or masks
@@ -54,8 +66,9 @@ impl Checkpoint {
             }
         }
         let mut wanted = Vec::new();
+        let replaced = self.replaced_names();
         for (position, info) in index.iter().enumerate() {
-            if !options.filter.matches(info.name()) || self.has_replacement(info.name()) {
+            if !options.filter.matches(info.name()) || replaced.contains(info.name()) {
                 continue;
             }
             let named = |error: Error| match self.sources().get(info.file()) {
@@ -67,8 +80,7 @@ impl Checkpoint {
             wanted.push(want);
         }
         let rename = |name: &String| options.rename.as_ref().map_or_else(|| name.clone(), |rename| rename(name));
-        let replaced: Vec<(String, String)> = self
-            .replaced_names()
+        let replaced: Vec<(String, String)> = replaced
             .into_iter()
             .filter(|name| options.filter.matches(name))
             .map(|name| (rename(&name), name))
@@ -107,14 +119,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn replaced_names(&self) -> Vec<String> {
+    fn replaced_names(&self) -> BTreeSet<String> {
         let overlay = self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         overlay.keys().cloned().collect()
-    }
-
-    fn has_replacement(&self, name: &str) -> bool {
-        let overlay = self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        !overlay.is_empty() && overlay.contains_key(name)
     }
 }
 

@@ -1,0 +1,227 @@
+//! What is measured, and against what.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use uel::candle::LoadOptions;
+use uel::{Checkpoint, Mode};
+
+use crate::files::{self, BYTES, InMemory};
+use crate::loaders;
+use crate::measure::{Candidate, Times, dd_direct, in_turns, memcpy_gb_per_s, timed};
+
+/// A model in large tensors, and the same bytes in as many as a large mixture-of-experts model has.
+const FEW: u64 = 200;
+const MANY: u64 = 117_410;
+
+pub(crate) fn run(all: &[&str]) {
+    // `cargo bench` adds its own flag.
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let Some(unknown) = asked.iter().find(|arg| !all.contains(&arg.as_str())) {
+        panic!("there is no case {unknown:?}; there are {all:?}");
+    }
+    let wanted = |case: &&&str| asked.is_empty() || asked.iter().any(|arg| arg == **case);
+    let memcpy = memcpy_gb_per_s();
+    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {memcpy:.1} GB/s");
+    for case in all.iter().filter(wanted) {
+        match *case {
+            "warm" => warm(memcpy),
+            "many" => many(),
+            "low-memory" => low_memory(memcpy),
+            "cold" => cold(),
+            "auto" => auto(),
+            "cast" => cast(),
+            other => panic!("no case {other}"),
+        }
+    }
+}
+
+fn rounds(usual: usize) -> usize {
+    std::env::var("UEL_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
+}
+
+fn candidate<'a, T>(name: impl Into<String>, work: impl Fn() -> T + 'a) -> Candidate<'a> {
+    (name.into(), Box::new(move || timed(&work).1))
+}
+
+fn of<'a>(times: &'a [Times], name: &str) -> &'a Times {
+    times.iter().find(|times| times.name == name).expect(name)
+}
+
+fn claim(text: &str, got: f64, wanted: f64, at_most: bool) {
+    let holds = if at_most { got <= wanted } else { got >= wanted };
+    let (relation, verdict) = (if at_most { "at most" } else { "at least" }, if holds { "holds" } else { "MISSED" });
+    println!("- {text}: {got:.2} ({relation} {wanted:.2}: {verdict})");
+}
+
+fn warm(memcpy: f64) {
+    let path = files::bf16_file(&files::folder(), FEW);
+    files::warm(&path);
+    let candidates = vec![
+        candidate("uel mmap", || loaders::uel(&path, Mode::Mmap)),
+        candidate("uel preload", || loaders::uel(&path, Mode::Preload)),
+        candidate("candle load", || loaders::candle(&path)),
+        candidate("candle mmap", || loaders::candle_mmap(&path)),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, page cache warm", BYTES, rounds(9), candidates);
+    let preload = of(&times, "uel preload");
+    claim("mapped load_all in milliseconds", of(&times, "uel mmap").median() * 1e3, 2.0, true);
+    claim("preload as a multiple of candle's load", of(&times, "candle load").median() / preload.median(), 5.0, false);
+    claim("preload as a multiple of candle's mmap", of(&times, "candle mmap").median() / preload.median(), 1.7, false);
+    claim("preload as a share of memcpy", preload.gb_per_s() / memcpy, 0.45, false);
+}
+
+fn many() {
+    let (few, many) = (files::bf16_file(&files::folder(), FEW), files::bf16_file(&files::folder(), MANY));
+    files::warm(&few);
+    files::warm(&many);
+    let header = std::fs::read(&many).map(|bytes| bytes[..16 << 20].to_vec()).unwrap();
+    let candidates = vec![
+        candidate("200 tensors, preload", || loaders::uel(&few, Mode::Preload)),
+        candidate("117,410 tensors, preload", || loaders::uel(&many, Mode::Preload)),
+        candidate("117,410 tensors, mmap", || loaders::uel(&many, Mode::Mmap)),
+        candidate("117,410 tensors, open", || Checkpoint::open(&many).unwrap()),
+        candidate("117,410 tensors, header, safetensors", || reference_header(&header)),
+        candidate("117,410 tensors, candle mmap", || loaders::candle_mmap(&many)),
+    ];
+    let times = in_turns("2 GB of bf16 in 117,410 tensors, page cache warm", BYTES, rounds(9), candidates);
+    let ratio = of(&times, "117,410 tensors, preload").median() / of(&times, "200 tensors, preload").median();
+    let allowed = if uel::MappedAllocator::is_installed() { 1.5 } else { 3.0 };
+    claim("117,410 tensors as a multiple of 200", ratio, allowed, true);
+    let reference = of(&times, "117,410 tensors, header, safetensors").median();
+    claim(
+        "safetensors' header as a multiple of open",
+        reference / of(&times, "117,410 tensors, open").median(),
+        4.0,
+        false,
+    );
+}
+
+/// What `SafeTensors::deserialize` does but for the bytes behind the header, which it wants in memory too.
+fn reference_header(file: &[u8]) -> safetensors::tensor::Metadata {
+    let byte_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(black_box(&file[8..8 + byte_len])).unwrap();
+    serde_json::from_str(text).unwrap()
+}
+
+fn low_memory(memcpy: f64) {
+    let path = files::bf16_file(&files::folder(), FEW);
+    files::warm(&path);
+    let touch = |tensor: &_| {
+        black_box(loaders::touch(tensor));
+    };
+    let read = |tensor: &_| {
+        black_box(loaders::read(tensor));
+    };
+    let candidates = vec![
+        candidate("low-memory, tensors touched", || loaders::loop_one_by_one(&path, Mode::LowMemory, touch)),
+        candidate("low-memory, every byte read", || loaders::loop_one_by_one(&path, Mode::LowMemory, read)),
+        candidate("mmap, every byte read", || loaders::loop_one_by_one(&path, Mode::Mmap, read)),
+    ];
+    let times = in_turns("2 GB, load, use, drop one by one, page cache warm", BYTES, rounds(9), candidates);
+    let touched = of(&times, "low-memory, tensors touched").gb_per_s();
+    claim("low-memory loop as a share of memcpy", touched / memcpy, 0.6, false);
+}
+
+fn cold() {
+    let path = files::bf16_file(&files::folder(), FEW);
+    let cooled = |name: &str, work: Box<dyn Fn()>| -> Candidate<'_> {
+        let path = &path;
+        (
+            name.to_owned(),
+            Box::new(move || {
+                files::cool(path);
+                timed(&work).1
+            }),
+        )
+    };
+    let load = |mode: Mode| -> Box<dyn Fn()> {
+        let path = path.clone();
+        Box::new(move || drop(black_box(loaders::uel(&path, mode))))
+    };
+    let path_of = path.clone();
+    let dd = path.clone();
+    let candidates = vec![
+        cooled(
+            "dd iflag=direct bs=8M",
+            Box::new(move || {
+                dd_direct(&dd);
+            }),
+        ),
+        cooled("uel preload", load(Mode::Preload)),
+        cooled("uel auto", load(Mode::Auto)),
+        cooled("candle load", Box::new(move || drop(black_box(loaders::candle(&path_of))))),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, page cache cold", BYTES, rounds(9), candidates);
+    let dd = of(&times, "dd iflag=direct bs=8M").median();
+    claim("preload as a share of dd's rate", dd / of(&times, "uel preload").median(), 0.85, false);
+    claim("auto as a share of dd's rate", dd / of(&times, "uel auto").median(), 0.85, false);
+}
+
+/// Load and one full read of every tensor, in every mode, wherever the file lies.
+fn auto() {
+    let disk = files::bf16_file(&files::folder(), FEW);
+    let memory = InMemory::copy_of(&disk);
+    files::warm(&disk);
+    auto_in("warm, disk", &disk, false);
+    auto_in("tmpfs", &memory.0, false);
+    auto_in("cold, disk", &disk, true);
+}
+
+fn auto_in(place: &str, path: &Path, cold: bool) {
+    let mode = |name: &str, mode: Mode| -> Candidate<'_> {
+        (
+            name.to_owned(),
+            Box::new(move || {
+                if cold {
+                    files::cool(path);
+                }
+                timed(|| loaders::read_all(&loaders::uel(path, mode))).1
+            }),
+        )
+    };
+    let one_by_one: Candidate<'_> = (
+        "low-memory".to_owned(),
+        Box::new(|| {
+            if cold {
+                files::cool(path);
+            }
+            timed(|| {
+                loaders::loop_one_by_one(path, Mode::LowMemory, |tensor| {
+                    black_box(loaders::read(tensor));
+                })
+            })
+            .1
+        }),
+    );
+    let candidates =
+        vec![mode("auto", Mode::Auto), mode("preload", Mode::Preload), mode("mmap", Mode::Mmap), one_by_one];
+    let title = format!("2 GB, load and one full read, {place}");
+    let times = in_turns(&title, BYTES, rounds(if cold { 9 } else { 11 }), candidates);
+    let best = ["preload", "mmap"].iter().map(|mode| of(&times, mode).median()).fold(f64::INFINITY, f64::min);
+    claim(
+        &format!("auto as a multiple of the best fixed mode, {place}"),
+        of(&times, "auto").median() / best,
+        1.05,
+        true,
+    );
+    println!(
+        "- {}",
+        loaders::open(path, Mode::Auto).load(&LoadOptions::new(&candle_core::Device::Cpu)).unwrap().report
+    );
+}
+
+fn cast() {
+    let path = files::bf16_file(&files::folder(), FEW);
+    files::warm(&path);
+    let to_f32 = || {
+        let options = LoadOptions::new(&candle_core::Device::Cpu).with_dtype(candle_core::DType::F32);
+        loaders::open(&path, Mode::Preload).load(&options).unwrap().tensors
+    };
+    let candle = || {
+        let tensors = loaders::candle_mmap(&path);
+        tensors.iter().map(|tensor| tensor.to_dtype(candle_core::DType::F32).unwrap()).collect::<Vec<_>>()
+    };
+    let candidates = vec![candidate("uel load as f32", to_f32), candidate("candle mmap, then to_dtype", candle)];
+    in_turns("2 GB of bf16 loaded as f32, page cache warm", BYTES, rounds(5), candidates);
+}

@@ -1,0 +1,81 @@
+//! The loaders: each brings every tensor of a file to where a program can use it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+use uel::{Checkpoint, Mode};
+
+pub(crate) type Tensors = Vec<Tensor>;
+
+fn values(tensors: HashMap<String, Tensor>) -> Tensors {
+    tensors.into_values().collect()
+}
+
+/// Opens and loads everything.
+pub(crate) fn uel(path: &Path, mode: Mode) -> Tensors {
+    values(open(path, mode).load_all(&Device::Cpu).unwrap())
+}
+
+pub(crate) fn open(path: &Path, mode: Mode) -> Checkpoint {
+    // SAFETY: nobody changes the benchmark's files while it runs.
+    unsafe { Checkpoint::options().with_mmap() }.with_mode(mode).open(path).unwrap()
+}
+
+/// Opens, then loads, uses and drops one tensor after another.
+pub(crate) fn loop_one_by_one(path: &Path, mode: Mode, use_tensor: impl Fn(&Tensor)) {
+    let checkpoint = open(path, mode);
+    for info in checkpoint.infos() {
+        let tensor = checkpoint.tensor(info.name(), &Device::Cpu).unwrap();
+        use_tensor(&tensor);
+        drop(tensor);
+        // The pages stay in the page cache, so that the next round is as warm as this one.
+    }
+}
+
+pub(crate) fn candle(path: &Path) -> Tensors {
+    values(candle_core::safetensors::load(path, &Device::Cpu).unwrap())
+}
+
+pub(crate) fn candle_mmap(path: &Path) -> Tensors {
+    // SAFETY: nobody changes the benchmark's files while it runs.
+    let file = unsafe { MmapedSafetensors::new(path) }.unwrap();
+    file.tensors().iter().map(|(name, _)| file.load(name, &Device::Cpu).unwrap()).collect()
+}
+
+/// Reads every byte of every tensor once, on as many threads as there are processors.
+pub(crate) fn read_all(tensors: &[Tensor]) -> u64 {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut sum = 0u64;
+            while let Some(tensor) = tensors.get(next.fetch_add(1, Ordering::Relaxed)) {
+                sum = sum.wrapping_add(read(tensor));
+            }
+            sum
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().fold(0u64, |sum, worker| sum.wrapping_add(worker.join().unwrap()))
+    })
+}
+
+/// Reads every byte of a bf16 or f32 tensor once: the sum of its elements' bits.
+pub(crate) fn read(tensor: &Tensor) -> u64 {
+    let (storage, _) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };
+    match storage {
+        CpuStorage::BF16(elements) => elements.iter().map(|element| u64::from(element.to_bits())).sum(),
+        CpuStorage::F32(elements) => elements.iter().map(|element| u64::from(element.to_bits())).sum(),
+        _ => panic!("another dtype"),
+    }
+}
+
+/// The sum of a tensor's first and last element's bits: the least use there is.
+pub(crate) fn touch(tensor: &Tensor) -> u64 {
+    let (storage, _) = tensor.storage_and_layout();
+    let Storage::Cpu(CpuStorage::BF16(elements)) = &*storage else { panic!("not bf16 on the CPU") };
+    u64::from(elements[0].to_bits()) + u64::from(elements[elements.len() - 1].to_bits())
+}

@@ -1,0 +1,29 @@
+//! Loading 2 GB: UEL's modes, candle's loaders, and the machine's limits, in turns in one run.
+//!
+//! ```sh
+//! cargo bench --bench load                 # everything
+//! cargo bench --bench load -- warm cold    # some: warm, many, low-memory, cold, auto, cast
+//! ```
+//!
+//! `UEL_BENCH_DIR` says where the files go, `UEL_BENCH_TMPFS` where the copies in memory go, `UEL_BENCH_ROUNDS` how
+//! often each is measured. The method and the figures are in `docs/performance.md`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark ends where something fails"
+)]
+
+mod cases;
+mod files;
+mod loaders;
+mod measure;
+
+#[global_allocator]
+static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
+
+fn main() {
+    cases::run(&["warm", "many", "low-memory", "cold", "auto", "cast"]);
+}

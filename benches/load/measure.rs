@@ -1,0 +1,136 @@
+//! Times, in turns, and what the machine can do at best.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Times of one candidate, in the order in which they were taken.
+#[derive(Debug)]
+pub(crate) struct Times {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    seconds: Vec<f64>,
+}
+
+impl Times {
+    pub(crate) fn median(&self) -> f64 {
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted[sorted.len() / 2]
+    }
+
+    pub(crate) fn gb_per_s(&self) -> f64 {
+        self.bytes as f64 / 1e9 / self.median()
+    }
+
+    fn print(&self) {
+        let least = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.seconds.iter().copied().fold(0.0, f64::max);
+        println!(
+            "| {:<34} | {:>9.2} | {:>9.2} | {:>9.2} | {:>7.2} |",
+            self.name,
+            self.median() * 1e3,
+            least * 1e3,
+            most * 1e3,
+            self.gb_per_s()
+        );
+    }
+}
+
+/// One way to do the work: prepares (untimed), works (returns the time that counts).
+pub(crate) type Candidate<'a> = (String, Box<dyn FnMut() -> Duration + 'a>);
+
+/// Memory that is held between measurements and freed right before each.
+///
+/// A virtual machine may hand free memory back to its host (free page reporting, two seconds after it was freed), and
+/// the host's page faults, when the memory is used again, cost up to fifty times what the machine's own do. What a
+/// candidate allocates while the ballast has just been freed is backed already, as on a machine of its own.
+struct Ballast(Vec<u8>);
+
+/// candle's `load` holds the file twice: 4 GB; the rest is for what the system puts elsewhere.
+const BALLAST_BYTES: u64 = 6 << 30;
+
+impl Ballast {
+    fn new() -> Self {
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+        let available = available.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+        let mut memory: Vec<u8> = Vec::with_capacity(BALLAST_BYTES.min(available / 2) as usize);
+        // SAFETY: the advised pages are those of the vector's own memory, and their contents do not change.
+        unsafe {
+            let start = memory.as_mut_ptr().map_addr(|address: usize| address.next_multiple_of(4096));
+            libc::madvise(start.cast(), memory.capacity() - 4096, libc::MADV_HUGEPAGE);
+        }
+        memory.resize(memory.capacity(), 1);
+        Self(memory)
+    }
+
+    fn free(self) {
+        drop(black_box(self.0));
+    }
+}
+
+/// Runs the candidates in turns and prints a row for each.
+pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<Candidate<'_>>) -> Vec<Times> {
+    println!("\n### {title}\n");
+    println!("| {:<34} | median ms |    min ms |    max ms |    GB/s |", "");
+    println!("| :{:-<33} | --------: | --------: | --------: | ------: |", "");
+    let mut candidates = candidates;
+    let of = |(name, _): &Candidate<'_>| Times { name: name.clone(), bytes, seconds: Vec::new() };
+    let mut times: Vec<Times> = candidates.iter().map(of).collect();
+    let mut ballast = Ballast::new();
+    for round in 0..rounds {
+        let count = candidates.len();
+        // Each round begins with another candidate, so that none always follows the same neighbour.
+        for turn in 0..count {
+            let at = (round + turn) % count;
+            ballast.free();
+            times[at].seconds.push((candidates[at].1)().as_secs_f64());
+            ballast = Ballast::new();
+        }
+    }
+    drop(ballast);
+    for times in &times {
+        times.print();
+    }
+    println!();
+    times
+}
+
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let result = work();
+    (black_box(result), began.elapsed())
+}
+
+/// The rate of copying warm memory to warm memory with two threads, 1 GiB together: GB/s, the best of five.
+pub(crate) fn memcpy_gb_per_s() -> f64 {
+    const PART: usize = 512 << 20;
+    let mut parts: Vec<(Vec<u8>, Vec<u8>)> = (0..2).map(|n| (vec![n + 1; PART], vec![n + 7; PART])).collect();
+    let best = (0..5).map(|_| {
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for (from, to) in &mut parts {
+                scope.spawn(|| to.copy_from_slice(black_box(from)));
+            }
+        });
+        black_box(&parts);
+        (2 * PART) as f64 / 1e9 / began.elapsed().as_secs_f64()
+    });
+    best.fold(0.0, f64::max)
+}
+
+/// `dd` past the page cache, the yardstick of a cold read.
+pub(crate) fn dd_direct(path: &Path) -> Duration {
+    let began = Instant::now();
+    let input = format!("if={}", path.display());
+    let status = Command::new("dd")
+        .args([&input, "of=/dev/null", "bs=8M", "iflag=direct"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .expect("dd");
+    assert!(status.success(), "dd {input}: {status}");
+    began.elapsed()
+}

@@ -1,0 +1,205 @@
+//! `uel bench load`: starts a process for every run, and gathers what they measured.
+
+use super::report::{Compared, Medians, Report, write_text};
+use super::run::{Answer, Measured, RUN_COMMAND};
+use super::{LoadArgs, Peer, cache, memcpy};
+use crate::progress::Progress;
+use crate::{Stop, to_stdout, write_json};
+use clap::ValueEnum;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use uel_core::safetensors::{Rules, SafetensorsFiles};
+
+/// A loader under measurement.
+struct Loader {
+    name: &'static str,
+    arguments: Vec<OsString>,
+    runs: Vec<Measured>,
+    /// Why there are no more runs.
+    refused: Option<String>,
+}
+
+pub(super) fn run(args: &LoadArgs) -> Result<(), Stop> {
+    let files = SafetensorsFiles::open(&args.path, Rules::Strict)?;
+    let paths: Vec<PathBuf> = files.sources().iter().map(|source| source.path().to_path_buf()).collect();
+    let mut loaders = loaders(args, &paths);
+    let progress = Progress::of_steps(u64::from(args.runs) * loaders.len() as u64 + 1);
+    if !args.cold {
+        progress.show("reading the files once");
+        for path in &paths {
+            cache::warm(path)?;
+        }
+    }
+    for run in 1..=args.runs {
+        for loader in &mut loaders {
+            progress.show(loader.name);
+            if loader.refused.is_none() {
+                loader.run(run, if args.cold { &paths } else { &[] })?;
+            }
+            progress.advance(1);
+        }
+    }
+    progress.show("memcpy");
+    let memcpy = measure_memcpy(args)?;
+    drop(progress);
+    let report = report(args, &files, &loaders, &memcpy)?;
+    to_stdout(|out| match args.json {
+        true => write_json(out, &report),
+        false => write_text(out, &report, paths.len()),
+    })
+}
+
+/// UEL, and whom it is compared with.
+fn loaders(args: &LoadArgs, paths: &[PathBuf]) -> Vec<Loader> {
+    let loader = |name: &'static str, options: &[&str], paths: &[PathBuf]| {
+        let mut arguments: Vec<OsString> = std::iter::once(&name).chain(options).map(OsString::from).collect();
+        if let Some(threads) = args.threads {
+            arguments.extend(["--threads".into(), threads.to_string().into()]);
+        }
+        arguments.push("--".into());
+        arguments.extend(paths.iter().map(OsString::from));
+        Loader { name, arguments, runs: Vec::new(), refused: None }
+    };
+    let mode = args.mode.to_possible_value().map_or_else(String::new, |mode| mode.get_name().to_owned());
+    let mut loaders = vec![loader("uel", &["--mode", &mode], std::slice::from_ref(&args.path))];
+    match args.vs {
+        Some(Peer::Candle) => loaders.extend(["candle", "candle-mmap"].map(|name| loader(name, &[], paths))),
+        None => {}
+    }
+    loaders
+}
+
+impl Loader {
+    /// One run, before which `cold` leave the page cache. Where UEL fails there is nothing to report; where another
+    /// loader does, that is what is reported of it.
+    fn run(&mut self, number: u32, cold: &[PathBuf]) -> Result<(), Stop> {
+        for path in cold {
+            cache::chill(path)?;
+        }
+        let what = format!("{}, run {number}", self.name);
+        let refused = match start(&self.arguments).map(|output| answer(&what, &output)) {
+            Ok(Ok(Answer::Load(measured))) => {
+                self.runs.push(measured);
+                return Ok(());
+            }
+            Ok(Ok(Answer::Refused(why)) | Err(why)) => why,
+            Ok(Ok(Answer::Memcpy(_))) => format!("{what}: the process answered something else"),
+            Err(error) => format!("{what}: cannot start a process: {error}"),
+        };
+        if self.name == "uel" {
+            return Err(Stop::Verdict(refused));
+        }
+        self.refused = Some(refused);
+        Ok(())
+    }
+
+    /// The medians of the runs; `None` where there was none.
+    fn medians(&self, tensor_bytes: u64) -> Option<Medians> {
+        let of = |value: fn(&Measured) -> f64| median(self.runs.iter().map(value).collect());
+        let peaks: Option<Vec<f64>> =
+            self.runs.iter().map(|run| run.peak_rss_bytes.map(|bytes| bytes as f64)).collect();
+        let seconds = of(|run| run.seconds)?;
+        Some(Medians {
+            seconds,
+            gb_per_s: tensor_bytes as f64 / seconds / 1e9,
+            read_seconds: of(|run| run.read_seconds)?,
+            peak_rss_bytes: peaks.and_then(median).map(|bytes| bytes as u64),
+            runs: self.runs.iter().map(|run| run.seconds).collect(),
+        })
+    }
+
+    fn compared(&self, tensor_bytes: u64) -> Option<Compared> {
+        match &self.refused {
+            Some(error) => Some(Compared::Failed { error: error.clone() }),
+            None => self.medians(tensor_bytes).map(Compared::Measured),
+        }
+    }
+}
+
+/// Runs this program again, as a measuring process.
+fn start(arguments: &[OsString]) -> std::io::Result<Output> {
+    Command::new(std::env::current_exe()?).arg(RUN_COMMAND).args(arguments).stdin(Stdio::null()).output()
+}
+
+/// What a measuring process answered, or in one line how it ended without.
+fn answer(what: &str, output: &Output) -> Result<Answer, String> {
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.lines().rfind(|line| !line.trim().is_empty()).map(|line| format!(": {}", line.trim()));
+        return Err(format!("{what}: the process ended with {}{}", output.status, last.unwrap_or_default()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("{what}: the process gave no answer: {error}"))
+}
+
+fn measure_memcpy(args: &LoadArgs) -> Result<memcpy::Measured, Stop> {
+    let mut arguments = vec![OsString::from("memcpy")];
+    if let Some(bytes) = args.memcpy_bytes {
+        arguments.extend(["--bytes".into(), bytes.to_string().into()]);
+    }
+    let failed = |error| Stop::Verdict(format!("memcpy: cannot start a process: {error}"));
+    match answer("memcpy", &start(&arguments).map_err(failed)?) {
+        Ok(Answer::Memcpy(measured)) => Ok(measured),
+        Ok(_) => Err(Stop::Verdict("memcpy: the process answered something else".to_owned())),
+        Err(why) => Err(Stop::Verdict(why)),
+    }
+}
+
+fn report(
+    args: &LoadArgs,
+    files: &SafetensorsFiles,
+    loaders: &[Loader],
+    memcpy: &memcpy::Measured,
+) -> Result<Report, Stop> {
+    let bytes = files.index().total_bytes();
+    let nothing = || Stop::Verdict("uel: the process did not say what it did".to_owned());
+    let (uel, peers) = loaders.split_first().ok_or_else(nothing)?;
+    let last = uel.runs.last().ok_or_else(nothing)?;
+    let did = last.did.as_ref().ok_or_else(nothing)?;
+    Ok(Report {
+        path: args.path.to_string_lossy().into_owned(),
+        mode: uel_candle::Mode::from(args.mode).as_str(),
+        device: args.device,
+        cold: args.cold,
+        uel: uel.medians(bytes).ok_or_else(nothing)?,
+        did: did.clone(),
+        tensor_count: last.tensor_count,
+        vs: peers.iter().filter_map(|peer| Some((peer.name, peer.compared(bytes)?))).collect(),
+        memcpy_gb_per_s: memcpy.gb_per_s,
+        memcpy_bytes: memcpy.bytes,
+    })
+}
+
+/// The middle value, or the mean of the middle two.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    if values.len() % 2 == 1 {
+        return Some(upper);
+    }
+    values.get(values.len() / 2 - 1).map(|lower| (lower + upper) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_process_that_dies_is_named_in_one_line() {
+        let died = |script: &str| {
+            let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
+            answer("candle, run 2", &output).unwrap_err()
+        };
+        assert_eq!(died("kill -9 $$"), "candle, run 2: the process ended with signal: 9 (SIGKILL)");
+        assert_eq!(died("echo a >&2; echo b >&2; exit 3"), "candle, run 2: the process ended with exit status: 3: b");
+        assert!(died("echo garbage").starts_with("candle, run 2: the process gave no answer: "));
+    }
+}

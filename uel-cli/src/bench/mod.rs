@@ -1,0 +1,137 @@
+//! `uel bench`: how fast things go here, each measurement in a process of its own.
+
+mod cache;
+mod load;
+mod mapped;
+mod memcpy;
+mod report;
+mod run;
+mod touch;
+
+use crate::Stop;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use uel_candle::Mode;
+
+pub(crate) use run::{RUN_COMMAND, RunArgs, run_one};
+
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Example:\n  uel bench load model.safetensors --vs candle",
+    subcommand_required = true,
+    arg_required_else_help = false
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum What {
+    Load(LoadArgs),
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Stop> {
+    match &args.what {
+        What::Load(args) => load::run(args),
+    }
+}
+
+/// Measure how long a checkpoint takes to become tensors.
+///
+/// Every run is a process of its own, and with --vs the loaders take turns. A run opens the
+/// checkpoint and loads every tensor. Then it reads every tensor once from first to last byte, on
+/// --threads threads: a mapped tensor costs its reader what a copied one cost when it was loaded.
+///
+///   seconds   Opening and loading, until all tensors can be used. In mode low-memory: opening, and
+///             the loads of the tensors one by one, but neither reading nor dropping them.
+///   read s    The one full read. In mode low-memory: the sum over the tensors.
+///   GB/s      Bytes of the tensors by seconds. A GB is 1e9 bytes.
+///   peak RSS  The most memory that the run had resident, the read included (Linux only). Mapped
+///             pages of files count as soon as they were touched; so does the program itself.
+///   read, mapped, copied
+///             Bytes, as UEL reports them. Other loaders do not say.
+///
+/// Numbers are medians over the runs. For scale, the rate is measured at which two threads copy
+/// 1 GiB of memory that was touched before, the best of five times; where less than 4 GiB is
+/// available, a quarter of that.
+///
+/// The files are read once beforehand, so that the page cache holds as much of them as fits. With
+/// --cold it is made to drop them before every run.
+///
+/// Modes auto and mmap map the files, and so does candle's mapped loader: do not write to the files
+/// or cut them while this runs.
+#[derive(clap::Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Example:\n  uel bench load model.safetensors --vs candle --cold\n\n\
+                  Scripts use --json, which gives one object with bytes and seconds."
+)]
+struct LoadArgs {
+    /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    path: PathBuf,
+    /// How UEL loads
+    #[arg(long, value_enum, default_value = "auto", hide_possible_values = false)]
+    mode: LoadMode,
+    /// Where tensors go; this build knows the CPU only
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: &'static str,
+    /// Drop the files from the page cache before every run, and make sure that they are gone
+    #[arg(long)]
+    cold: bool,
+    /// Measure another loader too: candle's `load` and its mapped loader, which copies tensors out of the mapping
+    #[arg(long, value_enum, value_name = "LOADER")]
+    vs: Option<Peer>,
+    /// How often each loader runs
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Threads that UEL reads files on, at most 16, and that every run reads tensors on [default: all processors]
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Copy this many bytes for scale
+    #[arg(long, hide = true, value_name = "BYTES")]
+    memcpy_bytes: Option<usize>,
+}
+
+/// A [`Mode`] as the command line has it.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum LoadMode {
+    /// Chooses by what is cached, the file system and the size
+    Auto,
+    /// Reads all at once, on all threads
+    Preload,
+    /// Reads each tensor by itself and drops it before the next
+    LowMemory,
+    /// Tensors are views of the page cache
+    Mmap,
+}
+
+impl From<LoadMode> for Mode {
+    fn from(mode: LoadMode) -> Self {
+        match mode {
+            LoadMode::Auto => Mode::Auto,
+            LoadMode::Preload => Mode::Preload,
+            LoadMode::LowMemory => Mode::LowMemory,
+            LoadMode::Mmap => Mode::Mmap,
+        }
+    }
+}
+
+/// Whom to compare with.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Peer {
+    /// The loaders of candle itself
+    Candle,
+}
+
+fn parse_device(text: &str) -> Result<&'static str, String> {
+    match text.split(':').next() {
+        Some("cpu") if text == "cpu" => Ok("cpu"),
+        Some("cuda") => Err("this build has no CUDA; it loads to `cpu`".to_owned()),
+        Some("metal") => Err("this build has no Metal; it loads to `cpu`".to_owned()),
+        _ => Err("no such device; this build loads to `cpu`".to_owned()),
+    }
+}
