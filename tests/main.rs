@@ -12,6 +12,7 @@
 )]
 
 mod architectures;
+mod casts;
 mod checkpoint;
 mod mapped;
 mod python;

@@ -158,7 +158,7 @@ fn a_file_cut_short_before_the_load_is_an_error() {
 }
 
 #[test]
-fn two_million_ordinary_allocations_beside_mapped_loads() {
+fn measured_two_million_ordinary_allocations_beside_mapped_loads() {
     const THREADS: u32 = 4;
     const EACH: u32 = 500_000;
     let (_folder, path) = folder();
