@@ -10,16 +10,16 @@ use uel::core::source::decorators::{FaultSource, RecordingSource};
 use uel::core::source::{ByteSource, FileSource, MemorySource};
 use uel::{Checkpoint, CopyReason, Kind, LoadOptions, MappedAllocator, MmapFallback, Mode, OpenOptions};
 
-const MODES: [Mode; 4] = [Mode::Auto, Mode::Preload, Mode::LowMemory, Mode::Mmap];
-const CPU: Device = Device::Cpu;
+pub(crate) const MODES: [Mode; 4] = [Mode::Auto, Mode::Preload, Mode::LowMemory, Mode::Mmap];
+pub(crate) const CPU: Device = Device::Cpu;
 
 /// Options that allow mapping.
-fn mapping() -> OpenOptions {
+pub(crate) fn mapping() -> OpenOptions {
     // SAFETY: the tests' files are private to them and not changed while mapped.
     unsafe { Checkpoint::options().with_mmap() }
 }
 
-fn save(path: &Path, tensors: &[(&str, Tensor)]) {
+pub(crate) fn save(path: &Path, tensors: &[(&str, Tensor)]) {
     let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
     candle_core::safetensors::save(&tensors, path).unwrap();
 }
@@ -43,7 +43,7 @@ fn mixture(folder: &Path) -> std::path::PathBuf {
     path
 }
 
-fn same(left: &Tensor, right: &Tensor) -> bool {
+pub(crate) fn same(left: &Tensor, right: &Tensor) -> bool {
     let bytes = |tensor: &Tensor| {
         let tensors = HashMap::from([("t", tensor.clone())]);
         safetensors::serialize(&tensors, None).unwrap()

@@ -11,8 +11,13 @@
     reason = "tests and what they share"
 )]
 
+mod architectures;
+mod casts;
 mod checkpoint;
+mod mapped;
 mod python;
+mod tracing;
+mod var_builder;
 
 /// Zero-copy loads need it; all else passes through.
 #[global_allocator]

@@ -1,4 +1,7 @@
-//! Lane `python`: agreement with the Python safetensors package, byte for byte, in both directions.
+//! Lane `python`: agreement with the Python packages, byte for byte, in both directions.
+
+mod dicts;
+mod values;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::{Backend, Shard, SimpleBackend};
 use candle_nn::{Init, VarBuilder};
 use uel_core::slice::Bounds;
-use uel_core::{Error, Kind};
+use uel_core::{Error, Kind, Result};
 
 use crate::Checkpoint;
 
@@ -44,8 +44,7 @@ impl Checkpoint {
 
     fn get_as(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         // candle casts whatever it finds, integers too; so does this builder.
-        let tensor = self.tensor_as(name, Some(dtype), device).map_err(to_candle)?;
-        tensor.to_dtype(dtype)
+        cast(self.tensor_as(name, Some(dtype), device)?, dtype)
     }
 }
 
@@ -86,21 +85,16 @@ impl Backend for ShardedCheckpoint {
         if shard.world_size == 1 {
             return SimpleBackend::get(checkpoint, shape, name, Init::default(), dtype, device);
         }
-        let dims = match checkpoint.replaced_dims(name) {
-            Some(dims) => dims,
-            None => checkpoint.info(name).map_err(to_candle)?.shape().to_vec(),
-        };
+        let dims = dims(checkpoint, name)?;
         let fault = |message: &str| Error::new(Kind::Argument, message).with_tensor(name);
         let size = *dims.get(shard.dim).ok_or_else(|| {
-            to_candle(
-                fault("the shard's dimension is not there")
-                    .with_expected(format!("below {}", dims.len()))
-                    .with_got(shard.dim),
-            )
+            fault("the shard's dimension is not there")
+                .with_expected(format!("below {}", dims.len()))
+                .with_got(shard.dim)
         })?;
         if shard.world_size == 0 || shard.rank >= shard.world_size {
             let ranks = format!("a rank below {}", shard.world_size);
-            return Err(to_candle(fault("there is no such rank").with_expected(ranks).with_got(shard.rank)));
+            return Err(fault("there is no such rank").with_expected(ranks).with_got(shard.rank).into());
         }
         if size % shard.world_size != 0 {
             let n_parts = shard.world_size;
@@ -109,7 +103,7 @@ impl Backend for ShardedCheckpoint {
         let block = size / shard.world_size;
         let mut bounds: Vec<Bounds> = vec![Bounds::from(..); shard.dim];
         bounds.push(Bounds::from(shard.rank * block..(shard.rank + 1) * block));
-        checkpoint.slice(name, bounds, device).map_err(to_candle)?.to_dtype(dtype)
+        cast(checkpoint.slice(name, bounds, device)?, dtype)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
@@ -121,25 +115,28 @@ impl Backend for ShardedCheckpoint {
     }
 }
 
-fn check_shape(checkpoint: &Checkpoint, name: &str, asked: &Shape) -> candle_core::Result<()> {
-    let dims = match checkpoint.replaced_dims(name) {
-        Some(dims) => dims,
-        None => match checkpoint.info(name) {
-            Ok(info) => info.shape().to_vec(),
-            Err(error) => return Err(to_candle(error)),
-        },
-    };
+/// The shape that a request for `name` will bring.
+fn dims(checkpoint: &Checkpoint, name: &str) -> Result<Vec<usize>> {
+    match checkpoint.replaced_dims(name) {
+        Some(dims) => Ok(dims),
+        None => Ok(checkpoint.info(name)?.shape().to_vec()),
+    }
+}
+
+fn check_shape(checkpoint: &Checkpoint, name: &str, asked: &Shape) -> Result<()> {
+    let dims = dims(checkpoint, name)?;
     if dims == asked.dims() {
         return Ok(());
     }
-    let error = Error::new(Kind::ShapeMismatch, "the model asks for another shape than the checkpoint has")
-        .with_tensor(name)
-        .with_expected(format!("{:?}", asked.dims()))
-        .with_got(format!("{dims:?}"));
-    Err(to_candle(error))
+    let error = Error::new(Kind::ShapeMismatch, "the model asks for another shape than the checkpoint has");
+    Err(error.with_tensor(name).with_expected(format!("{:?}", asked.dims())).with_got(format!("{dims:?}")))
 }
 
-/// Our error as candle's, with ours as the cause.
-fn to_candle(error: Error) -> candle_core::Error {
-    candle_core::Error::wrap(error)
+/// candle 0.11 never returns from a cast of F8E4M3 to F64 (the conversion calls itself), so it goes by F32, which loses
+/// nothing.
+fn cast(tensor: Tensor, dtype: DType) -> candle_core::Result<Tensor> {
+    match (tensor.dtype(), dtype) {
+        (DType::F8E4M3, DType::F64) => tensor.to_dtype(DType::F32)?.to_dtype(DType::F64),
+        _ => tensor.to_dtype(dtype),
+    }
 }

@@ -1,5 +1,7 @@
 //! The error of every UEL crate: one word wide, and it says where, what was expected and what was found.
 
+#[cfg(feature = "candle")]
+mod candle;
 mod kind;
 
 pub use kind::Kind;
