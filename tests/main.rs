@@ -15,10 +15,11 @@ mod architectures;
 mod casts;
 mod checkpoint;
 mod mapped;
+mod memory;
 mod python;
 mod tracing;
 mod var_builder;
 
-/// Zero-copy loads need it; all else passes through.
+/// Zero-copy loads need it; all else passes through, and is counted.
 #[global_allocator]
-static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
+static ALLOC: uel::MappedAllocator<memory::Counting> = uel::MappedAllocator::wrapping(memory::Counting);

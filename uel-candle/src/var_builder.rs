@@ -7,6 +7,7 @@ use uel_core::slice::Bounds;
 use uel_core::{Error, Kind, Result};
 
 use crate::Checkpoint;
+use crate::checkpoint::cast;
 
 impl Checkpoint {
     /// A `VarBuilder` over this checkpoint: every candle model that takes one loads through UEL. Weights are cast to
@@ -44,7 +45,7 @@ impl Checkpoint {
 
     fn get_as(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         // candle casts whatever it finds, integers too; so does this builder.
-        cast(self.tensor_as(name, Some(dtype), device)?, dtype)
+        Ok(cast(self.tensor_as(name, Some(dtype), device)?, Some(dtype))?)
     }
 }
 
@@ -103,7 +104,7 @@ impl Backend for ShardedCheckpoint {
         let block = size / shard.world_size;
         let mut bounds: Vec<Bounds> = vec![Bounds::from(..); shard.dim];
         bounds.push(Bounds::from(shard.rank * block..(shard.rank + 1) * block));
-        cast(checkpoint.slice(name, bounds, device)?, dtype)
+        Ok(cast(checkpoint.slice(name, bounds, device)?, Some(dtype))?)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
@@ -130,13 +131,4 @@ fn check_shape(checkpoint: &Checkpoint, name: &str, asked: &Shape) -> Result<()>
     }
     let error = Error::new(Kind::ShapeMismatch, "the model asks for another shape than the checkpoint has");
     Err(error.with_tensor(name).with_expected(format!("{:?}", asked.dims())).with_got(format!("{dims:?}")))
-}
-
-/// candle 0.11 never returns from a cast of F8E4M3 to F64 (the conversion calls itself), so it goes by F32, which loses
-/// nothing.
-fn cast(tensor: Tensor, dtype: DType) -> candle_core::Result<Tensor> {
-    match (tensor.dtype(), dtype) {
-        (DType::F8E4M3, DType::F64) => tensor.to_dtype(DType::F32)?.to_dtype(DType::F64),
-        _ => tensor.to_dtype(dtype),
-    }
 }

@@ -1,7 +1,7 @@
 //! Which mode a load uses: the one asked for, or, in mode `auto`, the one that is likely fastest here.
 
+use uel_core::ByteRange;
 use uel_core::source::{FileSystem, file_system};
-use uel_core::{ByteRange, TensorIndex};
 
 use super::options::{LoadOptions, Mode};
 use super::select::Wanted;
@@ -14,6 +14,9 @@ const RESIDENT: f64 = 0.9;
 
 /// Threads that read a file which is not in the page cache: disks answer several requests at once faster.
 const COLD_THREADS: usize = 4;
+
+/// Below this many bytes a mapping costs more than it saves: the page faults and the address space that it takes.
+const MAP_FROM: u64 = 1 << 20;
 
 /// How a load goes about it.
 #[derive(Clone, Debug)]
@@ -37,6 +40,9 @@ impl Choice {
 impl Checkpoint {
     pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted]) -> Choice {
         let mode = options.mode.unwrap_or(self.inner.options.mode);
+        if mode == Mode::Mmap && self.inner.options.mmap.is_some() {
+            return Choice::fixed(mode);
+        }
         let index = self.index();
         let held = self.residency(wanted.iter().map(|want| want.position));
         let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
@@ -49,9 +55,10 @@ impl Checkpoint {
         if !options.device.is_cpu() {
             return Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads);
         }
-        match self.reason_not_to_map(index, held) {
-            Some(reason) => Choice::of(Mode::Preload, reason, threads),
-            None => Choice::of(Mode::Mmap, "the page cache holds the files", threads),
+        let bytes = wanted.iter().filter_map(|want| index.at(want.position)).map(|info| info.byte_len()).sum();
+        match self.map_or_not(bytes, held) {
+            Ok(reason) => Choice::of(Mode::Mmap, reason, threads),
+            Err(reason) => Choice::of(Mode::Preload, reason, threads),
         }
     }
 
@@ -62,40 +69,41 @@ impl Checkpoint {
         }
         let (maps, reason) = self.inner.auto_maps.get_or_init(|| {
             let held = self.residency(0..self.index().len());
-            match self.reason_not_to_map(self.index(), held) {
-                Some(reason) => (false, reason),
-                None => (true, "the page cache holds the files".to_owned()),
+            match self.map_or_not(self.index().total_bytes(), held) {
+                Ok(reason) => (true, reason),
+                Err(reason) => (false, reason),
             }
         });
         (if *maps { Mode::Mmap } else { Mode::LowMemory }, reason.clone())
     }
 
-    fn reason_not_to_map(&self, index: &TensorIndex, held: Option<f64>) -> Option<String> {
-        let fallback = match self.inner.options.mmap {
-            None => return Some("mapping was not allowed".to_owned()),
-            Some(fallback) => fallback,
-        };
+    /// Why to map `bytes` of the checkpoint, of which the page cache holds the share `held`, or why not to.
+    fn map_or_not(&self, bytes: u64, held: Option<f64>) -> Result<String, String> {
+        let Some(fallback) = self.inner.options.mmap else { return Err("mapping was not allowed".to_owned()) };
         if !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
-            return Some("no MappedAllocator is installed".to_owned());
-        }
-        if index.is_empty() {
-            return Some("there is nothing to map".to_owned());
+            return Err("no MappedAllocator is installed".to_owned());
         }
         for source in self.sources() {
-            let Some(file) = source.as_file() else { return Some("the source is no local file".to_owned()) };
+            let Some(file) = source.as_file() else { return Err("the source is no local file".to_owned()) };
             match file_system(file) {
-                Some(FileSystem::Network(name)) => return Some(format!("a network file system ({name})")),
-                Some(FileSystem::Fuse) => return Some("a FUSE file system".to_owned()),
+                Some(FileSystem::Network(name)) => return Err(format!("a network file system ({name})")),
+                Some(FileSystem::Fuse) => return Err("a FUSE file system".to_owned()),
                 // Its pages are small, so that filling page tables costs more than copying with huge pages.
-                Some(FileSystem::Memory) => return Some("a file system in memory".to_owned()),
+                Some(FileSystem::Memory) => return Err("a file system in memory".to_owned()),
                 Some(_) => {}
-                None => return Some("an unknown file system".to_owned()),
+                None => return Err("an unknown file system".to_owned()),
             }
         }
+        if bytes < MAP_FROM {
+            return Err("little to load".to_owned());
+        }
         match held {
-            Some(held) if held >= RESIDENT => None,
-            Some(held) => Some(format!("the page cache holds {:.0}% of the files", held * 100.0)),
-            None => Some("what the page cache holds is unknown".to_owned()),
+            Some(held) if held >= RESIDENT => Ok("the page cache holds the files".to_owned()),
+            _ if available_memory().is_some_and(|available| bytes > available) => {
+                Ok("more than the available memory holds".to_owned())
+            }
+            Some(held) => Err(format!("the page cache holds {:.0}% of the files", held * 100.0)),
+            None => Err("what the page cache holds is unknown".to_owned()),
         }
     }
 
@@ -117,5 +125,26 @@ impl Checkpoint {
             total += range.byte_len() as f64;
         }
         (total > 0.0).then(|| held / total)
+    }
+}
+
+/// The memory that programs can have without swapping, where the system tells.
+fn available_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        available.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?.checked_mul(1024)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    #[test]
+    fn linux_tells_the_available_memory() {
+        assert!(super::available_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

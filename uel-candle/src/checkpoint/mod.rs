@@ -10,6 +10,7 @@ mod report;
 mod select;
 mod slice;
 
+pub(crate) use convert::cast;
 pub use load::Loaded;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};
