@@ -8,22 +8,22 @@
 //! small BERT with random weights to run instead: the same road, but its similarities mean nothing.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
 
-use std::error::Error;
+#[path = "support/model.rs"]
+mod model;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::bert::{BertModel, Config};
+use model::Result;
 use tokenizers::{PaddingParams, Tokenizer};
 use uel::{Checkpoint, MappedAllocator, Mode};
 
 /// With it, tensors are views of the page cache.
 #[global_allocator]
 static ALLOC: MappedAllocator = MappedAllocator::new();
-
-type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 const SENTENCES: [&str; 6] = [
     "A cat is sleeping on the sofa.",
@@ -48,11 +48,7 @@ fn run() -> Result<()> {
     let written = tempfile::tempdir()?;
     let folder = match arguments()? {
         Some(folder) => folder,
-        None => fetch_minilm().or_else(|reason| {
-            eprintln!("all-MiniLM-L6-v2 is out of reach: {reason}");
-            eprintln!("Running a small BERT with random weights instead: its similarities mean nothing.");
-            write_small_bert(written.path())
-        })?,
+        None => model::folder(written.path())?,
     };
     let config: Config = serde_json::from_slice(&read(&folder.join("config.json"))?)?;
     let (ids, mask) = tokenize(&folder)?;
@@ -113,37 +109,6 @@ fn tokenize(folder: &Path) -> Result<(Tensor, Tensor)> {
     };
     let (ids, mask): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     Ok((Tensor::new(ids, &Device::Cpu)?, Tensor::new(mask, &Device::Cpu)?))
-}
-
-/// The folder that `scripts/fetch-minilm` prints; it downloads the model if it is not there yet.
-fn fetch_minilm() -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/fetch-minilm");
-    let output = Command::new("sh")
-        .arg(&script)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cannot run {}: {error}", script.display()))?;
-    if !output.status.success() {
-        return Err(format!("{} failed ({})", script.display(), output.status).into());
-    }
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
-}
-
-/// Writes `config.json` and `model.safetensors` of a two-layer BERT with random weights.
-fn write_small_bert(folder: &Path) -> Result<PathBuf> {
-    let config = serde_json::json!({
-        "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 256, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "max_position_embeddings": 128,
-        "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0,
-    });
-    std::fs::write(folder.join("config.json"), config.to_string())?;
-    // Building the model over a VarMap makes every weight it asks for.
-    let weights = VarMap::new();
-    let builder = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
-    BertModel::load(builder, &serde_json::from_value(config)?)?;
-    weights.save(folder.join("model.safetensors"))?;
-    Ok(folder.to_owned())
 }
 
 fn arguments() -> Result<Option<PathBuf>> {

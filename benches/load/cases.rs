@@ -31,6 +31,7 @@ pub(crate) fn run(all: &[&str]) {
             "cold" => cold(),
             "auto" => auto(),
             "cast" => cast(),
+            "small" => small(),
             other => panic!("no case {other}"),
         }
     }
@@ -85,7 +86,7 @@ fn many() {
         candidate("117,410 tensors, candle mmap", || loaders::candle_mmap(&many)),
     ];
     let times = in_turns("2 GB of bf16 in 117,410 tensors, page cache warm", BYTES, rounds(9), candidates);
-    let ratio = of(&times, "117,410 tensors, preload").median() / of(&times, "200 tensors, preload").median();
+    let ratio = of(&times, "117,410 tensors, preload").multiple_of(of(&times, "200 tensors, preload"));
     let allowed = if uel::MappedAllocator::is_installed() { 1.5 } else { 3.0 };
     claim("117,410 tensors as a multiple of 200", ratio, allowed, true);
     let reference = of(&times, "117,410 tensors, header, safetensors").median();
@@ -180,35 +181,63 @@ fn auto_in(place: &str, path: &Path, cold: bool) {
             }),
         )
     };
-    let one_by_one: Candidate<'_> = (
-        "low-memory".to_owned(),
-        Box::new(|| {
+    let one_by_one = |name: &str, mode: Mode| -> Candidate<'_> {
+        let work = move || {
             if cold {
                 files::cool(path);
             }
-            timed(|| {
-                loaders::loop_one_by_one(path, Mode::LowMemory, |tensor| {
-                    black_box(loaders::read(tensor));
-                })
-            })
-            .1
-        }),
-    );
-    let candidates =
-        vec![mode("auto", Mode::Auto), mode("preload", Mode::Preload), mode("mmap", Mode::Mmap), one_by_one];
+            let read = |tensor: &_| {
+                black_box(loaders::read(tensor));
+            };
+            timed(|| loaders::loop_one_by_one(path, mode, read)).1
+        };
+        (name.to_owned(), Box::new(work))
+    };
+    let candidates = vec![
+        mode("auto", Mode::Auto),
+        mode("preload", Mode::Preload),
+        mode("mmap", Mode::Mmap),
+        one_by_one("auto, one by one", Mode::Auto),
+        one_by_one("low-memory, one by one", Mode::LowMemory),
+        one_by_one("mmap, one by one", Mode::Mmap),
+    ];
     let title = format!("2 GB, load and one full read, {place}");
-    let times = in_turns(&title, BYTES, rounds(if cold { 9 } else { 11 }), candidates);
-    let best = ["preload", "mmap"].iter().map(|mode| of(&times, mode).median()).fold(f64::INFINITY, f64::min);
-    claim(
-        &format!("auto as a multiple of the best fixed mode, {place}"),
-        of(&times, "auto").median() / best,
-        1.05,
-        true,
-    );
+    let times = in_turns(&title, BYTES, rounds(15), candidates);
+    for (auto, fixed) in
+        [("auto", ["preload", "mmap"]), ("auto, one by one", ["low-memory, one by one", "mmap, one by one"])]
+    {
+        let by_median = |left: &&str, right: &&str| of(&times, left).median().total_cmp(&of(&times, right).median());
+        let best = fixed.iter().copied().min_by(by_median).expect("a fixed mode");
+        let text = format!("{auto} as a multiple of {best}, the best fixed mode, {place}");
+        claim(&text, of(&times, auto).multiple_of(of(&times, best)), 1.05, true);
+    }
     println!(
         "- {}",
         loaders::open(path, Mode::Auto).load(&LoadOptions::new(&candle_core::Device::Cpu)).unwrap().report
     );
+}
+
+/// From which size on mapping pays: load and one full read of files that are cached.
+fn small() {
+    const REPEATS: u32 = 200;
+    for kib in [64, 512, 2048, 4096, 8192, 16384, 65536] {
+        let path = files::bf16_file_of(&files::folder(), kib << 10, 8);
+        files::warm(&path);
+        let mode = |name: &str, mode: Mode| -> Candidate<'_> {
+            let path = &path;
+            let work = move || {
+                let all = || {
+                    (0..REPEATS).for_each(|_| {
+                        black_box(loaders::sum_all(&loaders::uel(path, mode)));
+                    })
+                };
+                timed(all).1 / REPEATS
+            };
+            (name.to_owned(), Box::new(work))
+        };
+        let candidates = vec![mode("auto", Mode::Auto), mode("preload", Mode::Preload), mode("mmap", Mode::Mmap)];
+        in_turns(&format!("{kib} KiB in 8 tensors, load and one full read"), kib << 10, rounds(5), candidates);
+    }
 }
 
 fn cast() {

@@ -10,8 +10,13 @@ pub(crate) const BYTES: u64 = 2_000_000_000;
 
 /// A file of [`BYTES`] bytes in `tensors` bf16 tensors of one size. It is kept for the next run.
 pub(crate) fn bf16_file(folder: &Path, tensors: u64) -> PathBuf {
-    let path = folder.join(format!("bf16-{tensors}.safetensors"));
-    let byte_len = BYTES / tensors / 64 * 64;
+    bf16_file_of(folder, BYTES, tensors)
+}
+
+/// The same with another number of bytes.
+pub(crate) fn bf16_file_of(folder: &Path, bytes: u64, tensors: u64) -> PathBuf {
+    let path = folder.join(format!("bf16-{bytes}-{tensors}.safetensors"));
+    let byte_len = bytes / tensors / 64 * 64;
     let columns = 32;
     let rows = byte_len / 2 / columns;
     // As the reference implementation writes it.

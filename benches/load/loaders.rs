@@ -62,6 +62,11 @@ pub(crate) fn read_all(tensors: &[Tensor]) -> u64 {
     })
 }
 
+/// The same on the caller's thread, for what is too little to divide.
+pub(crate) fn sum_all(tensors: &[Tensor]) -> u64 {
+    tensors.iter().fold(0, |sum, tensor| sum.wrapping_add(read(tensor)))
+}
+
 /// Reads every byte of a bf16 or f32 tensor once: the sum of its elements' bits.
 pub(crate) fn read(tensor: &Tensor) -> u64 {
     let (storage, _) = tensor.storage_and_layout();

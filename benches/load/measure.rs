@@ -20,6 +20,14 @@ impl Times {
         sorted[sorted.len() / 2]
     }
 
+    /// The median over the rounds of this candidate's time as a multiple of another's in the same round: what slows a
+    /// whole round cancels out.
+    pub(crate) fn multiple_of(&self, other: &Times) -> f64 {
+        let mut ratios: Vec<f64> = self.seconds.iter().zip(&other.seconds).map(|(own, other)| own / other).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios[ratios.len() / 2]
+    }
+
     pub(crate) fn gb_per_s(&self) -> f64 {
         self.bytes as f64 / 1e9 / self.median()
     }
@@ -28,7 +36,7 @@ impl Times {
         let least = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.seconds.iter().copied().fold(0.0, f64::max);
         println!(
-            "| {:<34} | {:>9.2} | {:>9.2} | {:>9.2} | {:>7.2} |",
+            "| {:<34} | {:>9.3} | {:>9.3} | {:>9.3} | {:>7.2} |",
             self.name,
             self.median() * 1e3,
             least * 1e3,
@@ -81,10 +89,7 @@ pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<C
     let mut times: Vec<Times> = candidates.iter().map(of).collect();
     let mut ballast = Ballast::new();
     for round in 0..rounds {
-        let count = candidates.len();
-        // Each round begins with another candidate, so that none always follows the same neighbour.
-        for turn in 0..count {
-            let at = (round + turn) % count;
+        for at in shuffled(candidates.len(), round as u64) {
             ballast.free();
             times[at].seconds.push((candidates[at].1)().as_secs_f64());
             ballast = Ballast::new();
@@ -96,6 +101,16 @@ pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<C
     }
     println!();
     times
+}
+
+/// The numbers below `count` in another order each round, the same in every run: what ran before should not always slow
+/// or help the same candidate.
+fn shuffled(count: usize, round: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|&at| {
+        (round << 32 | at as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+    });
+    order
 }
 
 pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {

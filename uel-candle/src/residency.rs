@@ -12,7 +12,7 @@ const WHOLE_UP_TO: u64 = 64 << 20;
 #[cfg(target_os = "linux")]
 const SAMPLES: u64 = 64;
 #[cfg(target_os = "linux")]
-const SAMPLE_BYTES: u64 = 1 << 20;
+const SAMPLE_BYTES: u64 = 16 << 10;
 
 /// The share of `range` that the page cache holds, from 0 to 1; `None` where the system does not tell (Linux does from
 /// 6.5 on).

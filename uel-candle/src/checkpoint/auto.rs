@@ -16,7 +16,7 @@ const RESIDENT: f64 = 0.9;
 const COLD_THREADS: usize = 4;
 
 /// Below this many bytes a mapping costs more than it saves: the page faults and the address space that it takes.
-const MAP_FROM: u64 = 1 << 20;
+const MAP_FROM: u64 = 8 << 20;
 
 /// How a load goes about it.
 #[derive(Clone, Debug)]
@@ -44,7 +44,9 @@ impl Checkpoint {
             return Choice::fixed(mode);
         }
         let index = self.index();
-        let held = self.residency(wanted.iter().map(|want| want.position));
+        let bytes = wanted.iter().filter_map(|want| index.at(want.position)).map(|info| info.byte_len()).sum();
+        // Asking takes longer than it would save of a small load.
+        let held = if bytes < MAP_FROM { None } else { self.residency(wanted.iter().map(|want| want.position)) };
         let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
         if mode == Mode::Mmap && self.inner.options.mmap.is_none() {
             return Choice::of(Mode::Preload, "mapping was not allowed", threads);
@@ -55,7 +57,6 @@ impl Checkpoint {
         if !options.device.is_cpu() {
             return Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads);
         }
-        let bytes = wanted.iter().filter_map(|want| index.at(want.position)).map(|info| info.byte_len()).sum();
         match self.map_or_not(bytes, held) {
             Ok(reason) => Choice::of(Mode::Mmap, reason, threads),
             Err(reason) => Choice::of(Mode::Preload, reason, threads),
@@ -83,6 +84,9 @@ impl Checkpoint {
         if !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
             return Err("no MappedAllocator is installed".to_owned());
         }
+        if bytes < MAP_FROM {
+            return Err("little to load".to_owned());
+        }
         for source in self.sources() {
             let Some(file) = source.as_file() else { return Err("the source is no local file".to_owned()) };
             match file_system(file) {
@@ -93,9 +97,6 @@ impl Checkpoint {
                 Some(_) => {}
                 None => return Err("an unknown file system".to_owned()),
             }
-        }
-        if bytes < MAP_FROM {
-            return Err("little to load".to_owned());
         }
         match held {
             Some(held) if held >= RESIDENT => Ok("the page cache holds the files".to_owned()),

@@ -25,7 +25,7 @@ use crate::placement::{self, NotMapped};
 const BUFFER_GAP: u64 = 64 << 10;
 
 /// A stretch of tensors gets a buffer of its own from this size on; shorter ones get storages of their own.
-const BUFFER_FROM: u64 = 1 << 20;
+const BUFFER_FROM: u64 = 4 << 20;
 
 /// Tensors of at least this size are read straight into their storage; smaller neighbours share a read.
 const SPAN_FROM: usize = 256 << 10;

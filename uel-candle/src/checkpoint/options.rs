@@ -21,7 +21,9 @@ pub enum Mode {
     Auto,
     /// Everything at once, read in parallel.
     Preload,
-    /// Each tensor by itself when it is asked for; at most one tensor's memory is held by UEL.
+    /// Each tensor by itself when it is asked for. Beside the tensors that the caller keeps, UEL holds no more than the
+    /// largest tensor's memory, in freed buffers that the next tensor is read into (with a
+    /// [`MappedAllocator`](crate::MappedAllocator)), and less than 32 MB for all else.
     LowMemory,
     /// Tensors are views of the page cache; needs [`OpenOptions::with_mmap`].
     Mmap,
