@@ -1,7 +1,7 @@
 //! What is measured, and against what.
 
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uel::candle::LoadOptions;
 use uel::{Checkpoint, Mode};
@@ -29,7 +29,9 @@ pub(crate) fn run(all: &[&str]) {
             "many" => many(),
             "low-memory" => low_memory(memcpy),
             "cold" => cold(),
-            "auto" => auto(),
+            "auto-warm" => auto_in("warm, disk", &warm_file(FEW), false),
+            "auto-tmpfs" => auto_in("tmpfs", &InMemory::copy_of(&warm_file(FEW)).0, false),
+            "auto-cold" => auto_in("cold, disk", &warm_file(FEW), true),
             "cast" => cast(),
             "small" => small(),
             other => panic!("no case {other}"),
@@ -56,8 +58,7 @@ fn claim(text: &str, got: f64, wanted: f64, at_most: bool) {
 }
 
 fn warm(memcpy: f64) {
-    let path = files::bf16_file(&files::folder(), FEW);
-    files::warm(&path);
+    let path = warm_file(FEW);
     let candidates = vec![
         candidate("uel mmap", || loaders::uel(&path, Mode::Mmap)),
         candidate("uel preload", || loaders::uel(&path, Mode::Preload)),
@@ -73,9 +74,7 @@ fn warm(memcpy: f64) {
 }
 
 fn many() {
-    let (few, many) = (files::bf16_file(&files::folder(), FEW), files::bf16_file(&files::folder(), MANY));
-    files::warm(&few);
-    files::warm(&many);
+    let (few, many) = (warm_file(FEW), warm_file(MANY));
     let header = std::fs::read(&many).map(|bytes| bytes[..16 << 20].to_vec()).unwrap();
     let candidates = vec![
         candidate("200 tensors, preload", || loaders::uel(&few, Mode::Preload)),
@@ -106,8 +105,7 @@ fn reference_header(file: &[u8]) -> safetensors::tensor::Metadata {
 }
 
 fn low_memory(memcpy: f64) {
-    let path = files::bf16_file(&files::folder(), FEW);
-    files::warm(&path);
+    let path = warm_file(FEW);
     let touch = |tensor: &_| {
         black_box(loaders::touch(tensor));
     };
@@ -159,16 +157,14 @@ fn cold() {
     claim("auto as a share of dd's rate", dd / of(&times, "uel auto").median(), 0.85, false);
 }
 
-/// Load and one full read of every tensor, in every mode, wherever the file lies.
-fn auto() {
-    let disk = files::bf16_file(&files::folder(), FEW);
-    let memory = InMemory::copy_of(&disk);
-    files::warm(&disk);
-    auto_in("warm, disk", &disk, false);
-    auto_in("tmpfs", &memory.0, false);
-    auto_in("cold, disk", &disk, true);
+/// A file that the page cache holds.
+fn warm_file(tensors: u64) -> PathBuf {
+    let path = files::bf16_file(&files::folder(), tensors);
+    files::warm(&path);
+    path
 }
 
+/// Load and one full read of every tensor, in every mode.
 fn auto_in(place: &str, path: &Path, cold: bool) {
     let mode = |name: &str, mode: Mode| -> Candidate<'_> {
         (
@@ -241,8 +237,7 @@ fn small() {
 }
 
 fn cast() {
-    let path = files::bf16_file(&files::folder(), FEW);
-    files::warm(&path);
+    let path = warm_file(FEW);
     let to_f32 = || {
         let options = LoadOptions::new(&candle_core::Device::Cpu).with_dtype(candle_core::DType::F32);
         loaders::open(&path, Mode::Preload).load(&options).unwrap().tensors

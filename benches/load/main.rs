@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo bench --bench load                 # everything
-//! cargo bench --bench load -- warm cold    # some: warm, many, low-memory, cold, auto, small, cast
+//! cargo bench --bench load -- warm cold    # some of the cases that `main` names
 //! ```
 //!
 //! `UEL_BENCH_DIR` says where the files go, `UEL_BENCH_TMPFS` where the copies in memory go, `UEL_BENCH_ROUNDS` how
@@ -25,5 +25,5 @@ mod measure;
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
 fn main() {
-    cases::run(&["warm", "many", "low-memory", "cold", "auto", "small", "cast"]);
+    cases::run(&["warm", "many", "low-memory", "cold", "auto-warm", "auto-tmpfs", "auto-cold", "small", "cast"]);
 }

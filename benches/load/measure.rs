@@ -106,10 +106,14 @@ pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<C
 /// The numbers below `count` in another order each round, the same in every run: what ran before should not always slow
 /// or help the same candidate.
 fn shuffled(count: usize, round: u64) -> Vec<usize> {
+    // The finalizer of splitmix64.
+    let mix = |bits: u64| {
+        let bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
+    };
     let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by_key(|&at| {
-        (round << 32 | at as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
-    });
+    order.sort_by_key(|&at| mix((round + 1) << 32 | at as u64));
     order
 }
 

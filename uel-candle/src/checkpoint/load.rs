@@ -103,6 +103,8 @@ impl Checkpoint {
         let to_cpu = matches!(options.device, Device::Cpu);
         let mut converted = Vec::new();
         let mut copied = Vec::new();
+        // Mapping reads nothing, so what is mapped is placed at once.
+        let placing = (choice.mode == Mode::Mmap).then(|| tracing::debug_span!("place", tensors = wanted.len()).entered());
         for (at, want) in wanted.iter().enumerate() {
             let Some(info) = self.index().at(want.position) else { continue };
             if want.widened {
@@ -137,6 +139,7 @@ impl Checkpoint {
             report.add_copied(reason, info.byte_len());
         }
 
+        drop(placing);
         let total: u64 = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at])).sum();
         let done = AtomicU64::new(0);
         let arrived = |bytes: u64| {
@@ -146,8 +149,13 @@ impl Checkpoint {
             }
         };
         let how = How { threads: self.threads(options, choice), arrived: &arrived };
-        self.copy(wanted, &copied, how, &mut placed)?;
-        self.convert(wanted, &converted, options, how, &mut placed)?;
+        if !copied.is_empty() {
+            self.copy(wanted, &copied, how, &mut placed)?;
+        }
+        if !converted.is_empty() {
+            let _reading = tracing::debug_span!("read", tensors = converted.len()).entered();
+            self.convert(wanted, &converted, options, how, &mut placed)?;
+        }
         report.bytes_read = done.load(Ordering::Relaxed);
         let missing = || Error::new(uel_core::Kind::Internal, "a tensor was not placed");
         placed.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()

@@ -25,7 +25,6 @@ use uel_core::safetensors::{SafetensorsFiles, header_range};
 use uel_core::source::{ByteSource, ByteSourceExt, FileSource};
 use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
 
-use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::Claim;
 use crate::placement::MappedFiles;
 use crate::view::{TensorView, Views};
@@ -72,8 +71,8 @@ struct Inner {
     /// Whether mode `auto` maps single tensors, once it was asked.
     auto_maps: OnceLock<(bool, String)>,
     report: Mutex<LoadReport>,
-    /// Lets a buffer of the largest tensor's size be kept between tensors.
-    _claim: Option<Claim>,
+    /// Lets a buffer of the largest tensor's size be kept between tensors, once one was read by itself.
+    claim: OnceLock<Claim>,
 }
 
 impl Checkpoint {
@@ -130,8 +129,6 @@ impl Checkpoint {
         }
         let index = files.index();
         tracing::debug!(tensors = index.len(), bytes = index.total_bytes(), "opened");
-        let largest = usize::try_from(index.largest_bytes()).unwrap_or(usize::MAX);
-        let recycles = matches!(options.mode, Mode::LowMemory) && MappedAllocator::is_installed();
         let inner = Inner {
             mapped: MappedFiles::new(files.sources().len()),
             views: Views::new(files.sources().len()),
@@ -139,7 +136,7 @@ impl Checkpoint {
             preloaded: OnceLock::new(),
             auto_maps: OnceLock::new(),
             report: Mutex::default(),
-            _claim: recycles.then(|| Claim::new(largest)),
+            claim: OnceLock::new(),
             files,
             options,
         };

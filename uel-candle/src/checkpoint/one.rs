@@ -15,6 +15,8 @@ use super::select::{Wanted, is_loadable};
 use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
+use crate::mapped::MappedAllocator;
+use crate::mapped::recycle::Claim;
 use crate::placement;
 
 /// From this size on a tensor gets recycled memory; smaller ones come from the heap.
@@ -122,8 +124,12 @@ impl Checkpoint {
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
         let offset = info.range().start();
+        let largest = self.index().largest_bytes();
+        if byte_len >= RECYCLED_FROM && self.mode_for_one().0 == Mode::LowMemory && MappedAllocator::is_installed() {
+            self.inner.claim.get_or_init(|| Claim::new(usize::try_from(largest).unwrap_or(usize::MAX)));
+        }
         if byte_len >= RECYCLED_FROM
-            && let Some(mut buffer) = placement::recycled(byte_len, self.index().largest_bytes())
+            && let Some(mut buffer) = placement::recycled(byte_len, largest)
         {
             let span = Span { source, offset, into: buffer.as_uninit_mut(), cast: None };
             tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
