@@ -104,7 +104,8 @@ impl Checkpoint {
         let mut converted = Vec::new();
         let mut copied = Vec::new();
         // Mapping reads nothing, so what is mapped is placed at once.
-        let placing = (choice.mode == Mode::Mmap).then(|| tracing::debug_span!("place", tensors = wanted.len()).entered());
+        let placing =
+            (choice.mode == Mode::Mmap).then(|| tracing::debug_span!("place", tensors = wanted.len()).entered());
         for (at, want) in wanted.iter().enumerate() {
             let Some(info) = self.index().at(want.position) else { continue };
             if want.widened {
