@@ -313,6 +313,7 @@ impl Checkpoint {
                 let read = read.unwrap_or_else(|panic| Err(engine::worker_panic(&*panic)));
                 failed.fetch_or(read.is_err(), Ordering::Relaxed);
                 lock(&results).push((at, read));
+                engine::let_others_begin();
             }
         };
         let threads = if to_cpu { engine::threads(how.threads).min(converted.len()) } else { 1 };
