@@ -25,6 +25,12 @@ pub(crate) fn empty(dtype: DType, shape: &[usize]) -> Result<Tensor> {
             Ok(Vec::new())
         }
     }
+    // candle multiplies the dimensions from the last one on, before it comes to the zero. Only the compatible rules let
+    // such shapes pass.
+    if shape.iter().filter(|&&dim| dim != 0).try_fold(1usize, |n, &dim| n.checked_mul(dim)).is_none() {
+        return Err(Error::new(Kind::Overflow, "the strides of the shape cannot be counted in 64 bits")
+            .with_got(format!("{shape:?}")));
+    }
     Ok(tensor(storage(dtype, Empty)?, shape))
 }
 

@@ -110,7 +110,11 @@ impl Checkpoint {
             }
             let mut reason = CopyReason::Mode;
             if info.range().is_empty() {
-                let tensor = placement::empty(want.result_dtype(), info.shape())?;
+                let named = |error: Error| match self.sources().get(info.file()) {
+                    Some(source) => error.with_tensor(info.name()).with_path(source.path()),
+                    None => error.with_tensor(info.name()),
+                };
+                let tensor = placement::empty(want.result_dtype(), info.shape()).map_err(named)?;
                 placed[at] = Some(tensor.to_device(&options.device).map_err(candle)?);
                 report.add_copied(reason, 0);
                 continue;
@@ -137,7 +141,8 @@ impl Checkpoint {
             report.add_copied(reason, info.byte_len());
         }
 
-        let total: u64 = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at])).sum();
+        let bytes = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at]));
+        let total = bytes.fold(0, u64::saturating_add);
         let done = AtomicU64::new(0);
         let arrived = |bytes: u64| {
             let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
