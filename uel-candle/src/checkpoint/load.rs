@@ -76,10 +76,10 @@ impl Checkpoint {
             let name = want.renamed.take().unwrap_or_else(|| self.name_at(want.position));
             tensors.insert(name, tensor);
         }
-        for (renamed, name) in replaced {
-            if let Some(tensor) = self.replaced(&name) {
-                tensors.insert(renamed, tensor.to_device(&options.device).map_err(candle)?);
-            }
+        for (name, tensor) in replaced {
+            let tensor = convert::replaced(&tensor, options.dtype, &options.device);
+            let tensor = tensor.map_err(|error| error.with_tensor(&name))?;
+            tensors.insert(name, tensor);
         }
         report.duration = began.elapsed();
         self.note(&report);
