@@ -86,6 +86,10 @@ pub(crate) struct MappedFiles {
     forever: Mutex<bool>,
 }
 
+/// With more regions than this, no tensor gets one of its own. Each takes up to three mappings, of which Linux allows a
+/// process 65,530 by default; without any left it could not even start a thread.
+const MAX_REGIONS: usize = 8192;
+
 /// Why a tensor is not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotMapped {
@@ -141,7 +145,10 @@ impl MappedFiles {
             return Ok(tensor);
         }
         // The tensor was handed out before, and its owner may have changed it: a second request gets a mapping of its
-        // own.
+        // own, as long as there are not too many.
+        if MappedAllocator::stats().regions >= MAX_REGIONS {
+            return Err(NotMapped::Unmappable);
+        }
         // SAFETY: as above.
         let again = unsafe { map_ranges(source, std::iter::once(info.range())) }.ok_or(NotMapped::Unmappable)?;
         let tensor = make(&again, 0).map_err(|_| NotMapped::Unmappable);
