@@ -281,6 +281,32 @@ fn many_threads_that_ask_first_preload_once() {
 }
 
 #[test]
+fn loads_within_loads_and_on_many_threads_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let expected = candle_core::safetensors::load(&path, &CPU).unwrap();
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).with_threads(16).open(&path).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let (checkpoint, expected) = (checkpoint.clone(), &expected);
+                scope.spawn(move || {
+                    let inner = checkpoint.clone();
+                    // The callback runs on the reading threads, which the loads within need too.
+                    let options = LoadOptions::new(&CPU).with_dtype(DType::F64).with_progress(move |_| {
+                        assert_eq!(inner.tensor("large", &CPU).unwrap().dims(), [900, 1000]);
+                        assert_eq!(inner.tensor_as("half", Some(DType::F32), &CPU).unwrap().dims(), [1_000_000]);
+                    });
+                    let loaded = checkpoint.load(&options).unwrap().tensors;
+                    assert!(same(&loaded["large"], &expected["large"].to_dtype(DType::F64).unwrap()));
+                    assert_equal(&checkpoint.load_all(&CPU).unwrap(), expected);
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn preloading_counts_widened_tensors_once() {
     let header = r#"{"b":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}"#;
     for mode in [Mode::Auto, Mode::Preload, Mode::LowMemory] {
