@@ -1,6 +1,7 @@
 //! Loads in every mode, against candle's own loader.
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -246,6 +247,147 @@ fn faults_of_storage_name_the_tensor_and_leave_nothing_half_done() {
         assert_eq!(error.kind(), Kind::Io);
         let error = checkpoint.tensor("ids", &CPU).unwrap_err();
         assert_eq!((error.kind(), error.tensor()), (Kind::Io, Some("ids")));
+    }
+}
+
+/// A file in memory: this header, and so many bytes of data, each 1.
+fn in_memory(header: &str, data: usize) -> Arc<dyn ByteSource> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.resize(bytes.len() + data, 1);
+    Arc::new(MemorySource::new("memory", bytes))
+}
+
+#[test]
+fn many_threads_that_ask_first_preload_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let expected = candle_core::safetensors::load(&path, &CPU).unwrap();
+    let slow = FaultSource::new(FileSource::open(&path).unwrap()).with_delay(std::time::Duration::from_millis(10));
+    let source = Arc::new(RecordingSource::new(slow));
+    let sources: Vec<Arc<dyn ByteSource>> = vec![source.clone()];
+    let checkpoint = Checkpoint::from_sources(sources, OpenOptions::new().with_mode(Mode::Preload)).unwrap();
+    let names = checkpoint.names();
+    std::thread::scope(|scope| {
+        for name in names.iter().cycle().take(8 * names.len()) {
+            let (checkpoint, expected) = (&checkpoint, &expected[name]);
+            scope.spawn(move || assert!(same(&checkpoint.tensor(name, &CPU).unwrap(), expected), "{name}"));
+        }
+    });
+    // Each tensor eight times at the most, and once all of them: not everything for every thread.
+    let total = checkpoint.index().total_bytes();
+    assert!(source.bytes_read() < 10 * total, "{} of {total} bytes", source.bytes_read());
+    assert!(checkpoint.report().bytes_read < 10 * total, "{}", checkpoint.report());
+}
+
+#[test]
+fn loads_within_loads_and_on_many_threads_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let expected = candle_core::safetensors::load(&path, &CPU).unwrap();
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).with_threads(16).open(&path).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let (checkpoint, expected) = (checkpoint.clone(), &expected);
+                scope.spawn(move || {
+                    let inner = checkpoint.clone();
+                    // The callback runs on the reading threads, which the loads within need too.
+                    let options = LoadOptions::new(&CPU).with_dtype(DType::F64).with_progress(move |_| {
+                        assert_eq!(inner.tensor("large", &CPU).unwrap().dims(), [900, 1000]);
+                        assert_eq!(inner.tensor_as("half", Some(DType::F32), &CPU).unwrap().dims(), [1_000_000]);
+                    });
+                    let loaded = checkpoint.load(&options).unwrap().tensors;
+                    assert!(same(&loaded["large"], &expected["large"].to_dtype(DType::F64).unwrap()));
+                    assert_equal(&checkpoint.load_all(&CPU).unwrap(), expected);
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn preloading_counts_widened_tensors_once() {
+    let header = r#"{"b":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}"#;
+    for mode in [Mode::Auto, Mode::Preload, Mode::LowMemory] {
+        let options = OpenOptions::new().with_mode(mode);
+        let checkpoint = Checkpoint::from_sources(vec![in_memory(header, 2)], options).unwrap();
+        checkpoint.tensor("b", &CPU).unwrap();
+        let report = checkpoint.report();
+        assert_eq!((report.tensors, report.widened.values().sum::<usize>()), (1, 1), "{mode}: {report}");
+    }
+}
+
+#[test]
+fn shapes_that_cannot_be_counted_are_errors() {
+    let header = format!(r#"{{"w":{{"dtype":"F32","shape":[0,{0},{0}],"data_offsets":[0,0]}}}}"#, u64::MAX);
+    let open = |rules, mode| {
+        Checkpoint::from_sources(vec![in_memory(&header, 0)], mapping().with_rules(rules).with_mode(mode))
+    };
+    assert_eq!(open(uel::Rules::Strict, Mode::Auto).unwrap_err().kind(), Kind::Overflow);
+    for mode in MODES {
+        let checkpoint = open(uel::Rules::Compatible, mode).unwrap();
+        let errors = [
+            checkpoint.tensor("w", &CPU).unwrap_err(),
+            checkpoint.load_all(&CPU).unwrap_err(),
+            checkpoint.slice("w", .., &CPU).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!((error.kind(), error.tensor()), (Kind::Overflow, Some("w")), "{mode}: {error}");
+        }
+        assert_eq!(checkpoint.raw_tensor("w", &CPU).unwrap().dims(), [0]);
+    }
+}
+
+/// A file of as many bytes as can be: a header, and zeros.
+#[derive(Debug)]
+struct Vast(Vec<u8>, u64);
+
+impl ByteSource for Vast {
+    fn path(&self) -> &Path {
+        Path::new("vast")
+    }
+    fn byte_len(&self) -> u64 {
+        self.1
+    }
+    fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> uel::Result<&'b mut [u8]> {
+        let byte = |n: u64| self.0.get(usize::try_from(n).unwrap()).copied().unwrap_or(0);
+        let bytes: Vec<u8> = (0..buffer.len() as u64).map(|n| byte(offset + n)).collect();
+        Ok(buffer.write_copy_of_slice(&bytes))
+    }
+}
+
+#[test]
+fn more_bytes_than_can_be_counted_are_an_error() {
+    const EACH: u64 = (1 << 61) - 1;
+    let vast = |file: u64| -> Arc<dyn ByteSource> {
+        let tensor = |n: u64| {
+            let (start, end) = (n * EACH, (n + 1) * EACH);
+            format!(r#""{file}.{n}":{{"dtype":"U8","shape":[{EACH}],"data_offsets":[{start},{end}]}}"#)
+        };
+        let header = format!("{{{}}}", (0..7).map(tensor).collect::<Vec<_>>().join(","));
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        let byte_len = bytes.len() as u64 + 7 * EACH;
+        Arc::new(Vast(bytes, byte_len))
+    };
+    for mode in MODES {
+        let checkpoint = Checkpoint::from_sources(vec![vast(0), vast(1)], mapping().with_mode(mode)).unwrap();
+        let error = checkpoint.load_all(&CPU).unwrap_err();
+        assert_eq!(error.kind(), Kind::OutOfMemory, "{mode}: {error}");
+        assert_eq!(checkpoint.tensor("1.6", &CPU).unwrap_err().kind(), Kind::OutOfMemory);
+    }
+}
+
+#[test]
+fn added_tensors_are_cast_as_those_of_the_files_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(mixture(folder.path())).unwrap();
+    checkpoint.replace("small", Tensor::new(&[1f64, 2.], &CPU).unwrap());
+    checkpoint.replace("ids", Tensor::new(&[1u32, 2], &CPU).unwrap());
+    let loaded = checkpoint.load(&LoadOptions::new(&CPU).with_dtype(DType::F16)).unwrap().tensors;
+    for (name, dtype) in [("small", DType::F16), ("ids", DType::U32), ("half", DType::F16), ("bytes", DType::U8)] {
+        assert_eq!(loaded[name].dtype(), dtype, "{name}");
+        assert_eq!(checkpoint.tensor_as(name, Some(DType::F16), &CPU).unwrap().dtype(), dtype, "{name}");
     }
 }
 

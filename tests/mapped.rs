@@ -123,6 +123,22 @@ fn tensors_of_a_replaced_file_keep_the_old_bytes() {
 }
 
 #[test]
+fn many_tensors_asked_for_again_leave_the_process_room_for_mappings() {
+    const TENSORS: usize = 40_000;
+    let (_folder, path) = folder();
+    let value = Tensor::new(&[7f32], &CPU).unwrap();
+    let tensors = (0..TENSORS).map(|n| (format!("t{n}"), &value));
+    safetensors::serialize_to_file(tensors.collect::<Vec<_>>(), None, &path).unwrap();
+    let checkpoint = mapping().with_mode(Mode::Mmap).open(&path).unwrap();
+    let all = [checkpoint.load_all(&CPU).unwrap(), checkpoint.load_all(&CPU).unwrap()];
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    assert!(maps < 30_000, "{maps} mappings; Linux allows 65,530");
+    assert!(all.iter().flat_map(HashMap::values).all(|tensor| tensor.to_vec1::<f32>().unwrap() == [7.]));
+    std::thread::spawn(move || drop(all)).join().unwrap();
+    assert!(checkpoint.report().copied[&CopyReason::Unmappable] > 0, "{}", checkpoint.report());
+}
+
+#[test]
 fn a_file_cut_short_before_the_load_is_an_error() {
     for mode in MODES {
         let (_folder, path) = folder();

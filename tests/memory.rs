@@ -32,9 +32,12 @@ fn count(added: usize) {
 // SAFETY: every request is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
         // SAFETY: passed on.
-        unsafe { System.alloc(layout) }
+        let block = unsafe { System.alloc(layout) };
+        if !block.is_null() {
+            count(layout.size());
+        }
+        block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -130,6 +133,37 @@ fn measured_low_memory_holds_one_tensor() {
     assert!(resident <= largest + ALLOWANCE, "{resident} bytes for a largest tensor of {largest}");
     assert!(heap <= ALLOWANCE, "the heap held {heap} bytes");
     assert!(recycled > 0 && recycled <= largest, "freed buffers held {recycled} bytes");
+}
+
+/// Of every second byte a run of its own: what is held beside the result does not grow with the number of runs.
+#[test]
+fn measured_slices_of_many_runs_hold_little() {
+    const CHILD: &str = "UEL_TEST_SLICE_OF_MANY_RUNS";
+    const ROWS: usize = 3_000_000;
+    if std::env::var_os(CHILD).is_none() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "memory::measured_slices_of_many_runs_hold_little", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pairs.safetensors");
+    let pairs = Tensor::new(&[1u8, 2], &CPU).unwrap().broadcast_as((ROWS, 2)).unwrap().contiguous().unwrap();
+    safetensors::serialize_to_file([("pairs", &pairs)], None, &path).unwrap();
+    drop(pairs);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let column = checkpoint.slice("pairs", (.., 1), &CPU).unwrap();
+    let held = PEAK.load(Ordering::Relaxed) - before;
+    assert!(held < ROWS + ALLOWANCE, "{held} bytes for {ROWS} runs");
+    assert_eq!(column.dims(), [ROWS]);
+    assert_eq!(checkpoint.report().bytes_copied, ROWS as u64);
+    assert!(column.to_vec1::<u8>().unwrap().iter().all(|&byte| byte == 2));
 }
 
 /// A file of some tensors, and a source that records what is read of it.

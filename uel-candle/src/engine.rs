@@ -3,6 +3,7 @@
 //! The engine knows neither formats nor tensors. What it guarantees is what its callers' `unsafe` relies on: when
 //! [`fill`] returns `Ok`, every byte of every destination was read from its source.
 
+use std::any::Any;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,11 +70,19 @@ enum Task<'a> {
     Scatter(Scatter<'a>),
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
     fn byte_len(&self) -> u64 {
         match self {
             Task::Read(span) => span.source_len() as u64,
             Task::Scatter(scatter) => scatter.range.byte_len(),
+        }
+    }
+
+    /// Where it reads from.
+    fn place(&self) -> (&'a dyn ByteSource, u64) {
+        match self {
+            Task::Read(span) => (span.source, span.offset),
+            Task::Scatter(scatter) => (scatter.source, scatter.range.start()),
         }
     }
 }
@@ -106,8 +115,11 @@ pub(crate) fn fill<'a>(
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((position, task)) = next else { return };
             let byte_len = task.byte_len();
+            let (source, offset) = task.place();
             let outcome = catch_unwind(AssertUnwindSafe(|| run(task, &mut scratch)));
-            match outcome.unwrap_or_else(|panic| Err(worker_panic(&*panic))) {
+            let panicked =
+                |panic: Box<dyn Any + Send>| worker_panic(&*panic).with_path(source.path()).with_offset(offset);
+            match outcome.unwrap_or_else(|panic| Err(panicked(panic))) {
                 Ok(()) => (how.arrived)(byte_len),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
@@ -117,6 +129,7 @@ pub(crate) fn fill<'a>(
                     }
                 }
             }
+            let_others_begin();
         }
     };
     on_threads(threads, &work);
@@ -140,6 +153,14 @@ pub(crate) fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     }
 }
 
+/// Between two pieces of work, a thread of the pool takes its part in what others began meanwhile. They wait for it:
+/// without this a small load would come back only when a large one is done.
+pub(crate) fn let_others_begin() {
+    if let Some(Some(pool)) = POOL.get() {
+        pool.yield_now();
+    }
+}
+
 /// How many threads a request for `asked` gets; 0 asks for as many as there are processors.
 pub(crate) fn threads(asked: usize) -> usize {
     let most = pool().map_or(1, |pool| pool.current_num_threads() + 1);
@@ -151,9 +172,10 @@ fn processors() -> usize {
     *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)))
 }
 
+static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+
 /// The pool of reading threads, apart from rayon's global one: reads block, and the program computes there.
 fn pool() -> Option<&'static rayon::ThreadPool> {
-    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     let make = || {
         let threads = processors().max(MIN_POOL_THREADS) - 1;
         rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("uel-read-{n}")).build().ok()
@@ -221,7 +243,7 @@ fn run_scatter(scatter: Scatter<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Resu
     Ok(())
 }
 
-pub(crate) fn worker_panic(panic: &(dyn std::any::Any + Send)) -> Error {
+pub(crate) fn worker_panic(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Error::new(Kind::WorkerPanic, format!("a reading thread panicked: {}", text.unwrap_or("no message")))
 }
@@ -230,6 +252,7 @@ pub(crate) fn worker_panic(panic: &(dyn std::any::Any + Send)) -> Error {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
     use uel_core::source::MemorySource;
     use uel_core::source::decorators::{FaultSource, RecordingSource};
 
@@ -308,5 +331,26 @@ mod tests {
         let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
         assert_eq!(error.kind(), Kind::WorkerPanic);
         assert!(error.to_string().contains("told to"), "{error}");
+        assert!(error.path().is_some() && error.offset().is_some(), "{error}");
+    }
+
+    #[test]
+    fn a_small_load_does_not_wait_for_a_large_one() {
+        let slow = FaultSource::new(MemorySource::new("slow", vec![1; 64 << 20])).with_delay(Duration::from_millis(50));
+        let (begun, begins) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut buffer = uninit(64 << 20);
+                let spans = [Span { source: &slow, offset: 0, into: &mut buffer, cast: None }];
+                let arrived = |_| begun.send(()).unwrap();
+                fill(spans, [], How { threads: MAX_THREADS, arrived: &arrived }).unwrap();
+            });
+            begins.recv().unwrap();
+            let source = MemorySource::new("memory", pattern(8 << 20));
+            let mut buffer = uninit(8 << 20);
+            let spans = [Span { source: &source, offset: 0, into: &mut buffer, cast: None }];
+            fill(spans, [], How { threads: MAX_THREADS, arrived: &|_| {} }).unwrap();
+            assert!(slow.read_count() < 32, "all 32 chunks of the large load were read before");
+        });
     }
 }

@@ -25,6 +25,12 @@ pub(crate) fn empty(dtype: DType, shape: &[usize]) -> Result<Tensor> {
             Ok(Vec::new())
         }
     }
+    // candle multiplies the dimensions from the last one on, before it comes to the zero. Only the compatible rules let
+    // such shapes pass.
+    if shape.iter().filter(|&&dim| dim != 0).try_fold(1usize, |n, &dim| n.checked_mul(dim)).is_none() {
+        return Err(Error::new(Kind::Overflow, "the strides of the shape cannot be counted in 64 bits")
+            .with_got(format!("{shape:?}")));
+    }
     Ok(tensor(storage(dtype, Empty)?, shape))
 }
 
@@ -79,6 +85,10 @@ pub(crate) struct MappedFiles {
     /// Regions of tensors that live as long as the process are kept here, and leaked with the checkpoint's end.
     forever: Mutex<bool>,
 }
+
+/// With more regions than this, no tensor gets one of its own. Each takes up to three mappings, of which Linux allows a
+/// process 65,530 by default; without any left it could not even start a thread.
+const MAX_REGIONS: usize = 8192;
 
 /// Why a tensor is not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +145,10 @@ impl MappedFiles {
             return Ok(tensor);
         }
         // The tensor was handed out before, and its owner may have changed it: a second request gets a mapping of its
-        // own.
+        // own, as long as there are not too many.
+        if MappedAllocator::stats().regions >= MAX_REGIONS {
+            return Err(NotMapped::Unmappable);
+        }
         // SAFETY: as above.
         let again = unsafe { map_ranges(source, std::iter::once(info.range())) }.ok_or(NotMapped::Unmappable)?;
         let tensor = make(&again, 0).map_err(|_| NotMapped::Unmappable);

@@ -110,20 +110,28 @@ fn scan_piece(
     }
 }
 
-/// How many NaN and infinite values there are in `bytes`: none for dtypes other than the common floats.
+/// How many NaN and infinite values there are in `bytes`: none for dtypes that have no such values. Either part of a
+/// complex number counts.
 ///
 /// Without its sign bit, a float is infinite where its bits are those of infinity, and NaN where they are more.
 fn count_not_finite(dtype: Dtype, bytes: &[u8]) -> (u64, u64) {
     match dtype {
         Dtype::F64 => count_64(bytes, 0x7ff0 << 48),
-        Dtype::F32 => count_32(bytes, 0x7f80 << 16),
+        Dtype::F32 | Dtype::C64 => count_32(bytes, 0x7f80 << 16),
         Dtype::F16 => count_16(bytes, 0x7c00),
         Dtype::Bf16 => count_16(bytes, 0x7f80),
         Dtype::F8E5M2 => count_8(bytes, 0x7c),
         // The finite kind: all ones is the only NaN, and what would be infinity is the largest number.
         Dtype::F8E4M3 => (count_8(bytes, 0x7e).0, 0),
+        // Each has one NaN and no infinity: where others have the negative zero, and the largest power.
+        Dtype::F8E4M3Fnuz | Dtype::F8E5M2Fnuz => (count_byte(bytes, 0x80), 0),
+        Dtype::F8E8M0 => (count_byte(bytes, 0xff), 0),
         _ => (0, 0),
     }
+}
+
+fn count_byte(bytes: &[u8], wanted: u8) -> u64 {
+    bytes.iter().filter(|&&byte| byte == wanted).count() as u64
 }
 
 /// A function that counts floats of one width. Its counters are as wide as the floats, and emptied before they can
@@ -167,6 +175,10 @@ mod tests {
         let all: Vec<u8> = (0..=255).collect();
         assert_eq!(count_not_finite(Dtype::F8E4M3, &all), (2, 0));
         assert_eq!(count_not_finite(Dtype::F8E5M2, &all), (6, 2));
+        for dtype in [Dtype::F8E4M3Fnuz, Dtype::F8E5M2Fnuz, Dtype::F8E8M0] {
+            assert_eq!(count_not_finite(dtype, &all), (1, 0), "{dtype}");
+        }
+        assert_eq!(count_not_finite(Dtype::C64, &[0, 0, 0x80, 0x7f, 0, 0, 0xc0, 0x7f]), (1, 1));
         assert_eq!(count_not_finite(Dtype::U8, &all), (0, 0));
         assert_eq!(count_not_finite(Dtype::F8E5M2, &[0x7f; 1000]), (1000, 0));
     }

@@ -9,6 +9,10 @@ pub(crate) enum Align {
     Right,
 }
 
+/// No column is padded beyond this width; longer cells stick out. A file may hold one name of a megabyte among a million
+/// short ones.
+const MAX_WIDTH: usize = 160;
+
 /// Rows of cells under a heading, one alignment for each column.
 #[derive(Debug)]
 pub(crate) struct Table<const N: usize> {
@@ -31,15 +35,16 @@ impl<const N: usize> Table<N> {
         let mut widths = [0; N];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
+                *width = cell.chars().count().min(MAX_WIDTH).max(*width);
             }
         }
         for row in &self.rows {
             let mut line = String::new();
             for ((cell, width), align) in row.iter().zip(widths).zip(self.align) {
+                let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
                 match align {
-                    Align::Left => line.push_str(&format!("{cell:<width$}  ")),
-                    Align::Right => line.push_str(&format!("{cell:>width$}  ")),
+                    Align::Left => line.extend([cell, padding.as_str(), "  "]),
+                    Align::Right => line.extend([padding.as_str(), cell, "  "]),
                 }
             }
             writeln!(out, "{}", line.trim_end())?;
@@ -61,14 +66,14 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// A message as one line: only control characters are escaped, because messages escape names themselves.
+/// A message as one line: what is not printable is escaped, while backslashes and quotes stay, because messages escape
+/// names themselves.
 pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
-            line.extend(c.escape_debug());
-        } else {
-            line.push(c);
+        match c {
+            ' '..='~' => line.push(c),
+            c => line.extend(c.escape_debug()),
         }
     }
     line
@@ -109,6 +114,11 @@ mod tests {
         table.write(&mut out).unwrap();
         let expected = "name              size  file\na\\n\\u{1b}[31m      5 B  x\né\\u{202e}      1.00 kB\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn messages_stay_one_plain_line() {
+        assert_eq!(one_line("a\n\u{1b}[2J\u{202e}\u{2028} \"é\\"), "a\\n\\u{1b}[2J\\u{202e}\\u{2028} \"é\\");
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl Checkpoint {
             return Choice::fixed(mode);
         }
         let index = self.index();
-        let bytes = wanted.iter().filter_map(|want| index.at(want.position)).map(|info| info.byte_len()).sum();
+        let infos = wanted.iter().filter_map(|want| index.at(want.position));
+        let bytes = infos.map(|info| info.byte_len()).fold(0, u64::saturating_add);
         // Asking takes longer than it would save of a small load.
         let held = if bytes < MAP_FROM { None } else { self.residency(wanted.iter().map(|want| want.position)) };
         let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };

@@ -3,11 +3,11 @@
 use std::mem::MaybeUninit;
 use std::path::Path;
 
-use candle_core::{DType, Storage, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
-use super::select::Wanted;
+use super::select::{Wanted, is_cast};
 use crate::cast::Cast;
 use crate::dtype::widen;
 use crate::engine::{self, How, Span};
@@ -50,6 +50,12 @@ pub(crate) fn cast(tensor: Tensor, dtype: Option<DType>) -> Result<Tensor> {
         }
         None => tensor.to_dtype(dtype).map_err(candle),
     }
+}
+
+/// A replaced or added tensor, on `device` and cast as a tensor of the files would be.
+pub(super) fn replaced(tensor: &Tensor, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
+    let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
+    cast(tensor.to_device(device).map_err(candle)?, dtype)
 }
 
 /// A large CPU tensor, cast by several threads; `None` where candle does it as well.

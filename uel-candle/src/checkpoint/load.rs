@@ -76,10 +76,10 @@ impl Checkpoint {
             let name = want.renamed.take().unwrap_or_else(|| self.name_at(want.position));
             tensors.insert(name, tensor);
         }
-        for (renamed, name) in replaced {
-            if let Some(tensor) = self.replaced(&name) {
-                tensors.insert(renamed, tensor.to_device(&options.device).map_err(candle)?);
-            }
+        for (name, tensor) in replaced {
+            let tensor = convert::replaced(&tensor, options.dtype, &options.device);
+            let tensor = tensor.map_err(|error| error.with_tensor(&name))?;
+            tensors.insert(name, tensor);
         }
         report.duration = began.elapsed();
         self.note(&report);
@@ -113,7 +113,11 @@ impl Checkpoint {
             }
             let mut reason = CopyReason::Mode;
             if info.range().is_empty() {
-                let tensor = placement::empty(want.result_dtype(), info.shape())?;
+                let named = |error: Error| match self.sources().get(info.file()) {
+                    Some(source) => error.with_tensor(info.name()).with_path(source.path()),
+                    None => error.with_tensor(info.name()),
+                };
+                let tensor = placement::empty(want.result_dtype(), info.shape()).map_err(named)?;
                 placed[at] = Some(tensor.to_device(&options.device).map_err(candle)?);
                 report.add_copied(reason, 0);
                 continue;
@@ -141,7 +145,8 @@ impl Checkpoint {
         }
 
         drop(placing);
-        let total: u64 = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at])).sum();
+        let bytes = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at]));
+        let total = bytes.fold(0, u64::saturating_add);
         let done = AtomicU64::new(0);
         let arrived = |bytes: u64| {
             let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -322,6 +327,7 @@ impl Checkpoint {
                 let read = read.unwrap_or_else(|panic| Err(engine::worker_panic(&*panic)));
                 failed.fetch_or(read.is_err(), Ordering::Relaxed);
                 lock(&results).push((at, read));
+                engine::let_others_begin();
             }
         };
         let threads = if to_cpu { engine::threads(how.threads).min(converted.len()) } else { 1 };

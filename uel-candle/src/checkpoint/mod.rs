@@ -18,6 +18,7 @@ pub use slice::IntoBounds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use candle_core::{Device, Tensor};
@@ -68,6 +69,8 @@ struct Inner {
     overlay: RwLock<BTreeMap<String, Tensor>>,
     /// In mode `preload`, what was read and not yet handed out.
     preloaded: OnceLock<Mutex<HashMap<usize, Tensor>>>,
+    /// Whether a thread reads it, or did.
+    preloading: AtomicBool,
     /// Whether mode `auto` maps single tensors, once it was asked.
     auto_maps: OnceLock<(bool, String)>,
     report: Mutex<LoadReport>,
@@ -134,6 +137,7 @@ impl Checkpoint {
             views: Views::new(files.sources().len()),
             overlay: RwLock::default(),
             preloaded: OnceLock::new(),
+            preloading: AtomicBool::new(false),
             auto_maps: OnceLock::new(),
             report: Mutex::default(),
             claim: OnceLock::new(),
@@ -219,7 +223,8 @@ impl Checkpoint {
     /// Where there is no such file, or it cannot be read.
     pub fn raw_header(&self, file: usize) -> Result<String> {
         let source = self.source(file)?;
-        let range = header_range(source.read_array(0)?, source.byte_len())?;
+        let range = header_range(source.read_array(0)?, source.byte_len());
+        let range = range.map_err(|error| error.with_path(source.path()))?;
         String::from_utf8(source.read_range(range)?).map_err(|error| {
             Error::new(Kind::NotUtf8, "the header is not UTF-8")
                 .with_path(source.path())

@@ -1,6 +1,7 @@
 //! Loading one tensor by name.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -43,8 +44,7 @@ impl Checkpoint {
     pub fn tensor_as(&self, name: &str, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
         let began = Instant::now();
         if let Some(tensor) = self.replaced(name) {
-            let cast = dtype.filter(|&dtype| tensor.dtype().is_float() && dtype != tensor.dtype());
-            return convert::cast(tensor.to_device(device).map_err(candle)?, cast);
+            return convert::replaced(&tensor, dtype, device).map_err(|error| error.with_tensor(name));
         }
         let (position, info) = self.find(name)?;
         let place = |error: Error| match self.sources().get(info.file()) {
@@ -88,7 +88,11 @@ impl Checkpoint {
                 report.tensors += 1;
                 return convert::cast(tensor, want.cast);
             }
-            (report.chosen, report.reason) = (Mode::LowMemory, "handed out before".to_owned());
+            let reason = match self.inner.preloaded.get() {
+                Some(_) => "handed out before",
+                None => "another thread reads all at the moment",
+            };
+            (report.chosen, report.reason) = (Mode::LowMemory, reason.to_owned());
         }
         if want.widened {
             report.add_copied(CopyReason::Widened, info.byte_len());
@@ -160,24 +164,37 @@ impl Checkpoint {
         Ok(placement::tensor(storage, info.shape()))
     }
 
-    /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once.
+    /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once. Who asks
+    /// while another thread reads gets none. It is not made to wait: in a thread pool of the caller's, the waiting
+    /// thread could be the one that reads.
     fn take_preloaded(&self, position: usize) -> Result<Option<Tensor>> {
         if self.inner.preloaded.get().is_none() {
-            let index = self.index();
-            let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_loadable(info.dtype())));
-            let wanted: Vec<Wanted> =
-                loadable.filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None))).collect::<Result<_>>()?;
-            let mut report =
-                LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
-            let choice = Choice::fixed(Mode::Preload);
-            let tensors = self.place(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
-            // Tensors are counted when they are handed out.
-            report.tensors = 0;
-            self.note(&report);
-            let by_position = wanted.iter().map(|want| want.position).zip(tensors).collect();
-            // Another thread may have been faster; its tensors are as good.
-            let _ = self.inner.preloaded.set(Mutex::new(by_position));
+            if self.inner.preloading.swap(true, Ordering::AcqRel) {
+                return Ok(None);
+            }
+            if let Err(error) = self.preload() {
+                self.inner.preloading.store(false, Ordering::Release);
+                return Err(error);
+            }
         }
         Ok(self.inner.preloaded.get().and_then(|preloaded| lock(preloaded).remove(&position)))
+    }
+
+    fn preload(&self) -> Result<()> {
+        let index = self.index();
+        let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_loadable(info.dtype())));
+        let wanted: Vec<Wanted> =
+            loadable.filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None))).collect::<Result<_>>()?;
+        let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
+        let choice = Choice::fixed(Mode::Preload);
+        let tensors = self.place(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
+        // Tensors are counted when they are handed out.
+        report.tensors = 0;
+        report.widened.clear();
+        self.note(&report);
+        let by_position = wanted.iter().map(|want| want.position).zip(tensors).collect();
+        // Only one thread comes here at a time.
+        let _ = self.inner.preloaded.set(Mutex::new(by_position));
+        Ok(())
     }
 }

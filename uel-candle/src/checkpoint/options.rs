@@ -253,7 +253,8 @@ impl LoadOptions {
         self
     }
 
-    /// Calls `progress` as bytes arrive, from whichever thread reads them.
+    /// Calls `progress` as bytes arrive, from whichever thread reads them. It may load too, but must not wait for another
+    /// thread that loads: all loads share the reading threads.
     pub fn with_progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
         self

@@ -55,7 +55,7 @@ pub struct LoadReport {
     pub chosen: Mode,
     /// Why that mode.
     pub reason: String,
-    /// How many tensors were handed out.
+    /// How many tensors of the files were handed out; replaced and added ones do not count.
     pub tensors: usize,
     /// Bytes of tensors that are views of the page cache.
     pub bytes_mapped: u64,
@@ -74,13 +74,15 @@ pub struct LoadReport {
 impl LoadReport {
     pub(crate) fn add_copied(&mut self, reason: CopyReason, bytes: u64) {
         self.tensors += 1;
-        self.bytes_copied += bytes;
-        *self.copied.entry(reason).or_default() += bytes;
+        // Sparse files may hold more bytes in all than can be counted, though nobody can load them.
+        self.bytes_copied = self.bytes_copied.saturating_add(bytes);
+        let copied = self.copied.entry(reason).or_default();
+        *copied = copied.saturating_add(bytes);
     }
 
     pub(crate) fn add_mapped(&mut self, bytes: u64) {
         self.tensors += 1;
-        self.bytes_mapped += bytes;
+        self.bytes_mapped = self.bytes_mapped.saturating_add(bytes);
     }
 
     pub(crate) fn add_widened(&mut self, from: Dtype, to: DType) {

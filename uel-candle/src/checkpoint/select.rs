@@ -1,8 +1,8 @@
 //! Which tensors a load brings, and under which names: filters, renames and expectations.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use uel_core::{Dtype, Error, Kind, Result};
 
 use super::Checkpoint;
@@ -49,15 +49,15 @@ impl Wanted {
 
 /// Whether a requested dtype applies to tensors of `dtype`: floats that candle computes with. Casting indices or masks
 /// along with the weights would only break them.
-fn is_cast(dtype: DType) -> bool {
+pub(super) fn is_cast(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16 | DType::F32 | DType::F64 | DType::F8E4M3)
 }
 
-/// A replaced or added tensor of a load: its name for the caller, and its own.
-pub(super) type Replaced = (String, String);
+/// A replaced or added tensor of a load, with its name for the caller.
+pub(super) type Replaced = (String, Tensor);
 
 impl Checkpoint {
-    /// The tensors that `options` asks for, in the order of the index, and the names of added tensors.
+    /// The tensors that `options` asks for, in the order of the index, and replaced or added ones.
     pub(super) fn select(&self, options: &LoadOptions) -> Result<(Vec<Wanted>, Vec<Replaced>)> {
         let index = self.index();
         for name in options.filter.names() {
@@ -66,9 +66,10 @@ impl Checkpoint {
             }
         }
         let mut wanted = Vec::new();
-        let replaced = self.replaced_names();
+        // One look at the overlay: a tensor that is restored meanwhile must not be missing altogether.
+        let replaced = self.all_replaced();
         for (position, info) in index.iter().enumerate() {
-            if !options.filter.matches(info.name()) || replaced.contains(info.name()) {
+            if !options.filter.matches(info.name()) || replaced.contains_key(info.name()) {
                 continue;
             }
             let named = |error: Error| match self.sources().get(info.file()) {
@@ -80,10 +81,10 @@ impl Checkpoint {
             wanted.push(want);
         }
         let rename = |name: &String| options.rename.as_ref().map_or_else(|| name.clone(), |rename| rename(name));
-        let replaced: Vec<(String, String)> = replaced
+        let replaced: Vec<Replaced> = replaced
             .into_iter()
-            .filter(|name| options.filter.matches(name))
-            .map(|name| (rename(&name), name))
+            .filter(|(name, _)| options.filter.matches(name))
+            .map(|(name, tensor)| (rename(&name), tensor))
             .collect();
 
         if options.rename.is_some() || options.expected.is_some() {
@@ -92,7 +93,7 @@ impl Checkpoint {
         Ok((wanted, replaced))
     }
 
-    fn check_names(&self, options: &LoadOptions, wanted: &[Wanted], replaced: &[(String, String)]) -> Result<()> {
+    fn check_names(&self, options: &LoadOptions, wanted: &[Wanted], replaced: &[Replaced]) -> Result<()> {
         let mut names = HashSet::new();
         let own = |want: &'_ Wanted| self.index().at(want.position).map_or("", |info| info.name());
         let all = wanted.iter().map(|want| want.renamed.as_deref().unwrap_or_else(|| own(want)));
@@ -119,9 +120,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn replaced_names(&self) -> BTreeSet<String> {
-        let overlay = self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        overlay.keys().cloned().collect()
+    fn all_replaced(&self) -> BTreeMap<String, Tensor> {
+        self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
 

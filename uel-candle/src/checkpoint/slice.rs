@@ -20,6 +20,10 @@ use crate::placement;
 /// A read that several runs of a slice share is at most this long.
 const SHARED_READ: u64 = 1 << 20;
 
+/// Runs of a slice that are planned at once: each takes some hundred bytes of memory, and a slice may have a run for
+/// every element.
+const RUNS_AT_ONCE: usize = 1 << 17;
+
 /// What [`Checkpoint::slice`] takes: a range or index, a tuple of up to six, or a list of [`Bounds`]. Dimensions that
 /// are not named are taken whole; an index drops its dimension.
 pub trait IntoBounds {
@@ -90,7 +94,8 @@ impl Checkpoint {
         let began = Instant::now();
         let bounds = bounds.into_bounds();
         if let Some(tensor) = self.replaced(name) {
-            return slice_tensor(&tensor, &bounds, name)?.to_device(device).map_err(candle);
+            let sliced = slice_tensor(&tensor, &bounds, name).and_then(|part| part.to_device(device).map_err(candle));
+            return sliced.map_err(|error| error.with_tensor(name));
         }
         let (position, info) = self.find(name)?;
         let source = self.source(info.file())?;
@@ -103,31 +108,36 @@ impl Checkpoint {
         let mut unfilled = Unfilled::new(read_as, byte_len).map_err(place)?;
 
         let inside = || place(Error::new(Kind::Internal, "a run of the slice lies outside the tensor"));
-        let requests: Vec<Request> = slice
+        let mut runs = slice
             .runs()
             .map(|run| Some(Request { file: info.file(), range: run.offset_by(info.range().start())? }))
-            .collect::<Option<_>>()
-            .ok_or_else(inside)?;
-        let plan = ReadPlan::new(&requests, PlanOptions { gap: source.hints().gap, chunk: SHARED_READ });
+            .peekable();
         let mut rest = unfilled.as_uninit_mut();
-        let mut scatters = Vec::with_capacity(plan.read_count());
-        for read in plan.reads() {
-            let mut parts = Vec::with_capacity(read.parts.len());
-            for part in read.parts {
-                // Runs are disjoint and in order, so each part takes the next piece of the destination.
-                let length = usize::try_from(part.range.byte_len()).map_err(|_| too_large(info))?;
-                let (head, tail) = std::mem::take(&mut rest).split_at_mut_checked(length).ok_or_else(inside)?;
-                rest = tail;
-                parts.push((part.range.start(), head));
+        let mut bytes_read = 0;
+        let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
+        while runs.peek().is_some() {
+            let requests: Vec<Request> = runs.by_ref().take(RUNS_AT_ONCE).collect::<Option<_>>().ok_or_else(inside)?;
+            let plan = ReadPlan::new(&requests, PlanOptions { gap: source.hints().gap, chunk: SHARED_READ });
+            let mut scatters = Vec::with_capacity(plan.read_count());
+            for read in plan.reads() {
+                let mut parts = Vec::with_capacity(read.parts.len());
+                for part in read.parts {
+                    // Runs are disjoint and in order, so each part takes the next piece of the destination.
+                    let length = usize::try_from(part.range.byte_len()).map_err(|_| too_large(info))?;
+                    let (head, tail) = std::mem::take(&mut rest).split_at_mut_checked(length).ok_or_else(inside)?;
+                    rest = tail;
+                    parts.push((part.range.start(), head));
+                }
+                scatters.push(Scatter { source, range: read.range, parts });
             }
-            scatters.push(Scatter { source, range: read.range, parts });
+            engine::fill([], scatters, how).map_err(place)?;
+            bytes_read += plan.planned_bytes();
         }
         if !rest.is_empty() {
             return Err(inside());
         }
-        let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
-        engine::fill([], scatters, how).map_err(place)?;
-        // SAFETY: `fill` returned `Ok`, and the parts handed to it cover the whole storage: nothing of `rest` was left.
+        // SAFETY: every `fill` returned `Ok`, and the parts handed to them cover the whole storage: nothing of `rest` was
+        // left.
         #[allow(unsafe_code)]
         let storage = unsafe { unfilled.assume_filled() };
         let tensor = match want.widened {
@@ -138,7 +148,7 @@ impl Checkpoint {
         let reason = "slices are read".to_owned();
         let mut report = LoadReport { chosen: Mode::LowMemory, reason, ..LoadReport::default() };
         report.add_copied(CopyReason::Slice, slice.byte_len());
-        report.bytes_read = plan.planned_bytes();
+        report.bytes_read = bytes_read;
         report.duration = began.elapsed();
         self.note(&report);
         Ok(tensor)

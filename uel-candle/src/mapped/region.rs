@@ -127,18 +127,18 @@ impl Buffer {
     }
 
     fn over(stretch: Stretch, lead: usize, byte_len: usize, touched: Option<usize>) -> Option<Buffer> {
-        let map_len = stretch.byte_len();
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let address = ptr::with_exposed_provenance_mut::<libc::c_void>(stretch.base());
-        // SAFETY: the stretch was taken from the reserved range and belongs to nobody else, so replacing its mapping
-        // disturbs no memory in use; `map_len` does not exceed the stretch.
-        let mapped = unsafe { libc::mmap(address, map_len, protection, flags, -1, 0) };
-        if mapped == libc::MAP_FAILED {
-            stretch.give_back();
+        // What lies there is anonymous memory that nobody may touch. It is opened up rather than mapped anew: an `mmap`
+        // that fails may have removed what was there before.
+        // SAFETY: the stretch was taken from the reserved range and belongs to nobody else, so that no memory in use is
+        // affected.
+        if unsafe { libc::mprotect(address, stretch.byte_len(), protection) } != 0 {
+            // Part of it may be open now.
+            release(stretch);
             return None;
         }
-        let base = NonNull::new(mapped.cast::<u8>())?;
+        let base = NonNull::new(address.cast::<u8>())?;
         let buffer = Buffer { stretch: Some(stretch), base, lead, byte_len, touched };
         buffer.advise_huge();
         Some(buffer)
@@ -186,6 +186,22 @@ impl Drop for Buffer {
             release(stretch);
         }
     }
+}
+
+/// Maps and unmaps a file where the system likes. A mapping at a fixed address that fails may leave a hole there: Linux
+/// removes what was mapped before it asks the file system, and older versions before they count the memory too. Memory
+/// of others could land in such a hole of the reserved range, so what will be refused must not be tried there.
+fn try_mapping(file: &File, map_len: usize, offset: libc::off_t) -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the system's choice touches no memory that is in use.
+    let mapped = unsafe { libc::mmap(ptr::null_mut(), map_len, protection, flags, file.as_raw_fd(), offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping was made just now, and nothing refers to it.
+    unsafe { libc::munmap(mapped, map_len) };
+    Ok(())
 }
 
 /// Checks and keeps blocks that lie in `byte_len` bytes, moved by `lead`.
@@ -242,6 +258,7 @@ impl Region {
             return Err(invalid());
         }
         let offset = libc::off_t::try_from(page_start).map_err(|_| invalid())?;
+        try_mapping(file, map_len, offset)?;
         let stretch = Stretch::take(total).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -250,9 +267,8 @@ impl Region {
         // replaced; the caller answers for the file.
         let mapped = unsafe { libc::mmap(address, map_len, protection, flags, file.as_raw_fd(), offset) };
         if mapped == libc::MAP_FAILED {
-            let error = io::Error::last_os_error();
-            stretch.give_back();
-            return Err(error);
+            // There may be a hole now, and other memory in it: these addresses are never used again.
+            return Err(io::Error::last_os_error());
         }
         let base = ptr::with_exposed_provenance_mut::<u8>(stretch.base());
         let base = NonNull::new(base).ok_or_else(invalid)?;

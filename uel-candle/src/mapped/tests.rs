@@ -138,6 +138,22 @@ fn wrong_blocks_are_refused() {
 }
 
 #[test]
+fn a_file_that_cannot_be_mapped_leaves_no_hole() {
+    // The file system refuses these after the system has removed what was mapped at the address.
+    let Ok(file) = File::open("/sys/kernel/mm/transparent_hugepage/enabled") else { return };
+    let stretch = reserve::Stretch::take(1).unwrap();
+    let base = stretch.base();
+    stretch.give_back();
+    // SAFETY: nobody writes to the file, and nothing of it gets mapped.
+    unsafe { Region::map_file(&file, range(0, 4096), std::iter::once(range(0, 16))) }.unwrap_err();
+    let mut pages = [0u8; reserve::GRANULE / 4096];
+    let address = std::ptr::with_exposed_provenance_mut(base);
+    // SAFETY: `mincore` writes one byte for each of the pages asked about, of which there are as many or fewer.
+    let rc = unsafe { libc::mincore(address, reserve::GRANULE, pages.as_mut_ptr()) };
+    assert_eq!(rc, 0, "the reserved range has a hole: {}", std::io::Error::last_os_error());
+}
+
+#[test]
 fn placement_serves_only_its_own_layout() {
     // An allocation of another size in between must not get the block.
     let (_path, file) = word_file(16);

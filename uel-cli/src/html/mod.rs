@@ -24,7 +24,13 @@ pub(crate) fn write_file(
     files: &SafetensorsFiles,
     infos: &[TensorInfo<'_>],
 ) -> Result<(), Stop> {
-    replace(path, |out| write_page(out, about, files, infos)).map_err(|error| Stop::File(path.to_path_buf(), error))
+    let same = |file: &Path| fs::canonicalize(file).ok().is_some_and(|file| fs::canonicalize(path).ok() == Some(file));
+    let mut own = files.sources().iter().map(|source| source.path()).chain(files.index_file());
+    let written = match own.any(same) {
+        true => Err(io::Error::other("it is a file of the checkpoint")),
+        false => replace(path, |out| write_page(out, about, files, infos)),
+    };
+    written.map_err(|error| Stop::File(path.to_path_buf(), error))
 }
 
 /// Writes a sibling of `path` and renames it to `path`.

@@ -29,6 +29,18 @@ fn one_page_with_everything() {
 }
 
 #[test]
+fn the_checkpoint_itself_is_not_replaced() {
+    let dir = TempDir::new().unwrap();
+    let path = model(&dir);
+    let before = std::fs::read(&path).unwrap();
+    let again = dir.path().join(".").join("model.safetensors");
+    let output = uel(&[&"inspect", &path, &"--html", &again]);
+    assert_exit(&output, 1, 1);
+    assert!(text(&output.stderr).contains("a file of the checkpoint"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
 fn with_json_and_a_filter() {
     let dir = TempDir::new().unwrap();
     let path = model(&dir);

@@ -61,6 +61,20 @@ fn names_cannot_disturb_the_terminal() {
 }
 
 #[test]
+fn a_very_long_name_sticks_out_of_its_column() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("long.safetensors");
+    let long = "n".repeat(70_000);
+    write(&path, &[(&long, Dtype::U8, &[1], vec![0]), ("short", Dtype::U8, &[1], vec![0])]);
+    for args in [&[&"inspect" as &dyn AsRef<std::ffi::OsStr>, &path][..], &[&"verify", &path, &"--deep"]] {
+        let output = uel(args);
+        assert_exit(&output, 0, 0);
+        assert!(output.stdout.len() < 72_000, "{}", output.stdout.len());
+    }
+    assert!(text(&uel(&[&"inspect", &path]).stdout).contains(&format!("\n{long}  U8 ")));
+}
+
+#[test]
 fn inspect_filter() {
     let dir = TempDir::new().unwrap();
     let path = model(&dir);

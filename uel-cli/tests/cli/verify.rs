@@ -92,6 +92,20 @@ fn verify_names_every_fault() {
 }
 
 #[test]
+fn faults_cannot_disturb_the_terminal() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("wild\u{202e}.safetensors");
+    let header = "{\"a\u{202e}\u{2028}\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,1]}}";
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0]].concat()).unwrap();
+    let output = uel(&[&"verify", &path]);
+    assert_exit(&output, 1, 1);
+    for shown in [text(&output.stdout), text(&output.stderr)] {
+        assert!(shown.contains("wild\\u{202e}.safetensors") && shown.is_ascii(), "{shown}");
+    }
+    assert!(text(&output.stdout).contains("tensor \"a\\u{202e}\\u{2028}\""), "{}", text(&output.stdout));
+}
+
+#[test]
 fn verify_duplicate_across_files() {
     let dir = TempDir::new().unwrap();
     for name in ["x.safetensors", "y.safetensors"] {

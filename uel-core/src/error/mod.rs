@@ -150,7 +150,8 @@ impl Error {
     }
 }
 
-/// `value` as text cut at a character boundary, with control characters escaped so that a message stays one line.
+/// `value` as text cut at a character boundary, with what is not printable escaped: a message stays one line, and no
+/// name turns the direction of a terminal.
 fn shorten(value: impl fmt::Display) -> String {
     let mut shown = Shown { text: String::new(), bytes: 0 };
     // Writing to a string cannot fail; should `value` itself fail, what it wrote so far is shown.
@@ -172,10 +173,9 @@ impl fmt::Write for Shown {
         let room = SHOWN_BYTES.saturating_sub(self.bytes);
         self.bytes = self.bytes.saturating_add(part.len());
         for c in part.get(..part.floor_char_boundary(room)).unwrap_or_default().chars() {
-            if c.is_control() {
-                self.text.extend(c.escape_default());
-            } else {
-                self.text.push(c);
+            match c {
+                ' '..='~' => self.text.push(c),
+                c => self.text.extend(c.escape_debug()),
             }
         }
         Ok(())
@@ -244,5 +244,7 @@ mod tests {
         assert!(text.len() < 600, "{}", text.len());
         assert!(!text.contains('\n'));
         assert!(text.contains("300000 bytes"), "{text}");
+        let turned = Error::new(Kind::DuplicateName, "name stands twice").with_tensor("a\u{202e}\u{2028}\"\\é");
+        assert_eq!(turned.tensor(), Some("a\\u{202e}\\u{2028}\"\\é"));
     }
 }
