@@ -97,7 +97,11 @@ fn check_integers(json: &[u8]) -> Result<()> {
 /// `value` as Python's `repr` has it: the shortest digits that give it back, with an exponent of at least two digits
 /// where it is below 1e-4 or from 1e16 on.
 fn python_float(value: f64) -> String {
-    let text = format!("{value:e}");
+    let shortest = format!("{value:e}");
+    // Rust takes the upper one of two shortest texts that are equally near, Python the even one, as rounding does.
+    let digits = shortest.split('e').next().unwrap_or_default().bytes().filter(u8::is_ascii_digit).count();
+    let rounded = format!("{value:.*e}", digits.saturating_sub(1));
+    let text = if rounded.parse() == Ok(value) { rounded } else { shortest };
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
     let sign = if mantissa.starts_with('-') { "-" } else { "" };
@@ -211,6 +215,8 @@ mod tests {
             (f64::MAX, "1.7976931348623157e+308"),
             (5e-324, "5e-324"),
             (0.1 + 0.2, "0.30000000000000004"),
+            (937. + 56708. / 65536., "937.8652954101562"),
+            (5e-324 * 3., "1.5e-323"),
         ];
         for (value, written) in cases {
             assert_eq!(python_float(value), written);
