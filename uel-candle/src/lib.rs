@@ -16,6 +16,7 @@ mod engine;
 mod host;
 #[allow(unsafe_code)]
 mod mapped;
+mod memory;
 mod placement;
 #[allow(unsafe_code)]
 mod residency;

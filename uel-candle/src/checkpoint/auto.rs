@@ -1,13 +1,13 @@
 //! Which mode a load uses: the one asked for, or, in mode `auto`, the one that is likely fastest here.
 
-use uel_core::ByteRange;
 use uel_core::source::{FileSystem, file_system};
+use uel_core::{ByteRange, Error, Kind, Result};
 
 use super::options::{LoadOptions, Mode};
 use super::select::Wanted;
 use super::{Checkpoint, MmapFallback};
 use crate::mapped::MappedAllocator;
-use crate::residency;
+use crate::{memory, residency};
 
 /// From this share on, a file counts as held by the page cache.
 const RESIDENT: f64 = 0.9;
@@ -38,10 +38,13 @@ impl Choice {
 }
 
 impl Checkpoint {
-    pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted]) -> Choice {
+    pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted]) -> Result<Choice> {
         let mode = options.mode.unwrap_or(self.inner.options.mode);
-        if mode == Mode::Mmap && self.inner.options.mmap.is_some() {
-            return Choice::fixed(mode);
+        if mode == Mode::Mmap {
+            return match self.inner.options.mmap {
+                Some(_) => Ok(Choice::fixed(mode)),
+                None => Err(Error::new(Kind::Argument, "mode mmap must be allowed by OpenOptions::with_mmap")),
+            };
         }
         let index = self.index();
         let infos = wanted.iter().filter_map(|want| index.at(want.position));
@@ -49,19 +52,16 @@ impl Checkpoint {
         // Asking takes longer than it would save of a small load.
         let held = if bytes < MAP_FROM { None } else { self.residency(wanted.iter().map(|want| want.position)) };
         let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
-        if mode == Mode::Mmap && self.inner.options.mmap.is_none() {
-            return Choice::of(Mode::Preload, "mapping was not allowed", threads);
-        }
         if mode != Mode::Auto {
-            return Choice { threads, ..Choice::fixed(mode) };
+            return Ok(Choice { threads, ..Choice::fixed(mode) });
         }
         if !options.device.is_cpu() {
-            return Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads);
+            return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));
         }
-        match self.map_or_not(bytes, held) {
+        Ok(match self.map_or_not(bytes, held) {
             Ok(reason) => Choice::of(Mode::Mmap, reason, threads),
             Err(reason) => Choice::of(Mode::Preload, reason, threads),
-        }
+        })
     }
 
     /// The mode for a single tensor. In mode `auto` it is decided once for the checkpoint.
@@ -101,7 +101,7 @@ impl Checkpoint {
         }
         match held {
             Some(held) if held >= RESIDENT => Ok("the page cache holds the files".to_owned()),
-            _ if available_memory().is_some_and(|available| bytes > available) => {
+            _ if memory::available().is_some_and(|available| bytes > available) => {
                 Ok("more than the available memory holds".to_owned())
             }
             Some(held) => Err(format!("the page cache holds {:.0}% of the files", held * 100.0)),
@@ -127,26 +127,5 @@ impl Checkpoint {
             total += range.byte_len() as f64;
         }
         (total > 0.0).then(|| held / total)
-    }
-}
-
-/// The memory that programs can have without swapping, where the system tells.
-fn available_memory() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        available.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?.checked_mul(1024)
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
-}
-
-#[cfg(test)]
-#[cfg(target_os = "linux")]
-mod tests {
-    #[test]
-    fn linux_tells_the_available_memory() {
-        assert!(super::available_memory().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -19,6 +19,7 @@ use crate::engine::{self, How, Scatter, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::region::Buffer;
+use crate::memory;
 use crate::placement::{self, NotMapped};
 
 /// Unwanted bytes between two wanted tensors that are read along when many tensors are loaded into one buffer.
@@ -68,7 +69,7 @@ impl Checkpoint {
         let _span = tracing::debug_span!("load", mode = ?options.mode).entered();
         let began = Instant::now();
         let (wanted, replaced) = self.select(options)?;
-        let choice = self.choose(options, &wanted);
+        let choice = self.choose(options, &wanted)?;
         let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
         let loaded = self.place(&wanted, &choice, options, &mut report)?;
         let mut tensors = HashMap::with_capacity(loaded.len() + replaced.len());
@@ -147,6 +148,7 @@ impl Checkpoint {
         drop(placing);
         let bytes = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at]));
         let total = bytes.fold(0, u64::saturating_add);
+        memory::check(total)?;
         let done = AtomicU64::new(0);
         let arrived = |bytes: u64| {
             let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -358,6 +360,7 @@ impl Checkpoint {
 
 /// Memory for what a tensor becomes.
 pub(super) fn unfilled(want: &Wanted, info: TensorInfo<'_>) -> Result<Unfilled> {
+    memory::check(info.byte_len())?;
     let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
     match want.cast_on_the_way() {
         Some(cast) => {

@@ -342,7 +342,7 @@ impl Checkpoint {
         }
         let mut message = format!("there is no such tensor among the {}", self.index().len());
         if !close.is_empty() {
-            let close: Vec<String> = close.iter().map(|(_, name)| format!("{name:?}")).collect();
+            let close: Vec<String> = close.iter().map(|(_, name)| quoted(name)).collect();
             message.push_str(&format!("; there is {}", close.join(", ")));
         }
         let error = Error::new(Kind::UnknownTensor, message).with_tensor(name);
@@ -364,6 +364,14 @@ impl Checkpoint {
 
 fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
     Ok(Arc::new(FileSource::open(path)?))
+}
+
+/// A name for a message that lists some: the beginning of it, where it is very long.
+fn quoted(name: &str) -> String {
+    const SHOWN_BYTES: usize = 200;
+    let end = name.floor_char_boundary(SHOWN_BYTES);
+    let more = if end < name.len() { "…" } else { "" };
+    format!("{:?}{more}", name.get(..end).unwrap_or_default())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

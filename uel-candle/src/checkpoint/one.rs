@@ -18,6 +18,7 @@ use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::Claim;
+use crate::memory;
 use crate::placement;
 
 /// From this size on a tensor gets recycled memory; smaller ones come from the heap.
@@ -125,6 +126,7 @@ impl Checkpoint {
     /// One tensor's bytes, read in parallel chunks into recycled memory where there is some.
     fn read_plain(&self, info: TensorInfo<'_>, dtype: DType, shape: &[usize]) -> Result<Tensor> {
         let source = self.source(info.file())?;
+        memory::check(info.byte_len())?;
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
         let offset = info.range().start();

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use candle_core::{DType, Tensor};
 use uel_core::{Dtype, Error, Kind, Result};
 
-use super::Checkpoint;
 use super::options::LoadOptions;
+use super::{Checkpoint, quoted};
 use crate::cast::Cast;
 use crate::dtype::{Mapping, candle_dtype, mapping};
 
@@ -126,7 +126,7 @@ impl Checkpoint {
 }
 
 fn listed(kind: Kind, message: &str, names: &[&str]) -> Error {
-    let shown: Vec<String> = names.iter().take(LISTED_NAMES).map(|name| format!("{name:?}")).collect();
+    let shown: Vec<String> = names.iter().take(LISTED_NAMES).map(|name| quoted(name)).collect();
     let more = names.len().saturating_sub(LISTED_NAMES);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let error = Error::new(kind, format!("{message}: {}{more}", shown.join(", ")));

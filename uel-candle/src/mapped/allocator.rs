@@ -159,27 +159,35 @@ impl<A: GlobalAlloc> MappedAllocator<A> {
     }
 }
 
+/// Why a block could not be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotPlaced {
+    /// No [`MappedAllocator`] is installed, or there is no memory: nobody has seen the block.
+    Unseen,
+    /// Some allocator around the [`MappedAllocator`] was given the block and keeps it for itself.
+    Lost,
+}
+
 /// Has the global allocator return `block` for `layout`, so that the block is one of its own from here on.
-/// `None` where no [`MappedAllocator`] is installed.
 ///
 /// # Safety
 ///
 /// `block` is an address inside a live region's memory, aligned for `layout`, with at least `layout.size()` bytes that
 /// are initialised and belong to no other block; `layout` has a size that is not 0. The region keeps the memory until
 /// [`region::free`] is called for the address.
-pub(super) unsafe fn place(block: NonNull<u8>, layout: Layout) -> Option<NonNull<u8>> {
+pub(super) unsafe fn place(block: NonNull<u8>, layout: Layout) -> Result<NonNull<u8>, NotPlaced> {
     PLACEMENT.set((block.as_ptr(), layout.size()));
     // SAFETY: the caller guarantees that the layout's size is not 0.
     let returned = unsafe { std::alloc::alloc(layout) };
-    PLACEMENT.set((ptr::null_mut(), 0));
+    let (unseen, _) = PLACEMENT.replace((ptr::null_mut(), 0));
     if returned == block.as_ptr() {
-        return Some(initialised(block.with_addr(block.addr()), returned));
+        return Ok(initialised(block.with_addr(block.addr()), returned));
     }
     if !returned.is_null() {
         // SAFETY: some other allocator returned this block for this layout just now.
         unsafe { std::alloc::dealloc(returned, layout) };
     }
-    None
+    Err(if unseen.is_null() { NotPlaced::Lost } else { NotPlaced::Unseen })
 }
 
 /// Tells the compiler that the bytes behind `returned` were written. It treats what `alloc` returns as fresh and

@@ -12,8 +12,9 @@ use uel_core::ByteRange;
 
 use crate::element::Element;
 
+use super::allocator::{self, NotPlaced};
+use super::recycle;
 use super::reserve::{self, GRANULE, Stretch};
-use super::{allocator, recycle};
 
 /// From this size on, a partial huge page at the end costs at most an eighth more memory.
 const PARTIAL_HUGE_FROM: usize = 16 << 20;
@@ -327,9 +328,14 @@ impl Region {
         // SAFETY: the block's bytes are mapped, so initialised, and aligned for `T`, as checked; the layout has their
         // number, which is not 0. The swap above makes this call the only one that hands the block out, and the region
         // keeps it until `free`.
-        let Some(placed) = (unsafe { allocator::place(address, layout) }) else {
-            block.state.store(WAITING, Ordering::Release);
-            return None;
+        let placed = match unsafe { allocator::place(address, layout) } {
+            Ok(placed) => placed,
+            Err(NotPlaced::Unseen) => {
+                block.state.store(WAITING, Ordering::Release);
+                return None;
+            }
+            // Whoever has the block may still use it, so it stays out.
+            Err(NotPlaced::Lost) => return None,
         };
         // SAFETY: the global allocator returned `placed` for the layout of `elements` values of `T`; all of them are
         // initialised, for every bit pattern is a valid `T`; the total size is at most that of a mapping, so below
