@@ -11,7 +11,7 @@ use crate::{ByteRange, Error, Kind, Result, TensorIndex, limits};
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How a path is opened: [`FileSource`], or whatever a caller puts in its place.
 pub type Opener<'a> = dyn Fn(&Path) -> Result<Arc<dyn ByteSource>> + Sync + 'a;
@@ -74,7 +74,7 @@ impl SafetensorsFiles {
     ///
     /// As [`open_with`](Self::open_with).
     pub fn open_list_with<P: AsRef<Path> + Sync>(paths: &[P], rules: Rules, open: &Opener<'_>) -> Result<Self> {
-        let opened = parallel::try_map(paths, threads(), |_, path| {
+        let opened = parallel::try_map(paths, threads(paths.len()), |_, path| {
             let source = open(path.as_ref())?;
             let header = Header::read(&*source, rules)?;
             Ok((source, header))
@@ -88,14 +88,15 @@ impl SafetensorsFiles {
     ///
     /// As [`open`](Self::open), where it does not concern index files and folders.
     pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, rules: Rules) -> Result<Self> {
-        let headers = parallel::try_map(&sources, threads(), |_, source| Header::read(&**source, rules))?;
+        let headers = parallel::try_map(&sources, threads(sources.len()), |_, source| Header::read(&**source, rules))?;
         Self::merge(sources.into_iter().zip(headers).collect())
     }
 
     fn open_index_file(path: &Path, rules: Rules, open: &Opener<'_>) -> Result<Self> {
         let json = read_index_file(path, open)?;
         let index_file = IndexFile::decode(&json, &mut Faults::Stop)?;
-        let opened = parallel::try_map(&shard_paths(path, &index_file), threads(), |_, shard| {
+        let shards = shard_paths(path, &index_file);
+        let opened = parallel::try_map(&shards, threads(shards.len()), |_, shard| {
             let source = open(shard).map_err(|error| missing_shard(error, shard, path))?;
             let header = Header::read(&*source, rules)?;
             Ok((source, header))
@@ -281,9 +282,15 @@ fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
     Ok(Arc::new(FileSource::open(path)?))
 }
 
-/// Opening waits more than it computes, so there may be more threads than processors.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).saturating_mul(2).min(limits::MAX_OPEN_THREADS)
+/// Threads that open `files` files. Opening waits more than it computes, so there may be more threads than processors.
+fn threads(files: usize) -> usize {
+    // The answer takes twenty system calls where there are control groups: more than opening one file takes.
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    if files < 2 {
+        return 1;
+    }
+    let processors = *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    processors.saturating_mul(2).min(limits::MAX_OPEN_THREADS)
 }
 
 fn read_index_file(path: &Path, open: &Opener<'_>) -> Result<Vec<u8>> {
@@ -346,7 +353,7 @@ fn faults_of(
     open: &Opener<'_>,
     explain: impl Fn(Error, &Path) -> Error + Sync,
 ) -> (Option<SafetensorsFiles>, Vec<Error>) {
-    let checked = parallel::try_map(paths, threads(), |_, path| {
+    let checked = parallel::try_map(paths, threads(paths.len()), |_, path| {
         Ok(check_file(path, open)
             .map_err(|list| list.into_iter().map(|error| explain(error, path)).collect::<Vec<_>>()))
     });
