@@ -68,19 +68,29 @@ fn cast_in_parallel(tensor: &Tensor, dtype: DType) -> Option<Result<Tensor>> {
     if !whole || bytes.len() < PARALLEL_FROM || bytes.len() != tensor.elem_count() * tensor.dtype().size_in_bytes() {
         return None;
     }
-    let mut unfilled = match Unfilled::new(dtype, cast.destination_len(bytes.len())?) {
+    let unfilled = match Unfilled::new(dtype, cast.destination_len(bytes.len())?) {
         Ok(unfilled) => unfilled,
         Err(error) => return Some(Err(error)),
     };
     let source = InMemory(bytes);
-    let span = Span { source: &source, offset: 0, into: unfilled.as_uninit_mut(), cast: Some(cast) };
-    if let Err(error) = engine::fill([span], [], How { threads: 0, arrived: &|_| {} }) {
-        return Some(Err(error));
-    }
-    // SAFETY: `fill` returned `Ok`, so every byte of the storage was written.
+    let how = How { threads: 0, arrived: &|_| {} };
+    Some(fill(unfilled, &source, 0, Some(cast), tensor.dims(), how))
+}
+
+/// The tensor whose storage is filled from `offset` of `source` on, cast on the way where asked.
+pub(super) fn fill(
+    mut unfilled: Unfilled,
+    source: &dyn ByteSource,
+    offset: u64,
+    cast: Option<Cast>,
+    shape: &[usize],
+    how: How<'_>,
+) -> Result<Tensor> {
+    engine::fill([Span { source, offset, into: unfilled.as_uninit_mut(), cast }], [], how)?;
+    // SAFETY: `fill` returned `Ok`, and the span that it filled was the whole storage.
     #[allow(unsafe_code)]
     let storage = unsafe { unfilled.assume_filled() };
-    Some(Ok(crate::placement::tensor(storage, tensor.dims())))
+    Ok(tensor(storage, shape))
 }
 
 /// A tensor's bytes, as what the engine reads from.

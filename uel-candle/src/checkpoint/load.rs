@@ -114,11 +114,8 @@ impl Checkpoint {
             }
             let mut reason = CopyReason::Mode;
             if info.range().is_empty() {
-                let named = |error: Error| match self.sources().get(info.file()) {
-                    Some(source) => error.with_tensor(info.name()).with_path(source.path()),
-                    None => error.with_tensor(info.name()),
-                };
-                let tensor = placement::empty(want.result_dtype(), info.shape()).map_err(named)?;
+                let tensor = placement::empty(want.result_dtype(), info.shape());
+                let tensor = tensor.map_err(|error| self.located(error, info))?;
                 placed[at] = Some(tensor.to_device(&options.device).map_err(candle)?);
                 report.add_copied(reason, 0);
                 continue;

@@ -312,6 +312,15 @@ impl Checkpoint {
         })
     }
 
+    /// `error` with the name and the file of the tensor that it is about.
+    fn located(&self, error: Error, info: TensorInfo<'_>) -> Error {
+        let error = error.with_tensor(info.name());
+        match self.sources().get(info.file()) {
+            Some(source) => error.with_path(source.path()),
+            None => error,
+        }
+    }
+
     fn find(&self, name: &str) -> Result<(usize, TensorInfo<'_>)> {
         let index = self.index();
         let found = index.position(name).and_then(|position| Some((position, index.at(position)?)));

@@ -48,10 +48,7 @@ impl Checkpoint {
             return convert::replaced(&tensor, dtype, device).map_err(|error| error.with_tensor(name));
         }
         let (position, info) = self.find(name)?;
-        let place = |error: Error| match self.sources().get(info.file()) {
-            Some(source) => error.with_tensor(name).with_path(source.path()),
-            None => error.with_tensor(name),
-        };
+        let place = |error: Error| self.located(error, info);
         let want = Wanted::new(position, info.dtype(), dtype).map_err(place)?;
         let mut report = LoadReport::default();
         let tensor = self.one(&want, info, &mut report).map_err(place)?;
@@ -131,7 +128,11 @@ impl Checkpoint {
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
         let offset = info.range().start();
         let largest = self.index().largest_bytes();
-        if byte_len >= RECYCLED_FROM && self.mode_for_one().0 == Mode::LowMemory && MappedAllocator::is_installed() {
+        if byte_len >= RECYCLED_FROM
+            && self.inner.claim.get().is_none()
+            && self.mode_for_one().0 == Mode::LowMemory
+            && MappedAllocator::is_installed()
+        {
             self.inner.claim.get_or_init(|| Claim::new(usize::try_from(largest).unwrap_or(usize::MAX)));
         }
         if byte_len >= RECYCLED_FROM
@@ -143,27 +144,19 @@ impl Checkpoint {
             let region = divided.ok_or_else(|| Error::new(Kind::Internal, "a whole buffer is one block"))?;
             return placement::tensor_of_block(&region, 0, dtype, shape);
         }
-        let mut unfilled = Unfilled::new(dtype, byte_len)?;
-        let span = Span { source, offset, into: unfilled.as_uninit_mut(), cast: None };
-        tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
-        // SAFETY: `fill` returned `Ok`, so every byte of the storage was read.
-        #[allow(unsafe_code)]
-        let storage = unsafe { unfilled.assume_filled() };
-        Ok(placement::tensor(storage, shape))
+        let unfilled = Unfilled::new(dtype, byte_len)?;
+        tracing::debug_span!("read", tensor = info.name())
+            .in_scope(|| convert::fill(unfilled, source, offset, None, shape, how))
     }
 
     /// One tensor, cast by the threads that read it.
     fn read_cast(&self, want: &Wanted, info: TensorInfo<'_>) -> Result<Tensor> {
         let source = self.source(info.file())?;
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
-        let mut unfilled = load::unfilled(want, info)?;
+        let unfilled = load::unfilled(want, info)?;
         let (offset, cast) = (info.range().start(), want.cast_on_the_way());
-        let span = Span { source, offset, into: unfilled.as_uninit_mut(), cast };
-        tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
-        // SAFETY: `fill` returned `Ok`, so every byte of the storage was written.
-        #[allow(unsafe_code)]
-        let storage = unsafe { unfilled.assume_filled() };
-        Ok(placement::tensor(storage, info.shape()))
+        tracing::debug_span!("read", tensor = info.name())
+            .in_scope(|| convert::fill(unfilled, source, offset, cast, info.shape(), how))
     }
 
     /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once. Who asks

@@ -72,10 +72,7 @@ impl Checkpoint {
             if !options.filter.matches(info.name()) || replaced.contains_key(info.name()) {
                 continue;
             }
-            let named = |error: Error| match self.sources().get(info.file()) {
-                Some(source) => error.with_tensor(info.name()).with_path(source.path()),
-                None => error.with_tensor(info.name()),
-            };
+            let named = |error: Error| self.located(error, info);
             let mut want = Wanted::new(position, info.dtype(), options.dtype).map_err(named)?;
             want.renamed = options.rename.as_ref().map(|rename| rename(info.name()));
             wanted.push(want);
