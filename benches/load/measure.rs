@@ -49,37 +49,15 @@ impl Times {
 /// One way to do the work: prepares (untimed), works (returns the time that counts).
 pub(crate) type Candidate<'a> = (String, Box<dyn FnMut() -> Duration + 'a>);
 
-/// Memory that is held between measurements and freed right before each.
-///
-/// A virtual machine may hand free memory back to its host (free page reporting, two seconds after it was freed), and
-/// the host's page faults, when the memory is used again, cost up to fifty times what the machine's own do. What a
-/// candidate allocates while the ballast has just been freed is backed already, as on a machine of its own.
-struct Ballast(Vec<u8>);
-
-/// candle's `load` holds the file twice: 4 GB; the rest is for what the system puts elsewhere.
-const BALLAST_BYTES: u64 = 6 << 30;
-
-impl Ballast {
-    fn new() -> Self {
-        let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
-        let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
-        let available = available.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
-        let mut memory: Vec<u8> = Vec::with_capacity(BALLAST_BYTES.min(available / 2) as usize);
-        // SAFETY: the advised pages are those of the vector's own memory, and their contents do not change.
-        unsafe {
-            let start = memory.as_mut_ptr().map_addr(|address: usize| address.next_multiple_of(4096));
-            libc::madvise(start.cast(), memory.capacity() - 4096, libc::MADV_HUGEPAGE);
-        }
-        memory.resize(memory.capacity(), 1);
-        Self(memory)
-    }
-
-    fn free(self) {
-        drop(black_box(self.0));
-    }
-}
+/// After one, a load into fresh memory was seen to take up to half more time than after three, where it stays.
+const WARM_UPS: usize = 3;
 
 /// Runs the candidates in turns and prints a row for each.
+///
+/// Each measurement follows [`WARM_UPS`] runs of the same candidate that do not count. A virtual machine may hand free
+/// memory back to its host (free page reporting, two seconds after it was freed), and the host's page faults, when the
+/// memory is used again, cost up to fifty times what the machine's own do. What the runs before used and freed is backed,
+/// as on a machine of its own.
 pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<Candidate<'_>>) -> Vec<Times> {
     println!("\n### {title}\n");
     println!("| {:<34} | median ms |    min ms |    max ms |    GB/s |", "");
@@ -87,15 +65,14 @@ pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<C
     let mut candidates = candidates;
     let of = |(name, _): &Candidate<'_>| Times { name: name.clone(), bytes, seconds: Vec::new() };
     let mut times: Vec<Times> = candidates.iter().map(of).collect();
-    let mut ballast = Ballast::new();
     for round in 0..rounds {
         for at in shuffled(candidates.len(), round as u64) {
-            ballast.free();
+            (0..WARM_UPS).for_each(|_| {
+                (candidates[at].1)();
+            });
             times[at].seconds.push((candidates[at].1)().as_secs_f64());
-            ballast = Ballast::new();
         }
     }
-    drop(ballast);
     for times in &times {
         times.print();
     }

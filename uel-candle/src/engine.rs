@@ -68,6 +68,8 @@ pub(crate) struct How<'a> {
 enum Task<'a> {
     Read(Span<'a>),
     Scatter(Scatter<'a>),
+    /// Read and forgotten, so that the page cache holds it.
+    Pass(&'a dyn ByteSource, ByteRange),
 }
 
 impl<'a> Task<'a> {
@@ -75,6 +77,7 @@ impl<'a> Task<'a> {
         match self {
             Task::Read(span) => span.source_len() as u64,
             Task::Scatter(scatter) => scatter.range.byte_len(),
+            Task::Pass(_, range) => range.byte_len(),
         }
     }
 
@@ -83,6 +86,7 @@ impl<'a> Task<'a> {
         match self {
             Task::Read(span) => (span.source, span.offset),
             Task::Scatter(scatter) => (scatter.source, scatter.range.start()),
+            Task::Pass(source, range) => (*source, range.start()),
         }
     }
 }
@@ -103,6 +107,28 @@ pub(crate) fn fill<'a>(
         cut(span, &mut tasks);
     }
     tasks.extend(scatters.into_iter().map(Task::Scatter));
+    execute(tasks, how)
+}
+
+/// Reads ranges and forgets what was read: the page cache holds it afterwards.
+///
+/// # Errors
+///
+/// As [`fill`].
+pub(crate) fn pass<'a>(ranges: impl IntoIterator<Item = (&'a dyn ByteSource, ByteRange)>, how: How<'_>) -> Result<()> {
+    let mut tasks = Vec::new();
+    for (source, range) in ranges {
+        let mut start = range.start();
+        while start < range.end() {
+            let end = (start - start % CHUNK).saturating_add(CHUNK).min(range.end());
+            tasks.extend(ByteRange::new(start, end).map(|piece| Task::Pass(source, piece)));
+            start = end;
+        }
+    }
+    execute(tasks, how)
+}
+
+fn execute(tasks: Vec<Task<'_>>, how: How<'_>) -> Result<()> {
     let bytes: u64 = tasks.iter().map(Task::byte_len).sum();
     let threads = if bytes < PARALLEL_FROM { 1 } else { threads(how.threads).min(tasks.len()) };
 
@@ -208,6 +234,10 @@ fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
             if cast.run(bytes, into) { Ok(()) } else { Err(error()) }
         }
         Task::Scatter(scatter) => run_scatter(scatter, scratch),
+        Task::Pass(source, range) => {
+            let byte_len = usize::try_from(range.byte_len()).unwrap_or(CHUNK as usize);
+            read_to_scratch(source, range.start(), byte_len, scratch).map(drop)
+        }
     }
 }
 
@@ -297,6 +327,22 @@ mod tests {
             assert_eq!(arrived.into_inner(), 8_000_200);
             assert_eq!(source.bytes_read(), 8_000_200);
         }
+    }
+
+    #[test]
+    fn what_is_passed_is_read_once_and_errors_come_through() {
+        let source = RecordingSource::new(MemorySource::new("memory", pattern(9_000_001)));
+        let range = ByteRange::new(17, 8_000_018).unwrap();
+        let arrived = AtomicU64::new(0);
+        let count = |byte_len| {
+            arrived.fetch_add(byte_len, Ordering::Relaxed);
+        };
+        pass([(&source as &dyn ByteSource, range)], How { threads: 3, arrived: &count }).unwrap();
+        assert_eq!(source.coverage(), [range]);
+        assert_eq!((source.bytes_read(), arrived.into_inner()), (8_000_001, 8_000_001));
+        let beyond = ByteRange::new(0, 9_000_002).unwrap();
+        let error = pass([(&source as &dyn ByteSource, beyond)], How { threads: 3, arrived: &|_| {} }).unwrap_err();
+        assert_eq!(error.kind(), Kind::UnexpectedEof);
     }
 
     #[test]

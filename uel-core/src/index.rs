@@ -446,6 +446,18 @@ pub(crate) fn check_size(name: &str, dtype: Dtype, shape: &[usize], range: ByteR
 /// Sizes of nothing, and everything that is wrong.
 #[cold]
 fn check_unusual_size(name: &str, dtype: Dtype, shape: &[usize], range: ByteRange) -> Result<()> {
+    let byte_len = byte_len_of(name, dtype, shape)?;
+    if byte_len != range.byte_len() {
+        return Err(Error::new(Kind::SizeMismatch, "shape and dtype do not give the length of data_offsets")
+            .with_tensor(name)
+            .with_expected(format!("{byte_len} bytes for {dtype} {shape:?}"))
+            .with_got(format!("{} bytes", range.byte_len())));
+    }
+    Ok(())
+}
+
+/// The bytes of a tensor, where there can be one of that dtype and shape.
+pub(crate) fn byte_len_of(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u64> {
     if shape.len() > limits::MAX_RANK {
         return Err(Error::new(Kind::Limit, "too many dimensions")
             .with_tensor(name)
@@ -460,19 +472,12 @@ fn check_unusual_size(name: &str, dtype: Dtype, shape: &[usize], range: ByteRang
             .with_got(format!("{dtype} {shape:?}")));
     };
     let elements = if shape.contains(&0) { 0 } else { non_zero };
-    let Some(byte_len) = dtype.byte_len(elements) else {
-        return Err(Error::new(Kind::PartialByte, "the tensor does not end on a byte boundary")
+    dtype.byte_len(elements).ok_or_else(|| {
+        Error::new(Kind::PartialByte, "the tensor does not end on a byte boundary")
             .with_tensor(name)
             .with_expected(format!("a multiple of {} elements of {dtype}", dtype.block().0))
-            .with_got(format!("{elements} elements")));
-    };
-    if byte_len != range.byte_len() {
-        return Err(Error::new(Kind::SizeMismatch, "shape and dtype do not give the length of data_offsets")
-            .with_tensor(name)
-            .with_expected(format!("{byte_len} bytes for {dtype} {shape:?}"))
-            .with_got(format!("{} bytes", range.byte_len())));
-    }
-    Ok(())
+            .with_got(format!("{elements} elements"))
+    })
 }
 
 #[cfg(test)]

@@ -28,5 +28,8 @@ pub const MAX_METADATA_ENTRIES: usize = 50_000;
 /// The most faults that are listed of one file, so that the list of a hostile file stays small.
 pub const MAX_FAULTS: usize = 1000;
 
+/// The longest file that says what an interrupted save or patch was doing, besides the bytes it keeps.
+pub const MAX_JOURNAL_BYTES: u64 = 64 << 20;
+
 /// The most files that are opened at once.
 pub const MAX_OPEN_THREADS: usize = 16;

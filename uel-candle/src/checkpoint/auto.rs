@@ -1,7 +1,7 @@
 //! Which mode a load uses: the one asked for, or, in mode `auto`, the one that is likely fastest here.
 
 use uel_core::source::{FileSystem, file_system};
-use uel_core::{ByteRange, Error, Kind, Result};
+use uel_core::{ByteRange, Error, Kind, Result, TensorInfo};
 
 use super::options::{LoadOptions, Mode};
 use super::select::Wanted;
@@ -18,6 +18,9 @@ const COLD_THREADS: usize = 4;
 /// Below this many bytes a mapping costs more than it saves: the page faults and the address space that it takes.
 const MAP_FROM: u64 = 8 << 20;
 
+/// Below this many bytes a tensor that is not cached is left to its page faults.
+const FILL_FROM: u64 = 256 << 10;
+
 /// How a load goes about it.
 #[derive(Clone, Debug)]
 pub(super) struct Choice {
@@ -25,15 +28,23 @@ pub(super) struct Choice {
     pub(super) reason: String,
     /// Threads, where the caller left it open; 0 for as many as there are processors.
     pub(super) threads: usize,
+    /// What is mapped is read through the page cache before it is handed out.
+    pub(super) fill: bool,
+}
+
+/// Why mapping was chosen, and whether the page cache is filled first.
+struct Mapping {
+    reason: String,
+    fill: bool,
 }
 
 impl Choice {
     pub(super) fn fixed(mode: Mode) -> Self {
-        Self { mode, reason: "asked for".to_owned(), threads: 0 }
+        Self { mode, reason: "asked for".to_owned(), threads: 0, fill: false }
     }
 
     fn of(mode: Mode, reason: impl Into<String>, threads: usize) -> Self {
-        Self { mode, reason: reason.into(), threads }
+        Self { mode, reason: reason.into(), threads, fill: false }
     }
 }
 
@@ -59,28 +70,35 @@ impl Checkpoint {
             return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));
         }
         Ok(match self.map_or_not(bytes, held) {
-            Ok(reason) => Choice::of(Mode::Mmap, reason, threads),
+            Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, threads) },
             Err(reason) => Choice::of(Mode::Preload, reason, threads),
         })
     }
 
     /// The mode for a single tensor. In mode `auto` it is decided once for the checkpoint.
-    pub(super) fn mode_for_one(&self) -> (Mode, String) {
+    pub(super) fn mode_for_one(&self) -> Choice {
         if self.inner.options.mode != Mode::Auto {
-            return (self.inner.options.mode, "asked for".to_owned());
+            return Choice::fixed(self.inner.options.mode);
         }
-        let (maps, reason) = self.inner.auto_maps.get_or_init(|| {
+        let choose = || {
             let held = self.residency(0..self.index().len());
             match self.map_or_not(self.index().total_bytes(), held) {
-                Ok(reason) => (true, reason),
-                Err(reason) => (false, reason),
+                Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, COLD_THREADS) },
+                Err(reason) => Choice::of(Mode::LowMemory, reason, 0),
             }
-        });
-        (if *maps { Mode::Mmap } else { Mode::LowMemory }, reason.clone())
+        };
+        self.inner.auto_for_one.get_or_init(choose).clone()
+    }
+
+    /// Whether a tensor has to be read before its mapping is handed out. Small ones are left to their page faults.
+    pub(super) fn is_cold(&self, info: TensorInfo<'_>) -> bool {
+        let file = self.sources().get(info.file()).and_then(|source| source.as_file());
+        let share = || file.and_then(|file| residency::resident_share(file, info.range()));
+        info.byte_len() >= FILL_FROM && share().is_some_and(|held| held < RESIDENT)
     }
 
     /// Why to map `bytes` of the checkpoint, of which the page cache holds the share `held`, or why not to.
-    fn map_or_not(&self, bytes: u64, held: Option<f64>) -> Result<String, String> {
+    fn map_or_not(&self, bytes: u64, held: Option<f64>) -> Result<Mapping, String> {
         let Some(fallback) = self.inner.options.mmap else { return Err("mapping was not allowed".to_owned()) };
         if !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
             return Err("no MappedAllocator is installed".to_owned());
@@ -99,12 +117,17 @@ impl Checkpoint {
                 None => return Err("an unknown file system".to_owned()),
             }
         }
+        let mapping = |reason: &str, fill| Ok(Mapping { reason: reason.to_owned(), fill });
         match held {
-            Some(held) if held >= RESIDENT => Ok("the page cache holds the files".to_owned()),
+            Some(held) if held >= RESIDENT => mapping("the page cache holds the files", false),
             _ if memory::available().is_some_and(|available| bytes > available) => {
-                Ok("more than the available memory holds".to_owned())
+                mapping("more than the available memory holds", false)
             }
-            Some(held) => Err(format!("the page cache holds {:.0}% of the files", held * 100.0)),
+            // Page faults read a disk one after another; several threads that read ahead of them do not, and what they
+            // read need not be copied.
+            Some(held) => {
+                mapping(&format!("the page cache held {:.0}% of the files, and was filled", held * 100.0), true)
+            }
             None => Err("what the page cache holds is unknown".to_owned()),
         }
     }

@@ -104,6 +104,7 @@ impl Checkpoint {
         let to_cpu = matches!(options.device, Device::Cpu);
         let mut converted = Vec::new();
         let mut copied = Vec::new();
+        let mut mapped = Vec::new();
         // Mapping reads nothing, so what is mapped is placed at once.
         let placing =
             (choice.mode == Mode::Mmap).then(|| tracing::debug_span!("place", tensors = wanted.len()).entered());
@@ -131,6 +132,7 @@ impl Checkpoint {
                     Ok(tensor) => {
                         report.add_mapped(info.byte_len());
                         placed[at] = Some(tensor);
+                        mapped.push(at);
                         continue;
                     }
                     Err(why) => reason = copy_reason(why),
@@ -143,9 +145,12 @@ impl Checkpoint {
         }
 
         drop(placing);
-        let bytes = copied.iter().chain(&converted).map(|&at| self.bytes_of(&wanted[at]));
-        let total = bytes.fold(0, u64::saturating_add);
+        mapped.retain(|_| choice.fill);
+        let bytes_of =
+            |positions: &[usize]| positions.iter().map(|&at| self.bytes_of(&wanted[at])).fold(0, u64::saturating_add);
+        let total = bytes_of(&copied).saturating_add(bytes_of(&converted));
         memory::check(total)?;
+        let total = total.saturating_add(bytes_of(&mapped));
         let done = AtomicU64::new(0);
         let arrived = |bytes: u64| {
             let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -154,6 +159,10 @@ impl Checkpoint {
             }
         };
         let how = How { threads: self.threads(options, choice), arrived: &arrived };
+        if !mapped.is_empty() {
+            let infos = mapped.iter().filter_map(|&at| self.index().at(wanted[at].position));
+            self.fill_page_cache(infos, how)?;
+        }
         if !copied.is_empty() {
             self.copy(wanted, &copied, how, &mut placed)?;
         }
@@ -164,6 +173,20 @@ impl Checkpoint {
         report.bytes_read = done.load(Ordering::Relaxed);
         let missing = || Error::new(uel_core::Kind::Internal, "a tensor was not placed");
         placed.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
+    }
+
+    /// Reads what was mapped, in large pieces and on several threads, so that nobody waits for page faults.
+    pub(super) fn fill_page_cache<'a>(
+        &self,
+        infos: impl IntoIterator<Item = TensorInfo<'a>>,
+        how: How<'_>,
+    ) -> Result<()> {
+        let requests: Vec<Request> = infos.into_iter().map(|info| request(&info)).collect();
+        let plan = ReadPlan::new(&requests, PlanOptions { gap: BUFFER_GAP, chunk: u64::MAX });
+        let ranges = plan.runs().map(|run| Ok((self.source(run.file)?, run.range))).collect::<Result<Vec<_>>>()?;
+        tracing::debug_span!("read", spans = ranges.len())
+            .in_scope(|| engine::pass(ranges, how))
+            .map_err(|error| self.name_tensor(error))
     }
 
     fn bytes_of(&self, want: &Wanted) -> u64 {

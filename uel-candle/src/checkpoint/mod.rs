@@ -71,8 +71,8 @@ struct Inner {
     preloaded: OnceLock<Mutex<HashMap<usize, Tensor>>>,
     /// Whether a thread reads it, or did.
     preloading: AtomicBool,
-    /// Whether mode `auto` maps single tensors, once it was asked.
-    auto_maps: OnceLock<(bool, String)>,
+    /// How mode `auto` brings single tensors, once it was asked.
+    auto_for_one: OnceLock<auto::Choice>,
     report: Mutex<LoadReport>,
     /// Lets a buffer of the largest tensor's size be kept between tensors, once one was read by itself.
     claim: OnceLock<Claim>,
@@ -138,7 +138,7 @@ impl Checkpoint {
             overlay: RwLock::default(),
             preloaded: OnceLock::new(),
             preloading: AtomicBool::new(false),
-            auto_maps: OnceLock::new(),
+            auto_for_one: OnceLock::new(),
             report: Mutex::default(),
             claim: OnceLock::new(),
             files,

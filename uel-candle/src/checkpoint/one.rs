@@ -71,7 +71,7 @@ impl Checkpoint {
     }
 
     fn one(&self, want: &Wanted, info: TensorInfo<'_>, report: &mut LoadReport) -> Result<Tensor> {
-        let (mode, why) = self.mode_for_one();
+        let Choice { mode, reason: why, threads, fill } = self.mode_for_one();
         (report.chosen, report.reason) = (mode, why);
         if want.widened {
             report.add_widened(info.dtype(), want.dtype);
@@ -105,6 +105,10 @@ impl Checkpoint {
         if mode == Mode::Mmap {
             match self.map_one(want, info) {
                 Ok(tensor) if want.cast.is_none() => {
+                    if fill && self.is_cold(info) {
+                        self.fill_page_cache([info], How { threads, arrived: &|_| {} })?;
+                        report.bytes_read += info.byte_len();
+                    }
                     report.add_mapped(info.byte_len());
                     return Ok(tensor);
                 }
@@ -130,7 +134,7 @@ impl Checkpoint {
         let largest = self.index().largest_bytes();
         if byte_len >= RECYCLED_FROM
             && self.inner.claim.get().is_none()
-            && self.mode_for_one().0 == Mode::LowMemory
+            && self.mode_for_one().mode == Mode::LowMemory
             && MappedAllocator::is_installed()
         {
             self.inner.claim.get_or_init(|| Claim::new(usize::try_from(largest).unwrap_or(usize::MAX)));

@@ -4,7 +4,6 @@ mod cache;
 mod load;
 mod mapped;
 mod memcpy;
-mod prime;
 mod report;
 mod run;
 mod touch;

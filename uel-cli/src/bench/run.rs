@@ -1,7 +1,7 @@
 //! One measurement, in the process that `uel bench` starts for it: its peak memory is that of this run alone.
 
 use super::touch::Reader;
-use super::{LoadMode, mapped, memcpy, prime};
+use super::{LoadMode, mapped, memcpy};
 use crate::pieces::processors;
 use crate::{Stop, to_stdout, write_json};
 use candle_core::{Device, Tensor};
@@ -44,9 +44,6 @@ enum Task {
         #[arg(long)]
         bytes: Option<usize>,
     },
-    Prime {
-        path: PathBuf,
-    },
 }
 
 /// What a measuring process says on stdout.
@@ -55,7 +52,6 @@ enum Task {
 pub(super) enum Answer {
     Load(Measured),
     Memcpy(memcpy::Measured),
-    Primed,
     /// The loader refused, in its words.
     Refused(String),
 }
@@ -101,10 +97,6 @@ pub(crate) fn run_one(args: &RunArgs) -> Result<(), Stop> {
         Task::Candle { threads, files } => answer(candle(files, load_with_candle, reader(threads))),
         Task::CandleMmap { threads, files } => answer(candle(files, mapped::load_with_candle, reader(threads))),
         Task::Memcpy { bytes } => Answer::Memcpy(memcpy::measure(*bytes)),
-        Task::Prime { path } => {
-            prime::prime(path);
-            Answer::Primed
-        }
     };
     to_stdout(|out| write_json(out, &answer))
 }

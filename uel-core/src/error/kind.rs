@@ -106,6 +106,10 @@ kinds! {
     Candle = "candle",
     /// Memory could not be reserved.
     OutOfMemory = "out-of-memory",
+    /// Bytes are not those that were written: their hash is another one.
+    HashMismatch = "hash-mismatch",
+    /// A save or patch was interrupted, and has to be completed or undone first.
+    Interrupted = "interrupted",
     /// A worker thread panicked.
     WorkerPanic = "worker-panic",
     /// A bug in UEL: an invariant did not hold. Please report it.
