@@ -8,6 +8,8 @@
 //! checked, and every refusal is an [`Error`] that says where, what was expected and what was found.
 #![forbid(unsafe_code)]
 
+pub mod atomic;
+pub mod disk;
 pub mod dtype;
 pub mod error;
 pub mod index;
@@ -18,6 +20,7 @@ pub mod safetensors;
 pub mod slice;
 pub mod source;
 
+pub use atomic::{Durability, Symlinks};
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use index::{TensorIndex, TensorIndexBuilder, TensorInfo};

@@ -5,6 +5,8 @@ use super::folder::{Layout, layout};
 use super::header::{self, Header, Metadata, PREFIX_BYTES, Rules, header_range};
 use super::index_file::IndexFile;
 use super::parallel;
+use super::patch::check_not_patching;
+use super::set::check_not_replacing;
 use crate::index::Entries;
 use crate::source::{ByteSource, ByteSourceExt, FileSource};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex, limits};
@@ -61,8 +63,14 @@ impl SafetensorsFiles {
     /// As [`open`](Self::open), and those of `open`.
     pub fn open_with(path: impl AsRef<Path>, rules: Rules, open: &Opener<'_>) -> Result<Self> {
         match layout(path.as_ref())? {
-            Layout::Files(paths) => Self::open_list_with(&paths, rules, open),
+            Layout::Files(paths) => {
+                if paths.iter().all(|file| file != path.as_ref()) {
+                    check_not_replacing(path.as_ref())?;
+                }
+                Self::open_list_with(&paths, rules, open)
+            }
             Layout::IndexFile(path) => {
+                check_not_replacing(path.parent().unwrap_or(Path::new("")))?;
                 Self::open_index_file(&path, rules, open).map_err(|error| error.with_path(&path))
             }
         }
@@ -76,6 +84,9 @@ impl SafetensorsFiles {
     pub fn open_list_with<P: AsRef<Path> + Sync>(paths: &[P], rules: Rules, open: &Opener<'_>) -> Result<Self> {
         let opened = parallel::try_map(paths, threads(paths.len()), |_, path| {
             let source = open(path.as_ref())?;
+            if source.as_file().is_some() {
+                check_not_patching(path.as_ref())?;
+            }
             let header = Header::read(&*source, rules)?;
             Ok((source, header))
         })?;

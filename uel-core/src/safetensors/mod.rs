@@ -1,4 +1,4 @@
-//! The safetensors format: header decoding without I/O, single files and sharded checkpoints.
+//! The safetensors format: header decoding without I/O, single files and sharded checkpoints, and writing both.
 //!
 //! A file is eight bytes with the header's length, the header, which is JSON, and the data section. See
 //! <https://github.com/huggingface/safetensors#format> for the description and [`Rules::Strict`] for what UEL makes of
@@ -15,9 +15,14 @@ mod header;
 mod index_file;
 mod json;
 mod parallel;
+mod patch;
+mod set;
 mod strict;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 pub use files::{Opener, SafetensorsFiles};
 pub use header::{Header, Metadata, Rules, header_range};
+pub use patch::{patch, undo_patch};
+pub use set::recover_set;

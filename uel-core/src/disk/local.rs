@@ -1,0 +1,179 @@
+//! The file system of this machine.
+
+use super::{Disk, DiskFile, Entry};
+use crate::ByteRange;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The most bytes of one system call: Linux takes no more than 2 GiB less a page.
+const MAX_CALL_BYTES: usize = 1 << 30;
+
+/// The file system of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalDisk;
+
+#[derive(Debug)]
+struct LocalFile(File);
+
+impl Disk for LocalDisk {
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        let metadata = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let kind = metadata.file_type();
+        Ok(Some(match () {
+            () if kind.is_symlink() => Entry::Symlink(fs::read_link(path)?),
+            () if kind.is_file() => Entry::File,
+            () if kind.is_dir() => Entry::Folder,
+            () => Entry::Other,
+        }))
+    }
+
+    fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(LocalFile(OpenOptions::new().read(true).write(true).open(path)?)))
+    }
+
+    fn create(&self, path: &Path, like: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let created = hold(&file, path).and_then(|()| match fs::metadata(like) {
+            Ok(metadata) if metadata.is_file() => file.set_permissions(metadata.permissions()),
+            _ => Ok(()),
+        });
+        if let Err(error) = created {
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                let _ = fs::remove_file(path);
+            }
+            return Err(error);
+        }
+        Ok(Arc::new(LocalFile(file)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    #[cfg(unix)]
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        match synced {
+            // Some file systems sync no folders (EINVAL); there is nothing more to be done there.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn sync_folder(&self, _folder: &Path) -> io::Result<()> {
+        // Folders cannot be opened as files there; the file system journals renames.
+        Ok(())
+    }
+
+    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
+        let Ok(entries) = fs::read_dir(folder) else { return };
+        for entry in entries.flatten() {
+            let ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
+            if !ours || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            let path = entry.path();
+            // Who can lock it knows that nobody writes to it any more. Where locks do not work it stays.
+            if OpenOptions::new().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+}
+
+/// Locks a file that was just created. Between creation and lock another process may have taken it for abandoned:
+/// then it has another name's place, and the caller tries the next one.
+fn hold(file: &File, path: &Path) -> io::Result<()> {
+    let taken = || io::Error::from(io::ErrorKind::AlreadyExists);
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Err(taken()),
+        // Not every file system has locks. Files are then never taken for abandoned either.
+        Err(fs::TryLockError::Error(_)) => {}
+    }
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(taken()),
+        Err(error) => Err(error),
+    }
+}
+
+impl DiskFile for LocalFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = bytes.get(..MAX_CALL_BYTES).unwrap_or(bytes);
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::write_at(&self.0, bytes, offset);
+        #[cfg(windows)]
+        return std::os::windows::fs::FileExt::seek_write(&self.0, bytes, offset);
+        #[cfg(not(any(unix, windows)))]
+        {
+            let _ = offset;
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_at(&self.0, buffer, offset);
+        #[cfg(windows)]
+        return std::os::windows::fs::FileExt::seek_read(&self.0, buffer, offset);
+        #[cfg(not(any(unix, windows)))]
+        {
+            let _ = (offset, buffer);
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn set_len(&self, byte_len: u64) -> io::Result<()> {
+        self.0.set_len(byte_len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn copy_from(&self, offset: u64, from: &File, range: ByteRange) -> io::Result<u64> {
+        let (mut source_at, mut at) = (range.start(), offset);
+        let asked = range.byte_len().min(MAX_CALL_BYTES as u64) as usize;
+        match rustix::fs::copy_file_range(from, Some(&mut source_at), &self.0, Some(&mut at), asked) {
+            Ok(copied) => Ok(copied as u64),
+            // Between file systems, or on one that cannot.
+            Err(rustix::io::Errno::XDEV | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS
+                | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => Err(io::ErrorKind::Unsupported.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn insert_at_start(&self, byte_len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(&self.0, FallocateFlags::INSERT_RANGE, 0, byte_len) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}

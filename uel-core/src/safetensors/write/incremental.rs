@@ -1,0 +1,477 @@
+//! Files whose tensors come one by one.
+
+use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_count};
+use super::layout::{Layout, PREFIX_BYTES, check_byte_len};
+use super::queue::WriteQueue;
+use super::{SaveOptions, SaveReport, TensorMeta};
+use crate::atomic::AtomicFile;
+use crate::disk::DiskFile;
+use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Header space that is reserved unless the caller says otherwise: the header of about 10,000 tensors.
+const DEFAULT_HEADER_BYTES: usize = 1 << 20;
+
+/// Bytes that wait to be written at most, unless the caller says otherwise.
+const DEFAULT_BUDGET_BYTES: usize = 32 << 20;
+
+/// Threads that write, unless the caller says otherwise: file systems let one thread write to a file at a time.
+const DEFAULT_THREADS: usize = 1;
+
+/// The data section begins at a multiple of this, so that file systems can move it without copying.
+const BLOCK_BYTES: u64 = 4096;
+
+/// The data of files up to this size is moved to where a header without padding ends.
+const TIGHT_BELOW_BYTES: u64 = 8 << 20;
+
+/// Bytes that are moved at a time.
+const MOVE_BYTES: usize = 4 << 20;
+
+/// How an [`IncrementalWriter`] writes.
+#[derive(Clone, Debug)]
+pub struct IncrementalOptions {
+    save: SaveOptions,
+    max_header_bytes: usize,
+    budget_bytes: usize,
+    threads: usize,
+}
+
+impl Default for IncrementalOptions {
+    fn default() -> Self {
+        Self {
+            save: SaveOptions::default(),
+            max_header_bytes: DEFAULT_HEADER_BYTES,
+            budget_bytes: DEFAULT_BUDGET_BYTES,
+            threads: DEFAULT_THREADS,
+        }
+    }
+}
+
+impl IncrementalOptions {
+    /// The defaults: an atomic save, 1 MiB for the header, 32 MiB that wait to be written, one writing thread.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What every save has: durability, metadata, hashes.
+    pub fn with_save(mut self, save: SaveOptions) -> Self {
+        self.save = save;
+        self
+    }
+
+    /// Space for the header. One that outgrows it costs moving the data once, at the end.
+    pub fn with_max_header_bytes(mut self, bytes: usize) -> Self {
+        self.max_header_bytes = bytes;
+        self
+    }
+
+    /// Bytes that may wait to be written; whoever hands over more waits.
+    pub fn with_budget_bytes(mut self, bytes: usize) -> Self {
+        self.budget_bytes = bytes;
+        self
+    }
+
+    /// Threads that write, at least one.
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+}
+
+/// Writes a safetensors file tensor by tensor, names and shapes not known in advance.
+///
+/// Tensors lie in the file in the order in which they were handed over, from any number of threads. Each is copied before
+/// [`write`](Self::write) returns, or belongs to the writer ([`write_owned`](Self::write_owned)), and is written in the
+/// background. Nothing stands at the destination until [`finish`](Self::finish); without it, nothing ever does.
+///
+/// ```
+/// use uel_core::Dtype;
+/// use uel_core::safetensors::write::{IncrementalOptions, IncrementalWriter};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// let writer = IncrementalWriter::create(&path, &IncrementalOptions::new())?;
+/// writer.write("a", Dtype::U8, &[2, 2], &[1, 2, 3, 4])?;
+/// writer.write_owned("b", Dtype::F32, &[], 1f32.to_le_bytes().to_vec())?;
+/// assert_eq!(writer.finish()?.tensor_count, 2);
+/// # Ok::<(), uel_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct IncrementalWriter {
+    path: PathBuf,
+    options: IncrementalOptions,
+    /// Where the data section begins.
+    start: u64,
+    file: Arc<dyn DiskFile>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    layout: Layout,
+    /// `None` once the file is finished.
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    // Dropped in this order: nobody writes any more when the file is removed.
+    queue: Arc<WriteQueue>,
+    file: AtomicFile,
+}
+
+impl IncrementalWriter {
+    /// Begins a file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`] where no file can be created there; [`Kind::Argument`] for a reservation no reader would accept.
+    pub fn create(path: impl AsRef<Path>, options: &IncrementalOptions) -> Result<Self> {
+        let path = path.as_ref();
+        if options.max_header_bytes as u64 > limits::MAX_HEADER_BYTES {
+            return Err(Error::new(Kind::Argument, "more is reserved for the header than readers accept")
+                .with_path(path)
+                .with_expected(format!("at most {} bytes", limits::MAX_HEADER_BYTES))
+                .with_got(format!("{} bytes", options.max_header_bytes)));
+        }
+        let file = options.save.create(path)?;
+        let start = (PREFIX_BYTES + options.max_header_bytes as u64).next_multiple_of(BLOCK_BYTES);
+        let disk_file = Arc::clone(file.file());
+        let (path, hashes) = (file.path().to_path_buf(), options.save.hashes);
+        let queue =
+            WriteQueue::start(Arc::clone(&disk_file), path.clone(), options.threads, options.budget_bytes, hashes)?;
+        let open = Some(Open { queue: Arc::new(queue), file });
+        let state = Mutex::new(State { layout: Layout::default(), open });
+        Ok(Self { path, options: options.clone(), start, file: disk_file, state })
+    }
+
+    /// Where the file will stand.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Copies a tensor's bytes and has them written. It waits while more than the budget waits to be written.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::DuplicateName`], [`Kind::SizeMismatch`] and other faults of the arguments, after which the writer can be
+    /// used as before; [`Kind::Argument`] once the file is finished; [`Kind::Io`] where an earlier tensor could not be
+    /// written.
+    pub fn write(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        let (queue, tensor, range) = self.enter(name, dtype, shape, bytes.len() as u64)?;
+        queue.push_copy(tensor, 0, self.start + range.start(), bytes)
+    }
+
+    /// Begins a tensor whose bytes come piece by piece: what is not in memory as a whole, or not in its order.
+    ///
+    /// ```
+    /// use uel_core::Dtype;
+    /// use uel_core::safetensors::write::{IncrementalOptions, IncrementalWriter};
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("model.safetensors");
+    /// let writer = IncrementalWriter::create(&path, &IncrementalOptions::new())?;
+    /// let mut tensor = writer.begin("a", Dtype::U8, &[4])?;
+    /// tensor.write(&[1, 2, 3])?;
+    /// tensor.write(&[4])?;
+    /// tensor.finish()?;
+    /// writer.finish()?;
+    /// # Ok::<(), uel_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn begin(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<TensorWriter> {
+        let byte_len = TensorMeta::new(name, dtype, shape).byte_len().map_err(|error| error.with_path(&self.path))?;
+        let (queue, tensor, range) = self.enter(name, dtype, shape, byte_len)?;
+        let offset = self.start + range.start();
+        Ok(TensorWriter {
+            queue,
+            path: self.path.clone(),
+            name: name.to_owned(),
+            tensor,
+            offset,
+            byte_len,
+            done: 0,
+            piece: Vec::new(),
+            complete: false,
+        })
+    }
+
+    /// Has a tensor's bytes written without copying them. They belong to the writer until then.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn write_owned(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: impl AsRef<[u8]> + Send + Sync + 'static,
+    ) -> Result<()> {
+        let (queue, tensor, range) = self.enter(name, dtype, shape, bytes.as_ref().len() as u64)?;
+        queue.push_owned(tensor, self.start + range.start(), Arc::new(bytes))
+    }
+
+    /// Writes several tensors. Either all names are new and all sizes right, or none is written.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn write_batch<'a>(
+        &self,
+        batch: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+    ) -> Result<()> {
+        let batch: Vec<_> = batch.into_iter().collect();
+        let mut names = std::collections::HashSet::new();
+        for (name, dtype, shape, bytes) in &batch {
+            let expected = TensorMeta::new(*name, *dtype, *shape).byte_len()?;
+            check_byte_len(name, expected, bytes.len() as u64).map_err(|error| error.with_path(&self.path))?;
+            if !names.insert(*name) || self.lock().layout.position(name).is_some() {
+                return Err(Error::new(Kind::DuplicateName, "a tensor of this name is written already")
+                    .with_path(&self.path)
+                    .with_tensor(name));
+            }
+        }
+        batch.into_iter().try_for_each(|(name, dtype, shape, bytes)| self.write(name, dtype, shape, bytes))
+    }
+
+    /// Waits until everything is written, writes the header, and puts the file in its place.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`] where anything could not be written, [`Kind::HeaderTooLarge`], [`Kind::Argument`] the second time. The
+    /// destination is then untouched.
+    pub fn finish(&self) -> Result<SaveReport> {
+        let (open, layout) = {
+            let mut state = self.lock();
+            let open = state.open.take().ok_or_else(|| self.finished())?;
+            (open, std::mem::take(&mut state.layout))
+        };
+        let Open { mut queue, file } = open;
+        // Who is in the middle of a `write` still holds it; that write either ends or fails.
+        let queue = loop {
+            match Arc::try_unwrap(queue) {
+                Ok(queue) => break queue,
+                Err(shared) => {
+                    queue = shared;
+                    std::thread::yield_now();
+                }
+            }
+        };
+        let (pieces, _) = queue.finish()?;
+        let mut metadata = self.options.save.metadata.clone();
+        if let Some(metadata) = &mut metadata {
+            metadata.remove(HASHES_KEY);
+        }
+        if self.options.save.hashes {
+            let counts = layout.placed.iter().map(|placed| vec![0; chunk_count(placed.range.byte_len())]);
+            let mut values: Vec<Vec<u64>> = counts.collect();
+            for piece in pieces {
+                if let Some(hash) = values.get_mut(piece.tensor).and_then(|hashes| hashes.get_mut(piece.piece)) {
+                    *hash = piece.hash;
+                }
+            }
+            let mut hashes = Hashes::default();
+            for (placed, values) in layout.placed.iter().zip(values) {
+                hashes.insert(placed.meta.name.clone(), values);
+            }
+            metadata.get_or_insert_default().insert(HASHES_KEY.to_owned(), hashes.to_text()?);
+        }
+        let encode = |reserved| layout.encode(metadata.as_ref(), reserved).map_err(|error| error.with_path(&self.path));
+        let tight = encode(0)?;
+        let data_bytes = layout.data_bytes();
+        let mut bytes_moved = 0;
+        let header = match tight.len() as u64 {
+            needed if needed > self.start => {
+                let start = needed.next_multiple_of(BLOCK_BYTES);
+                self.move_up(start - self.start, data_bytes)?;
+                bytes_moved = data_bytes;
+                encode((start - PREFIX_BYTES) as usize)?
+            }
+            needed if data_bytes <= TIGHT_BELOW_BYTES && needed < self.start => {
+                self.move_down(needed, data_bytes)?;
+                tight
+            }
+            _ => encode((self.start - PREFIX_BYTES) as usize)?,
+        };
+        file.write_all_at(0, &header)?;
+        let start = header.len() as u64;
+        let written = self.options.save.finish(file, start + data_bytes)?;
+        Ok(SaveReport {
+            files: vec![written],
+            tensor_count: layout.placed.len(),
+            tensor_bytes: data_bytes,
+            bytes_moved,
+            misaligned: layout.misaligned(start),
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn finished(&self) -> Error {
+        Error::new(Kind::Argument, "the file is finished: nothing more can be written to it").with_path(&self.path)
+    }
+
+    /// Gives a tensor its place.
+    fn enter(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        byte_len: u64,
+    ) -> Result<(Arc<WriteQueue>, usize, ByteRange)> {
+        let meta = TensorMeta::new(name, dtype, shape);
+        let placed = |error: Error| error.with_path(&self.path);
+        check_byte_len(name, meta.byte_len().map_err(placed)?, byte_len).map_err(placed)?;
+        let mut state = self.lock();
+        let queue = match &state.open {
+            Some(open) => Arc::clone(&open.queue),
+            None => return Err(self.finished()),
+        };
+        let tensor = state.layout.placed.len();
+        let range = state.layout.push(meta).map_err(placed)?;
+        Ok((queue, tensor, range))
+    }
+
+    /// Moves the data section up by `by` bytes, a multiple of [`BLOCK_BYTES`].
+    fn move_up(&self, by: u64, data_bytes: u64) -> Result<()> {
+        match self.file.insert_at_start(by) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(error) => return Err(Error::io("make room for the header of", &self.path, error)),
+        }
+        // From the end on, so that nothing is overwritten before it was read.
+        let mut left = data_bytes;
+        while left > 0 {
+            let part = left.min(MOVE_BYTES as u64);
+            left -= part;
+            self.copy_within(self.start + left, self.start + left + by, part as usize)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the data section down to `to`, and ends the file behind it.
+    fn move_down(&self, to: u64, data_bytes: u64) -> Result<()> {
+        let mut done = 0;
+        while done < data_bytes {
+            let part = (data_bytes - done).min(MOVE_BYTES as u64);
+            self.copy_within(self.start + done, to + done, part as usize)?;
+            done += part;
+        }
+        self.file.set_len(to + data_bytes).map_err(|error| Error::io("shorten", &self.path, error))
+    }
+
+    fn copy_within(&self, from: u64, to: u64, byte_len: usize) -> Result<()> {
+        let mut buffer = vec![0; byte_len];
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(from + done as u64, rest) {
+                Ok(0) => return Err(Error::new(Kind::UnexpectedEof, "what was written is not there").with_path(&self.path)),
+                Ok(read) => done += read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read back", &self.path, error).with_offset(from)),
+            }
+        }
+        crate::disk::write_all_at(&*self.file, to, &buffer)
+            .map_err(|error| Error::io("write", &self.path, error).with_offset(to))
+    }
+}
+
+/// One tensor of an [`IncrementalWriter`] whose bytes come piece by piece. Where it is dropped before all came, the file
+/// cannot be finished.
+#[derive(Debug)]
+pub struct TensorWriter {
+    queue: Arc<WriteQueue>,
+    path: PathBuf,
+    name: String,
+    tensor: usize,
+    offset: u64,
+    byte_len: u64,
+    /// Bytes that were pushed.
+    done: u64,
+    /// Bytes that wait for a whole piece.
+    piece: Vec<u8>,
+    complete: bool,
+}
+
+impl TensorWriter {
+    /// Adds `bytes`, which follow those before.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::SizeMismatch`] where there are more than dtype and shape say; as [`IncrementalWriter::write`].
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let come = self.done + self.piece.len() as u64 + bytes.len() as u64;
+        if come > self.byte_len {
+            return Err(self.wrong_size(come));
+        }
+        while !bytes.is_empty() {
+            if self.piece.is_empty() && bytes.len() >= HASH_CHUNK_BYTES {
+                let whole = bytes.len() - bytes.len() % HASH_CHUNK_BYTES;
+                let (head, rest) = bytes.split_at(whole);
+                self.push(head)?;
+                bytes = rest;
+                continue;
+            }
+            let (head, rest) = bytes.split_at(bytes.len().min(HASH_CHUNK_BYTES - self.piece.len()));
+            self.piece.extend_from_slice(head);
+            bytes = rest;
+            if self.piece.len() == HASH_CHUNK_BYTES {
+                self.push_piece()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::SizeMismatch`] where fewer bytes came than dtype and shape say; as [`IncrementalWriter::write`].
+    pub fn finish(mut self) -> Result<()> {
+        let come = self.done + self.piece.len() as u64;
+        if come != self.byte_len {
+            return Err(self.wrong_size(come));
+        }
+        self.push_piece()?;
+        self.complete = true;
+        Ok(())
+    }
+
+    fn push_piece(&mut self) -> Result<()> {
+        let mut piece = std::mem::take(&mut self.piece);
+        let pushed = self.push(&piece);
+        piece.clear();
+        self.piece = piece;
+        pushed
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        let first = (self.done / HASH_CHUNK_BYTES as u64) as usize;
+        self.queue.push_copy(self.tensor, first, self.offset + self.done, bytes)?;
+        self.done += bytes.len() as u64;
+        Ok(())
+    }
+
+    #[cold]
+    fn wrong_size(&self, got: u64) -> Error {
+        match check_byte_len(&self.name, self.byte_len, got) {
+            Err(error) => error.with_path(&self.path),
+            Ok(()) => Error::new(Kind::Internal, "sizes must differ").with_path(&self.path),
+        }
+    }
+}
+
+impl Drop for TensorWriter {
+    fn drop(&mut self) {
+        if !self.complete {
+            let message = "a tensor was given up before all its bytes came: the file is not complete";
+            self.queue.fail(Error::new(Kind::MissingTensors, message).with_path(&self.path).with_tensor(&self.name));
+        }
+    }
+}

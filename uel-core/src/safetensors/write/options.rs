@@ -1,0 +1,165 @@
+//! How a file is written, what is written, and what was done.
+
+use crate::atomic::{AtomicFile, Durability, Symlinks};
+use crate::disk::{Disk, LocalDisk};
+use crate::index::byte_len_of;
+use crate::safetensors::Metadata;
+use crate::{Dtype, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A tensor that is to be written: everything but its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TensorMeta {
+    /// The name, unique in its file.
+    pub name: String,
+    /// The dtype in the file.
+    pub dtype: Dtype,
+    /// The dimensions, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+}
+
+impl TensorMeta {
+    /// A tensor called `name`.
+    ///
+    /// ```
+    /// use uel_core::Dtype;
+    /// use uel_core::safetensors::write::TensorMeta;
+    /// let meta = TensorMeta::new("wte.weight", Dtype::Bf16, [50257, 768]);
+    /// assert_eq!(meta.byte_len()?, 77_194_752);
+    /// # Ok::<(), uel_core::Error>(())
+    /// ```
+    pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), dtype, shape: shape.into() }
+    }
+
+    /// The bytes of all elements.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Overflow`](crate::Kind::Overflow), [`Kind::PartialByte`](crate::Kind::PartialByte) or
+    /// [`Kind::Limit`](crate::Kind::Limit) where `shape` and `dtype` give no tensor that a file can hold.
+    pub fn byte_len(&self) -> Result<u64> {
+        byte_len_of(&self.name, self.dtype, &self.shape)
+    }
+}
+
+/// How a file is written. The defaults: an [atomic](Durability::Atomic) save, no metadata, no hashes.
+#[derive(Clone, Debug)]
+pub struct SaveOptions {
+    pub(super) durability: Durability,
+    pub(super) symlinks: Symlinks,
+    pub(super) metadata: Option<Metadata>,
+    pub(super) hashes: bool,
+    pub(super) rename: bool,
+    pub(super) disk: Arc<dyn Disk>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self {
+            durability: Durability::default(),
+            symlinks: Symlinks::default(),
+            metadata: None,
+            hashes: false,
+            rename: true,
+            disk: Arc::new(LocalDisk),
+        }
+    }
+}
+
+impl SaveOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the save survives.
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// What happens where the destination is a symbolic link.
+    pub fn with_symlinks(mut self, symlinks: Symlinks) -> Self {
+        self.symlinks = symlinks;
+        self
+    }
+
+    /// The `__metadata__` of the file. An empty one is written as such, as the reference implementation does.
+    pub fn with_metadata(mut self, metadata: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.metadata = Some(metadata.into_iter().collect());
+        self
+    }
+
+    /// Adds one entry to the `__metadata__`.
+    pub fn with_metadata_entry(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.get_or_insert_default().insert(key.into(), value.into());
+        self
+    }
+
+    /// Stores a hash of every 2 MiB of each tensor in the `__metadata__`, which loads and `uel verify` can check.
+    pub fn with_hashes(mut self, hashes: bool) -> Self {
+        self.hashes = hashes;
+        self
+    }
+
+    /// With `false` the finished file is left under its temporary name, which [`Written::path`] says.
+    pub fn with_rename(mut self, rename: bool) -> Self {
+        self.rename = rename;
+        self
+    }
+
+    /// Writes to another disk than the local one.
+    pub fn with_disk(mut self, disk: impl Disk + 'static) -> Self {
+        self.disk = Arc::new(disk);
+        self
+    }
+
+    /// The metadata that was set.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
+    }
+
+    pub(super) fn create(&self, path: &Path) -> Result<AtomicFile> {
+        AtomicFile::create(path, Arc::clone(&self.disk), self.durability, self.symlinks)
+    }
+
+    pub(super) fn finish(&self, file: AtomicFile, bytes: u64) -> Result<Written> {
+        let path = match self.rename {
+            true => {
+                let path = file.path().to_path_buf();
+                file.commit()?;
+                path
+            }
+            false => file.keep()?,
+        };
+        Ok(Written { path, bytes })
+    }
+}
+
+/// A file that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// What a save did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SaveReport {
+    /// The files, the index file of a set of shards last.
+    pub files: Vec<Written>,
+    /// How many tensors they hold.
+    pub tensor_count: usize,
+    /// The bytes of the tensors alone.
+    pub tensor_bytes: u64,
+    /// Bytes that had to be moved because the header outgrew its reservation.
+    pub bytes_moved: u64,
+    /// Tensors that do not lie on a multiple of their element size in the file, because they came in such an order. They
+    /// load, but cannot be mapped.
+    pub misaligned: usize,
+}

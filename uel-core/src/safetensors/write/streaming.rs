@@ -1,0 +1,325 @@
+//! Files whose tensors are known before their bytes.
+
+use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_count, chunk_hash};
+use super::layout::{Layout, Placed, check_byte_len, check_same};
+use super::{SaveOptions, SaveReport, TensorMeta};
+use crate::atomic::AtomicFile;
+use crate::safetensors::Metadata;
+use crate::{ByteRange, Dtype, Error, Kind, Result};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tensors smaller than this are gathered, so that a hundred thousand of them are no hundred thousand system calls.
+const GATHERED_BELOW: usize = 64 << 10;
+
+/// Bytes that are gathered before they are written.
+const GATHERED_BYTES: usize = 1 << 20;
+
+/// Writes a safetensors file whose names, dtypes and shapes are known in advance, so that its header has its exact size
+/// from the beginning. The bytes come in any order and from any number of threads.
+///
+/// The file is what the reference implementation writes for the same tensors, byte for byte: tensors lie sorted by dtype,
+/// the widest first, then by name; metadata keys are sorted, where the reference has them in random order. Nothing stands
+/// at the destination until [`finish`](Self::finish).
+///
+/// ```
+/// use uel_core::Dtype;
+/// use uel_core::safetensors::write::{SaveOptions, StreamingWriter, TensorMeta};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// let metas = [TensorMeta::new("a", Dtype::U8, [4]), TensorMeta::new("b", Dtype::F32, [])];
+/// let writer = StreamingWriter::create(&path, metas, &SaveOptions::new())?;
+/// writer.write("b", Dtype::F32, &[], &1f32.to_le_bytes())?;
+/// writer.write("a", Dtype::U8, &[4], &[1, 2, 3, 4])?;
+/// let report = writer.finish()?;
+/// assert_eq!(report.tensor_bytes, 8);
+/// # Ok::<(), uel_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct StreamingWriter {
+    file: AtomicFile,
+    layout: Layout,
+    options: SaveOptions,
+    metadata: Option<Metadata>,
+    /// Where the data section begins.
+    start: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    given: Vec<Given>,
+    gathered: Gathered,
+    /// A write failed: the file is not what it should be.
+    failed: bool,
+}
+
+/// Which pieces of a tensor were handed over.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    any: bool,
+    count: usize,
+    /// For each piece its hash, once it came; no pieces are entered before the first comes.
+    pieces: Vec<Option<u64>>,
+}
+
+/// Small tensors that follow one another in the file and were not written yet.
+#[derive(Debug, Default)]
+struct Gathered {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl StreamingWriter {
+    /// Begins a file at `path` that will hold `metas`, which may come in any order.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::DuplicateName`], [`Kind::HeaderTooLarge`] and other faults of `metas`; [`Kind::Io`] where no file can be
+    /// created there.
+    pub fn create(
+        path: impl AsRef<Path>,
+        metas: impl IntoIterator<Item = TensorMeta>,
+        options: &SaveOptions,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        let layout = Layout::in_reference_order(metas).map_err(|error| error.with_path(path))?;
+        let mut metadata = options.metadata.clone();
+        if let Some(metadata) = &mut metadata {
+            // Those of the file that the metadata was taken from say nothing about this one.
+            metadata.remove(HASHES_KEY);
+        }
+        if options.hashes {
+            let mut blank = Hashes::default();
+            for Placed { meta, range } in &layout.placed {
+                blank.insert(meta.name.clone(), vec![0; chunk_count(range.byte_len())]);
+            }
+            metadata.get_or_insert_default().insert(HASHES_KEY.to_owned(), blank.to_text()?);
+        }
+        let header = layout.encode(metadata.as_ref(), 0).map_err(|error| error.with_path(path))?;
+        let file = options.create(path)?;
+        let state = State { given: vec![Given::default(); layout.placed.len()], ..State::default() };
+        let start = header.len() as u64;
+        let writer = Self { file, layout, options: options.clone(), metadata, start, state: Mutex::new(state) };
+        writer.put(0, &header)?;
+        Ok(writer)
+    }
+
+    /// Where the file will stand.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The tensors in the order in which they lie in the file, which is the fastest to write them in.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorMeta> {
+        self.layout.placed.iter().map(|placed| &placed.meta)
+    }
+
+    /// Writes the tensor called `name`, all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnexpectedTensors`] where none of that name was announced, [`Kind::DuplicateName`] where it was written
+    /// before, [`Kind::UnsupportedDtype`], [`Kind::ShapeMismatch`] or [`Kind::SizeMismatch`] where it is not what was
+    /// announced; [`Kind::Io`].
+    pub fn write(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        let (position, placed) = self.find(name)?;
+        check_same(placed, dtype, shape).map_err(|error| error.with_path(self.path()))?;
+        check_byte_len(name, placed.range.byte_len(), bytes.len() as u64)
+            .map_err(|error| error.with_path(self.path()))?;
+        self.write_pieces(position, placed, 0, bytes)
+    }
+
+    /// Writes a part of the tensor called `name`: `bytes` from byte `offset` of the tensor on.
+    ///
+    /// `offset` is a multiple of [`HASH_CHUNK_BYTES`], and so is the number of bytes unless they reach the tensor's end.
+    /// A tensor without bytes is written by an empty part.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write), and [`Kind::Argument`] where the part begins or ends elsewhere.
+    pub fn write_part(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        let (position, placed) = self.find(name)?;
+        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= placed.range.byte_len());
+        let on_boundary = |at: u64| at.is_multiple_of(HASH_CHUNK_BYTES as u64);
+        match end {
+            Some(end) if on_boundary(offset) && (on_boundary(end) || end == placed.range.byte_len()) => {
+                self.write_pieces(position, placed, offset, bytes)
+            }
+            _ => Err(Error::new(Kind::Argument, "a part of a tensor must begin and end on a boundary of pieces")
+                .with_path(self.path())
+                .with_tensor(name)
+                .with_expected(format!("multiples of {HASH_CHUNK_BYTES} in {} bytes", placed.range.byte_len()))
+                .with_got(format!("{} bytes from {offset} on", bytes.len()))),
+        }
+    }
+
+    /// Copies the tensor called `name` from `range` of another file, inside the kernel where the file system can. Returns
+    /// false, and has done nothing, where the caller has to read and write it.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn copy_from(&self, name: &str, file: &File, range: ByteRange) -> Result<bool> {
+        let (position, placed) = self.find(name)?;
+        check_byte_len(name, placed.range.byte_len(), range.byte_len())
+            .map_err(|error| error.with_path(self.path()))?;
+        if self.options.hashes || range.byte_len() < GATHERED_BELOW as u64 {
+            return Ok(false);
+        }
+        let mut done = 0;
+        while done < range.byte_len() {
+            let rest = ByteRange::new(range.start() + done, range.end()).unwrap_or_default();
+            let offset = self.start + placed.range.start() + done;
+            match self.file.file().copy_from(offset, file, rest) {
+                Ok(0) => {
+                    return Err(Error::new(Kind::UnexpectedEof, "the source ended before the tensor did")
+                        .with_path(self.path())
+                        .with_tensor(name)
+                        .with_offset(offset));
+                }
+                Ok(copied) => done += copied,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::Unsupported && done == 0 => return Ok(false),
+                Err(error) => {
+                    self.lock().failed = true;
+                    return Err(Error::io("copy", self.path(), error).with_tensor(name).with_offset(offset));
+                }
+            }
+        }
+        let mut state = self.lock();
+        let given = state.given.get_mut(position).filter(|given| !given.any);
+        let given = given.ok_or_else(|| self.twice(name))?;
+        (given.any, given.count) = (true, chunk_count(range.byte_len()));
+        Ok(true)
+    }
+
+    /// Completes the file and puts it in its place.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::MissingTensors`] where announced tensors were not written, all of them; [`Kind::Io`] where an earlier write
+    /// failed or the file cannot be completed. The destination is then untouched.
+    pub fn finish(self) -> Result<SaveReport> {
+        let report = self.report();
+        let (file, options, bytes) = self.complete()?;
+        Ok(SaveReport { files: vec![options.finish(file, bytes)?], ..report })
+    }
+
+    pub(super) fn report(&self) -> SaveReport {
+        SaveReport {
+            tensor_count: self.layout.placed.len(),
+            tensor_bytes: self.layout.data_bytes(),
+            misaligned: self.layout.misaligned(self.start),
+            ..SaveReport::default()
+        }
+    }
+
+    /// The finished file, not yet in its place, and its length.
+    pub(super) fn complete(mut self) -> Result<(AtomicFile, SaveOptions, u64)> {
+        let gathered = std::mem::take(&mut self.lock().gathered);
+        self.put(gathered.offset, &gathered.bytes)?;
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.failed {
+            return Err(Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.file.path()));
+        }
+        let whole = |(given, placed): &(&Given, &Placed)| {
+            given.any && given.count == chunk_count(placed.range.byte_len())
+        };
+        let mut missing = state.given.iter().zip(&self.layout.placed).filter(|pair| !whole(pair));
+        if let Some((_, first)) = missing.next() {
+            let more = missing.count();
+            return Err(Error::new(Kind::MissingTensors, "not every announced tensor was written")
+                .with_path(self.file.path())
+                .with_tensor(&first.meta.name)
+                .with_expected(format!("{} tensors", self.layout.placed.len()))
+                .with_got(format!("{}", self.layout.placed.len() - 1 - more)));
+        }
+        if let Some(metadata) = self.metadata.as_mut().filter(|_| self.options.hashes) {
+            let mut hashes = Hashes::default();
+            for (given, placed) in state.given.iter().zip(&self.layout.placed) {
+                hashes.insert(placed.meta.name.clone(), given.pieces.iter().copied().flatten().collect());
+            }
+            metadata.insert(HASHES_KEY.to_owned(), hashes.to_text()?);
+            let header = self.layout.encode(Some(metadata), 0)?;
+            if header.len() as u64 != self.start {
+                return Err(Error::new(Kind::Internal, "hashes must not change the header's length"));
+            }
+            self.file.write_all_at(0, &header)?;
+        }
+        let bytes = self.start + self.layout.data_bytes();
+        Ok((self.file, self.options, bytes))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, name: &str) -> Result<(usize, &Placed)> {
+        let found = self.layout.position(name).and_then(|at| Some((at, self.layout.placed.get(at)?)));
+        found.ok_or_else(|| {
+            Error::new(Kind::UnexpectedTensors, "no tensor of this name was announced")
+                .with_path(self.path())
+                .with_tensor(name)
+        })
+    }
+
+    #[cold]
+    fn twice(&self, name: &str) -> Error {
+        Error::new(Kind::DuplicateName, "the tensor is written already").with_path(self.path()).with_tensor(name)
+    }
+
+    /// Writes pieces of a tensor from byte `offset` of it on. What was handed over is entered before it is written, so
+    /// that of two threads that hand over the same one is refused.
+    fn write_pieces(&self, position: usize, placed: &Placed, offset: u64, bytes: &[u8]) -> Result<()> {
+        let first = (offset / HASH_CHUNK_BYTES as u64) as usize;
+        let hash = |piece: &[u8]| if self.options.hashes { chunk_hash(piece) } else { 0 };
+        let hashes: Vec<u64> = bytes.chunks(HASH_CHUNK_BYTES).map(hash).collect();
+        let at = self.start + placed.range.start() + offset;
+        {
+            let mut state = self.lock();
+            let State { given, gathered, .. } = &mut *state;
+            let Some(given) = given.get_mut(position) else { return Ok(()) };
+            let pieces = chunk_count(placed.range.byte_len());
+            given.pieces.resize(pieces, None);
+            let entered = given.pieces.get(first..first + hashes.len()).unwrap_or_default();
+            if entered.iter().any(Option::is_some) || given.count == pieces && given.any {
+                return Err(self.twice(&placed.meta.name));
+            }
+            for (entry, hash) in given.pieces.iter_mut().skip(first).zip(&hashes) {
+                *entry = Some(*hash);
+            }
+            given.count += hashes.len();
+            given.any = true;
+            if bytes.len() < GATHERED_BELOW {
+                return match gathered.take(at, bytes) {
+                    Some(full) => {
+                        drop(state);
+                        self.put(full.offset, &full.bytes)
+                    }
+                    None => Ok(()),
+                };
+            }
+        }
+        self.put(at, bytes).map_err(|error| error.with_tensor(&placed.meta.name))
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(offset, bytes).inspect_err(|_| self.lock().failed = true)
+    }
+}
+
+impl Gathered {
+    /// Adds `bytes` that go to `offset`. What has to be written first, or now, is returned.
+    fn take(&mut self, offset: u64, bytes: &[u8]) -> Option<Gathered> {
+        let follows = self.offset + self.bytes.len() as u64 == offset;
+        if follows && self.bytes.len() + bytes.len() <= GATHERED_BYTES {
+            self.bytes.extend_from_slice(bytes);
+            return None;
+        }
+        let next = Gathered { offset, bytes: bytes.to_vec() };
+        Some(std::mem::replace(self, next)).filter(|full| !full.bytes.is_empty())
+    }
+}
