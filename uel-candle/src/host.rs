@@ -114,6 +114,25 @@ fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }
 
+/// So many zeros, in huge pages. The system gives zeroed pages when they are first touched, so that nothing is written here.
+///
+/// # Errors
+///
+/// [`Kind::OutOfMemory`] where the allocator refuses.
+pub(crate) fn zeroed(byte_len: usize) -> Result<Vec<u8>> {
+    let mut room: Vec<u8> = Vec::new();
+    room.try_reserve_exact(byte_len).map_err(|error| {
+        Error::new(Kind::OutOfMemory, format!("cannot allocate {byte_len} bytes")).with_source(error)
+    })?;
+    // Refused sizes are known now; the zeroed allocation of the same size can be had too.
+    drop(room);
+    let mut bytes = vec![0; byte_len];
+    // SAFETY: initialised bytes may be seen as bytes that might not be, as long as nothing uninitialised is written to
+    // them; the advice writes nothing.
+    advise_huge(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<MaybeUninit<u8>>(), bytes.len()) });
+    Ok(bytes)
+}
+
 /// Asks for huge pages behind `memory`. Page faults are the cost of filling fresh memory, and transparent huge pages
 /// are given on request only on most systems.
 #[cfg(target_os = "linux")]

@@ -20,6 +20,7 @@ mod memory;
 mod placement;
 #[allow(unsafe_code)]
 mod residency;
+mod save;
 mod var_builder;
 mod view;
 
@@ -29,7 +30,11 @@ pub use checkpoint::{
 };
 pub use dict::{dict_to_tensor, tensor_to_dict};
 pub use mapped::{MappedAllocator, Stats};
+pub use save::{
+    BackgroundSaver, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport, Snapshot,
+    TensorMeta, Written, load_var_map, save, save_var_map, save_with,
+};
 pub use uel_core::slice::Bounds;
-pub use uel_core::{Dtype, Error, Kind, Result, TensorIndex, TensorInfo};
+pub use uel_core::{Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;
 pub use view::TensorView;

@@ -114,7 +114,7 @@ impl ByteSource for InMemory<'_> {
 }
 
 /// candle's error as the cause of ours.
-pub(super) fn candle(error: candle_core::Error) -> Error {
+pub(crate) fn candle(error: candle_core::Error) -> Error {
     Error::new(Kind::Candle, format!("candle: {error}")).with_source(error)
 }
 

@@ -10,8 +10,9 @@ mod report;
 mod select;
 mod slice;
 
-pub(crate) use convert::cast;
+pub(crate) use convert::{candle, cast};
 pub use load::Loaded;
+pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};
 pub use slice::IntoBounds;

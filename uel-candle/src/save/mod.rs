@@ -1,0 +1,256 @@
+//! Tensors to files.
+
+mod background;
+pub(crate) mod bytes;
+mod incremental;
+mod options;
+pub(crate) mod output;
+mod tied;
+mod var_map;
+
+pub use background::{BackgroundSaver, OnDrop, SaveHandle, Snapshot};
+pub use incremental::IncrementalWriter;
+pub use options::SaveOptions;
+pub use uel_core::safetensors::write::{IncrementalOptions, SaveReport, TensorMeta, Written};
+pub use var_map::{load_var_map, save_var_map};
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::Tensor;
+use uel_core::safetensors::write::{self, HASH_CHUNK_BYTES, StreamingWriter};
+use uel_core::{Error, Kind, Result};
+
+use crate::checkpoint::Progress;
+use crate::engine;
+use bytes::{is_contiguous, meta, with_bytes};
+use output::Output;
+
+/// Bytes of a large tensor that one thread writes before it looks for the next piece of work.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// Threads that write unless the caller says otherwise. Most file systems let one thread write to a file at a time; the
+/// second gathers, hashes, or writes to another shard.
+const DEFAULT_THREADS: usize = 2;
+
+/// Saves tensors to a safetensors file at `path`, which is replaced only when the new file is complete.
+///
+/// Views are written as they are seen, row by row; nothing is copied in memory. Tensors on other devices are brought to
+/// the CPU one by one.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use std::collections::HashMap;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.safetensors");
+/// let tensors = HashMap::from([("w", Tensor::ones((2, 3), DType::BF16, &Device::Cpu)?)]);
+/// let report = uel_candle::save(&tensors, &path)?;
+/// assert_eq!(report.tensor_bytes, 12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Kind::Io`] with the path; [`Kind::UnsupportedDtype`] for dtypes that a file cannot hold. The destination is then
+/// untouched.
+pub fn save<K: AsRef<str>>(tensors: &HashMap<K, Tensor>, path: impl AsRef<Path>) -> Result<SaveReport> {
+    save_with(tensors.iter().map(|(name, tensor)| (name.as_ref(), tensor)), path, &SaveOptions::new())
+}
+
+/// As [`save`], with options: durability, metadata, hashes, shards, tied weights.
+///
+/// # Errors
+///
+/// As [`save`]; [`Kind::DuplicateName`] where a name comes twice.
+pub fn save_with<'t, K: AsRef<str>>(
+    tensors: impl IntoIterator<Item = (K, &'t Tensor)>,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<SaveReport> {
+    let path = path.as_ref();
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name.as_ref().to_owned(), tensor)).collect();
+    let contents = prepare(tensors, options).and_then(|(tensors, core)| {
+        let content = |(name, tensor): (String, _)| Ok((meta(&name, tensor)?, Content::Tensor(tensor)));
+        Ok((tensors.into_iter().map(content).collect::<Result<Vec<_>>>()?, core))
+    });
+    let (contents, core) = contents.map_err(|error| error.with_path(path))?;
+    write_contents(contents, path, &core, options)
+}
+
+/// What a tensor's bytes are taken from.
+#[derive(Clone, Copy, Debug)]
+enum Content<'a> {
+    Tensor(&'a Tensor),
+    Bytes(&'a [u8]),
+}
+
+impl Content<'_> {
+    fn is_contiguous(self) -> bool {
+        match self {
+            Content::Tensor(tensor) => is_contiguous(tensor),
+            Content::Bytes(_) => true,
+        }
+    }
+
+    fn with_bytes(self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        match self {
+            Content::Tensor(tensor) => with_bytes(tensor, take),
+            Content::Bytes(bytes) => take(bytes),
+        }
+    }
+}
+
+/// The tensors that are written, sorted by name, and the options with what they add to the metadata.
+fn prepare<'t>(
+    mut tensors: Vec<(String, &'t Tensor)>,
+    options: &SaveOptions,
+) -> Result<(Vec<(String, &'t Tensor)>, write::SaveOptions)> {
+    tensors.sort_by(|left, right| left.0.cmp(&right.0));
+    let core = options.core.clone();
+    let core = if options.tied { tied::untie(&mut tensors, core)? } else { core };
+    Ok((tensors, core))
+}
+
+fn write_contents(
+    contents: Vec<(TensorMeta, Content<'_>)>,
+    path: &Path,
+    core: &write::SaveOptions,
+    options: &SaveOptions,
+) -> Result<SaveReport> {
+    let metas = contents.iter().map(|(meta, _)| meta.clone()).collect();
+    let output = Output::create(path, metas, options.max_shard_bytes, core)?;
+    let by_name: HashMap<&str, &(TensorMeta, Content<'_>)> =
+        contents.iter().map(|content| (content.0.name.as_str(), content)).collect();
+    let mut jobs = Vec::with_capacity(contents.len());
+    for name in output.names() {
+        if let Some((meta, content)) = by_name.get(name.as_str()) {
+            jobs.push(Job { writer: output.writer(&name)?, content: *content, meta });
+        }
+    }
+    write_all(&jobs, options)?;
+    drop(jobs);
+    output.finish()
+}
+
+/// A tensor and the file it goes to.
+struct Job<'a> {
+    writer: &'a StreamingWriter,
+    content: Content<'a>,
+    meta: &'a TensorMeta,
+}
+
+/// Writes all tensors, large contiguous ones in pieces by several threads.
+fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
+    let mut tasks = Vec::new();
+    let mut total = 0;
+    for job in jobs {
+        let byte_len = job.meta.byte_len()?;
+        total += byte_len;
+        match usize::try_from(byte_len) {
+            Ok(byte_len) if byte_len > PIECE_BYTES && job.content.is_contiguous() => {
+                tasks.extend((0..byte_len).step_by(PIECE_BYTES).map(|start| (job, Some(start))));
+            }
+            _ => tasks.push((job, None)),
+        }
+    }
+    let done = AtomicU64::new(0);
+    let wrote = |bytes: u64| {
+        let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(progress) = &options.progress {
+            progress(Progress { bytes_done, bytes_total: total });
+        }
+    };
+    in_parallel(options.threads, tasks.len(), &|task| {
+        let Some((job, start)) = tasks.get(task) else { return Ok(()) };
+        if options.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
+            return Err(Error::new(Kind::Interrupted, "the save was given up").with_path(job.writer.path()));
+        }
+        match start {
+            Some(start) => write_piece(job, *start, &wrote),
+            None => write_whole(job, &wrote),
+        }
+        .map_err(|error| error.with_tensor(&job.meta.name).with_path(job.writer.path()))
+    })
+}
+
+/// Runs `work` for all numbers below `count` on several threads; the first error ends it.
+pub(crate) fn in_parallel(threads: usize, count: usize, work: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let error: Mutex<Option<Error>> = Mutex::new(None);
+    let run = || {
+        while !failed.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                return;
+            }
+            let outcome = catch_unwind(AssertUnwindSafe(|| work(at))).unwrap_or_else(|panic| Err(panicked(&*panic)));
+            if let Err(found) = outcome {
+                failed.store(true, Ordering::Relaxed);
+                error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+            }
+            engine::let_others_begin();
+        }
+    };
+    let asked = if threads == 0 { engine::threads(0).min(DEFAULT_THREADS) } else { engine::threads(threads) };
+    engine::on_threads(asked.min(count).max(1), &run);
+    error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Error::new(Kind::WorkerPanic, format!("a thread panicked: {}", text.unwrap_or("no message")))
+}
+
+/// Writes the bytes of a contiguous tensor from `start` on.
+fn write_piece(job: &Job<'_>, start: usize, wrote: &dyn Fn(u64)) -> Result<()> {
+    job.content.with_bytes(&mut |bytes| {
+        let end = bytes.len().min(start + PIECE_BYTES);
+        let piece = bytes.get(start..end).unwrap_or_default();
+        job.writer.write_part(&job.meta.name, start as u64, piece)?;
+        wrote(piece.len() as u64);
+        Ok(())
+    })
+}
+
+/// Writes a tensor whose bytes may come in parts of any size.
+fn write_whole(job: &Job<'_>, wrote: &dyn Fn(u64)) -> Result<()> {
+    let TensorMeta { name, dtype, shape } = job.meta;
+    let byte_len = job.meta.byte_len()?;
+    let mut done = 0u64;
+    let mut pending: Vec<u8> = Vec::new();
+    let mut put = |bytes: &[u8]| {
+        job.writer.write_part(name, done, bytes)?;
+        done += bytes.len() as u64;
+        wrote(bytes.len() as u64);
+        Ok(())
+    };
+    job.content.with_bytes(&mut |mut bytes| {
+        if bytes.len() as u64 == byte_len {
+            job.writer.write(name, *dtype, shape, bytes)?;
+            wrote(byte_len);
+            return Ok(());
+        }
+        while !bytes.is_empty() {
+            let (head, rest) = bytes.split_at(bytes.len().min(HASH_CHUNK_BYTES - pending.len()));
+            pending.extend_from_slice(head);
+            bytes = rest;
+            if pending.len() == HASH_CHUNK_BYTES {
+                put(&pending)?;
+                pending.clear();
+            }
+        }
+        Ok(())
+    })?;
+    if !pending.is_empty() {
+        put(&pending)?;
+    } else if byte_len == 0 {
+        // A view without elements hands nothing over.
+        let _ = job.writer.write_part(name, 0, &[]);
+    }
+    Ok(())
+}
