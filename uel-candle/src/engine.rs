@@ -242,7 +242,7 @@ fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
 }
 
 /// Reads `byte_len` bytes from `offset` on into the thread's scratch memory.
-fn read_to_scratch<'s>(
+pub(crate) fn read_to_scratch<'s>(
     source: &dyn ByteSource,
     offset: u64,
     byte_len: usize,

@@ -2,11 +2,13 @@
 
 use std::mem::MaybeUninit;
 
-use candle_core::{CpuStorage, DType};
+use candle_core::{CpuStorage, DType, Tensor};
 use uel_core::{Error, Kind, Result};
 
+use crate::cast::Cast;
 use crate::dtype::{MakeVec, storage};
 use crate::element::Element;
+use crate::placement;
 
 /// From this size on, memory is advised to use huge pages: below, the pages at the edges weigh too much.
 const HUGE_ADVICE_FROM: usize = 4 << 20;
@@ -131,6 +133,39 @@ pub(crate) fn zeroed(byte_len: usize) -> Result<Vec<u8>> {
     // them; the advice writes nothing.
     advise_huge(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<MaybeUninit<u8>>(), bytes.len()) });
     Ok(bytes)
+}
+
+/// Appends the cast of `bytes` to `into`.
+///
+/// # Errors
+///
+/// [`Kind::Internal`] where `bytes` are no whole number of elements.
+pub(crate) fn cast_into(cast: Cast, bytes: &[u8], into: &mut Vec<u8>) -> Result<()> {
+    let wrong = || Error::new(Kind::Internal, "a cast must get whole elements");
+    let byte_len = cast.destination_len(bytes.len()).ok_or_else(wrong)?;
+    into.reserve(byte_len);
+    let room = into.spare_capacity_mut().get_mut(..byte_len).ok_or_else(wrong)?;
+    if !cast.run(bytes, room) {
+        return Err(wrong());
+    }
+    let byte_len = into.len() + byte_len;
+    // SAFETY: `reserve` made room for these bytes behind the vector's own, and `run` returned true, which says that it wrote
+    // every byte of the room it was given.
+    unsafe { into.set_len(byte_len) };
+    Ok(())
+}
+
+/// A CPU tensor over a copy of `bytes`.
+///
+/// # Errors
+///
+/// [`Kind::OutOfMemory`], and [`Kind::Internal`] where `bytes` are no whole number of elements.
+pub(crate) fn tensor_of(dtype: DType, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+    let mut unfilled = Unfilled::new(dtype, bytes.len())?;
+    unfilled.as_uninit_mut().write_copy_of_slice(bytes);
+    // SAFETY: all bytes were copied just now: `write_copy_of_slice` ends where the lengths differ.
+    let storage = unsafe { unfilled.assume_filled() };
+    Ok(placement::tensor(storage, shape))
 }
 
 /// Asks for huge pages behind `memory`. Page faults are the cost of filling fresh memory, and transparent huge pages

@@ -9,6 +9,7 @@ mod cast;
 pub mod checkpoint;
 mod dict;
 pub mod dtype;
+mod edit;
 #[allow(unsafe_code)]
 mod element;
 mod engine;
@@ -29,6 +30,7 @@ pub use checkpoint::{
     Rules,
 };
 pub use dict::{dict_to_tensor, tensor_to_dict};
+pub use edit::{Edit, LoraOptions, MapFn};
 pub use mapped::{MappedAllocator, Stats};
 pub use save::{
     BackgroundSaver, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport, Snapshot,

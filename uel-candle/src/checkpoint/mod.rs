@@ -15,6 +15,7 @@ pub use load::Loaded;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};
+pub(crate) use select::is_cast;
 pub use slice::IntoBounds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -49,7 +49,7 @@ impl Wanted {
 
 /// Whether a requested dtype applies to tensors of `dtype`: floats that candle computes with. Casting indices or masks
 /// along with the weights would only break them.
-pub(super) fn is_cast(dtype: DType) -> bool {
+pub(crate) fn is_cast(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16 | DType::F32 | DType::F64 | DType::F8E4M3)
 }
 

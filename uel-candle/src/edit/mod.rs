@@ -1,0 +1,326 @@
+//! Checkpoints from checkpoints: cast, renamed, merged, averaged, without ever being in memory as a whole.
+
+mod average;
+mod lora;
+mod piece;
+
+pub use lora::LoraOptions;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{Device, Tensor};
+use uel_core::safetensors::write::{self, HASHES_KEY, IncrementalOptions, SaveReport, TensorMeta};
+use uel_core::source::ByteSource;
+use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
+
+use crate::checkpoint::{Checkpoint, Progress, is_cast};
+use crate::dtype::{Mapping, mapping};
+use crate::save::output::Output;
+use crate::save::{IncrementalWriter, SaveOptions, in_parallel};
+use piece::Pieces;
+
+/// What a closure makes of a tensor: any number of tensors, with their names.
+pub type MapFn = Arc<dyn Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>> + Send + Sync>;
+
+/// A checkpoint that is written from others, tensor by tensor and piece by piece.
+///
+/// Nothing is read before [`write`](Self::write), and then no more is held than some pieces of 2 MiB a thread, however large
+/// the tensors are; closures ([`map`](Self::map)) get whole tensors, one at a time. Tensors that are not changed keep their
+/// bytes, in every dtype of the file, those that candle lacks too, and are copied inside the kernel where it can.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use std::collections::HashMap;
+/// use uel_candle::{Checkpoint, Dtype, Edit, SaveOptions};
+/// # let folder = tempfile::tempdir()?;
+/// # let (path, half) = (folder.path().join("model.safetensors"), folder.path().join("half.safetensors"));
+/// # let w = Tensor::arange(0f32, 6., &Device::Cpu)?;
+/// # uel_candle::save(&HashMap::from([("model.w", w.clone()), ("model.unused", w)]), &path)?;
+/// let checkpoint = Checkpoint::open(&path)?;
+/// let report = Edit::new(&checkpoint)
+///     .retain(|name| !name.ends_with("unused"))
+///     .rename(|name| name.trim_start_matches("model.").to_owned())
+///     .cast(Dtype::Bf16)
+///     .write(&half, &SaveOptions::new())?;
+/// assert_eq!(report.tensor_bytes, 12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Edit {
+    outputs: Vec<Planned>,
+    metadata: BTreeMap<String, String>,
+    map: Option<MapFn>,
+}
+
+/// One tensor to be written.
+#[derive(Clone, Debug)]
+struct Planned {
+    name: String,
+    /// Where dtype and shape come from.
+    base: Input,
+    /// The dtype in the new file.
+    dtype: Dtype,
+    change: Change,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug)]
+struct Input {
+    checkpoint: Checkpoint,
+    position: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    /// The bytes, cast where another dtype was asked for.
+    Cast,
+    /// The weighted sum of this one and others.
+    Average(Vec<(Input, f64)>),
+    /// A low-rank update is added.
+    Lora(lora::Update),
+}
+
+impl Input {
+    fn info(&self) -> Result<TensorInfo<'_>> {
+        self.checkpoint.index().at(self.position).ok_or_else(|| Error::new(Kind::Internal, "no such tensor"))
+    }
+
+    fn source(&self) -> Result<&dyn ByteSource> {
+        let file = self.info()?.file();
+        let source = self.checkpoint.sources().get(file).map(|source| &**source);
+        source.ok_or_else(|| Error::new(Kind::Internal, "no such file"))
+    }
+}
+
+impl std::fmt::Debug for Edit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Edit")
+            .field("outputs", &self.outputs)
+            .field("metadata", &self.metadata)
+            .field("map", &self.map.is_some())
+            .finish()
+    }
+}
+
+impl Edit {
+    /// All tensors of `checkpoint` as they are, with its metadata. Replaced and added tensors are not seen: what is edited
+    /// is the files.
+    pub fn new(checkpoint: &Checkpoint) -> Self {
+        let mut metadata = checkpoint.metadata();
+        metadata.remove(HASHES_KEY);
+        let edit = Self { outputs: Vec::new(), metadata, map: None };
+        edit.with_all_of(checkpoint)
+    }
+
+    /// The weighted sum of checkpoints that have the same tensors, summed in F64; for an average the weights add up to 1.
+    /// Names, dtypes and metadata are those of the first, and so are tensors that are no floats.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::MissingTensors`], [`Kind::UnexpectedTensors`] or [`Kind::ShapeMismatch`] where they have not the same
+    /// tensors; [`Kind::Argument`] where there is none.
+    pub fn weighted_sum(checkpoints: &[(&Checkpoint, f64)]) -> Result<Self> {
+        average::plan(checkpoints)
+    }
+
+    fn with_all_of(mut self, checkpoint: &Checkpoint) -> Self {
+        for (position, info) in checkpoint.index().iter().enumerate() {
+            self.outputs.push(Planned {
+                name: info.name().to_owned(),
+                base: Input { checkpoint: checkpoint.clone(), position },
+                dtype: info.dtype(),
+                change: Change::Cast,
+            });
+        }
+        self
+    }
+
+    /// Adds all tensors of another checkpoint, and its metadata where keys are new. Two tensors of one name are an error
+    /// when it is written.
+    pub fn merge(mut self, checkpoint: &Checkpoint) -> Self {
+        for (key, value) in checkpoint.metadata() {
+            if key != HASHES_KEY {
+                self.metadata.entry(key).or_insert(value);
+            }
+        }
+        self.with_all_of(checkpoint)
+    }
+
+    /// Adds the low-rank updates of a LoRA adapter to the tensors that they are for: `W + scale · B·A`, computed in F32.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`] where an update is for a tensor that is not there, [`Kind::ShapeMismatch`] where it does not
+    /// fit, [`Kind::Argument`] where the adapter holds no updates or does not say how to scale them.
+    pub fn lora(self, adapter: &Checkpoint, options: &LoraOptions) -> Result<Self> {
+        lora::plan(self, adapter, options)
+    }
+
+    /// Keeps the tensors for whose names `keep` returns true.
+    pub fn retain(mut self, mut keep: impl FnMut(&str) -> bool) -> Self {
+        self.outputs.retain(|planned| keep(&planned.name));
+        self
+    }
+
+    /// Gives every tensor another name, or the same.
+    pub fn rename(mut self, mut rename: impl FnMut(&str) -> String) -> Self {
+        for planned in &mut self.outputs {
+            planned.name = rename(&planned.name);
+        }
+        self
+    }
+
+    /// Casts all floating-point tensors that candle computes with (BF16, F16, F32, F64, F8_E4M3) to `dtype`, one of these.
+    /// Others keep their dtypes: casting indices or packed weights would only break them. The values are those that
+    /// candle's `to_dtype` gives.
+    pub fn cast(self, dtype: Dtype) -> Self {
+        self.cast_some(dtype, |_| true)
+    }
+
+    /// As [`cast`](Self::cast), for the tensors for whose names `cast` returns true.
+    pub fn cast_some(mut self, dtype: Dtype, mut cast: impl FnMut(&str) -> bool) -> Self {
+        for planned in &mut self.outputs {
+            if is_float(planned.dtype) && cast(&planned.name) {
+                planned.dtype = dtype;
+            }
+        }
+        self
+    }
+
+    /// Hands every tensor to `map`, one at a time, and writes what that returns: quantised tensors and their scales, say.
+    /// Tensors of dtypes that candle lacks are not handed over; they are written as they are.
+    ///
+    /// What comes out is not known in advance, so the file is written as by an [`IncrementalWriter`], and cannot be
+    /// sharded in the same step.
+    pub fn map(mut self, map: impl Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>> + Send + Sync + 'static) -> Self {
+        self.map = Some(Arc::new(map));
+        self
+    }
+
+    /// Sets the metadata, instead of that of the checkpoints. What the options of [`write`](Self::write) have is added.
+    pub fn with_metadata(mut self, metadata: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.metadata = metadata.into_iter().collect();
+        self
+    }
+
+    /// What will be written, in the order of the inputs, closures aside.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: [`Kind::Internal`].
+    pub fn metas(&self) -> Result<Vec<TensorMeta>> {
+        self.outputs
+            .iter()
+            .map(|planned| Ok(TensorMeta::new(planned.name.clone(), planned.dtype, planned.base.info()?.shape())))
+            .collect()
+    }
+
+    /// Writes the new checkpoint: one file, or with [`SaveOptions::with_max_shard_bytes`] a set of shards. The inputs may
+    /// be at the destination: they are replaced only when the new files are complete.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::DuplicateName`] where two tensors have one name, [`Kind::UnsupportedDtype`] for a cast to a dtype that is no
+    /// float of candle's; those of reading, writing and closures. The destination is then untouched.
+    pub fn write(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
+        let path = path.as_ref();
+        for planned in &self.outputs {
+            let cast = planned.dtype != planned.base.info()?.dtype();
+            if cast && !is_float(planned.dtype) {
+                return Err(Error::new(Kind::UnsupportedDtype, "tensors are cast to floats that candle computes with")
+                    .with_path(path)
+                    .with_tensor(&planned.name)
+                    .with_expected("BF16, F16, F32, F64 or F8_E4M3")
+                    .with_got(planned.dtype));
+            }
+        }
+        let mut core = options.core.clone();
+        let set = core.metadata().cloned();
+        if !self.metadata.is_empty() || set.is_some() {
+            let mut metadata = self.metadata.clone();
+            metadata.extend(set.into_iter().flatten());
+            core = core.with_metadata(metadata);
+        }
+        match &self.map {
+            Some(map) => self.write_mapped(path, map, core, options),
+            None => self.write_streamed(path, &core, options),
+        }
+    }
+
+    fn write_streamed(&self, path: &Path, core: &write::SaveOptions, options: &SaveOptions) -> Result<SaveReport> {
+        let output = Output::create(path, self.metas()?, options.max_shard_bytes, core)?;
+        let by_name: HashMap<&str, &Planned> =
+            self.outputs.iter().map(|planned| (planned.name.as_str(), planned)).collect();
+        let mut tasks = Vec::new();
+        let mut total = 0u64;
+        for name in output.names() {
+            let Some(planned) = by_name.get(name.as_str()) else { continue };
+            total = total.saturating_add(planned.base.info()?.byte_len());
+            piece::tasks(planned, output.writer(&name)?, &mut tasks)?;
+        }
+        let done = AtomicU64::new(0);
+        let read = |bytes: u64| {
+            let bytes_done = (done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(total);
+            if let Some(progress) = &options.progress {
+                progress(Progress { bytes_done, bytes_total: total });
+            }
+        };
+        in_parallel(options.threads, tasks.len(), &|at| match tasks.get(at) {
+            Some(task) => task.run(&read),
+            None => Ok(()),
+        })?;
+        drop(tasks);
+        output.finish()
+    }
+
+    fn write_mapped(
+        &self,
+        path: &Path,
+        map: &MapFn,
+        core: write::SaveOptions,
+        options: &SaveOptions,
+    ) -> Result<SaveReport> {
+        if options.max_shard_bytes.is_some() {
+            return Err(
+                Error::new(Kind::Argument, "what a closure returns cannot be sharded in the same step").with_path(path)
+            );
+        }
+        let writer = IncrementalWriter::create_with(path, &IncrementalOptions::new().with_save(core))?;
+        let total = self.outputs.iter().map(|planned| planned.base.info().map_or(0, |info| info.byte_len())).sum();
+        let mut bytes_done = 0;
+        for planned in &self.outputs {
+            let info = planned.base.info()?;
+            let located = |error: Error| error.with_tensor(&planned.name);
+            let mut pieces = Pieces::default();
+            if matches!(mapping(info.dtype()), Mapping::Same(_)) {
+                let tensor = pieces.whole(planned).map_err(located)?;
+                for (name, tensor) in map(&planned.name, tensor).map_err(located)? {
+                    writer.write(&name, &tensor).map_err(|error| error.with_tensor(&name))?;
+                }
+            } else {
+                let mut tensor = writer.inner().begin(&planned.name, planned.dtype, info.shape())?;
+                pieces.each(planned, &mut |bytes| tensor.write(bytes)).map_err(located)?;
+                tensor.finish()?;
+            }
+            bytes_done += info.byte_len();
+            if let Some(progress) = &options.progress {
+                progress(Progress { bytes_done, bytes_total: total });
+            }
+        }
+        writer.finish()
+    }
+}
+
+/// Floats that candle computes with.
+fn is_float(dtype: Dtype) -> bool {
+    match mapping(dtype) {
+        Mapping::Same(dtype) => is_cast(dtype),
+        _ => false,
+    }
+}
+
+/// Where tensors are computed.
+const CPU: Device = Device::Cpu;

@@ -1,0 +1,274 @@
+//! The work of an edit, cut into pieces that fit the processor's cache.
+
+use std::mem::MaybeUninit;
+
+use candle_core::{DType, Tensor};
+use uel_core::safetensors::write::{HASH_CHUNK_BYTES, StreamingWriter};
+use uel_core::{Dtype, Error, Kind, Result};
+
+use super::{CPU, Change, Input, Planned};
+use crate::cast::Cast;
+use crate::checkpoint::{candle, cast};
+use crate::dtype::candle_dtype;
+use crate::engine::read_to_scratch;
+use crate::host::cast_into;
+use crate::save::bytes::with_bytes;
+
+/// Elements of a weighted sum that are summed at a time.
+const SUM_ELEMENTS: usize = HASH_CHUNK_BYTES / 8;
+
+/// A part of the work that one thread does.
+pub(super) struct Task<'a> {
+    planned: &'a Planned,
+    writer: &'a StreamingWriter,
+    /// The first byte in the new file's tensor, and how many; `None` for the whole tensor.
+    part: Option<(u64, usize)>,
+}
+
+/// Cuts what is cast or summed into pieces. What is copied, and what is not element by element, is one piece of work.
+pub(super) fn tasks<'a>(planned: &'a Planned, writer: &'a StreamingWriter, tasks: &mut Vec<Task<'a>>) -> Result<()> {
+    let info = planned.base.info()?;
+    let by_element = match &planned.change {
+        Change::Cast => planned.dtype != info.dtype(),
+        Change::Average(_) => true,
+        Change::Lora(_) => false,
+    };
+    let byte_len = planned.dtype.byte_len(info.elem_count() as u64).unwrap_or(0);
+    if !by_element || byte_len == 0 {
+        tasks.push(Task { planned, writer, part: None });
+        return Ok(());
+    }
+    let mut start = 0;
+    while start < byte_len {
+        let part = (byte_len - start).min(HASH_CHUNK_BYTES as u64);
+        tasks.push(Task { planned, writer, part: Some((start, part as usize)) });
+        start += part;
+    }
+    Ok(())
+}
+
+impl Task<'_> {
+    /// Does it, and tells `read` how much of the input was dealt with.
+    pub(super) fn run(&self, read: &dyn Fn(u64)) -> Result<()> {
+        let Self { planned, writer, part } = self;
+        let located = |error: Error| error.with_tensor(&planned.name);
+        let mut pieces = Pieces::default();
+        let info = planned.base.info()?;
+        if let Some((start, byte_len)) = *part {
+            let elements = element_range(planned.dtype, start, byte_len);
+            let bytes = pieces.part(planned, elements.0, elements.1).map_err(located)?;
+            writer.write_part(&planned.name, start, bytes)?;
+            read(info.dtype().byte_len(elements.1 as u64).unwrap_or(0));
+            return Ok(());
+        }
+        if matches!(planned.change, Change::Cast)
+            && let Some(file) = planned.base.source()?.as_file()
+            && writer.copy_from(&planned.name, file, info.range())?
+        {
+            read(info.byte_len());
+            return Ok(());
+        }
+        let mut sink = Sink { writer, name: &planned.name, done: 0, pending: Vec::new() };
+        pieces.each(planned, &mut |bytes| sink.take(bytes)).map_err(located)?;
+        sink.finish()?;
+        read(info.byte_len());
+        Ok(())
+    }
+}
+
+/// The first element and the number of elements of a part of a tensor.
+fn element_range(dtype: Dtype, start: u64, byte_len: usize) -> (u64, usize) {
+    let (elements, bytes) = dtype.block();
+    (start / bytes * elements, byte_len / bytes as usize * elements as usize)
+}
+
+/// Takes bytes in parts of any size, and hands them on in whole pieces.
+struct Sink<'a> {
+    writer: &'a StreamingWriter,
+    name: &'a str,
+    done: u64,
+    pending: Vec<u8>,
+}
+
+impl Sink<'_> {
+    fn take(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.pending.is_empty() && bytes.len() >= HASH_CHUNK_BYTES {
+                let (head, rest) = bytes.split_at(bytes.len() - bytes.len() % HASH_CHUNK_BYTES);
+                self.writer.write_part(self.name, self.done, head)?;
+                self.done += head.len() as u64;
+                bytes = rest;
+                continue;
+            }
+            let (head, rest) = bytes.split_at(bytes.len().min(HASH_CHUNK_BYTES - self.pending.len()));
+            self.pending.extend_from_slice(head);
+            bytes = rest;
+            if self.pending.len() == HASH_CHUNK_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.writer.write_part(self.name, self.done, &self.pending)?;
+        self.done += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Tensors without bytes are handed over too.
+    fn finish(mut self) -> Result<()> {
+        if self.pending.is_empty() && self.done > 0 { Ok(()) } else { self.flush() }
+    }
+}
+
+/// Memory that one thread reads to and casts in.
+#[derive(Default)]
+pub(super) struct Pieces {
+    read: Vec<MaybeUninit<u8>>,
+    made: Vec<u8>,
+    sums: Vec<f64>,
+}
+
+impl Pieces {
+    /// The bytes of `count` elements from number `first` on, as they will stand in the file.
+    fn part(&mut self, planned: &Planned, first: u64, count: usize) -> Result<&[u8]> {
+        match &planned.change {
+            Change::Cast => self.cast(&planned.base, planned.dtype, first, count),
+            Change::Average(inputs) => self.average(inputs, planned.dtype, first, count),
+            Change::Lora(_) => Err(Error::new(Kind::Internal, "an update is made row by row")),
+        }
+    }
+
+    /// Hands all bytes of a tensor to `take`, as they will stand in the file.
+    pub(super) fn each(&mut self, planned: &Planned, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if let Change::Lora(update) = &planned.change {
+            return update.each(self, &planned.base, planned.dtype, take);
+        }
+        let info = planned.base.info()?;
+        let elements = info.elem_count() as u64;
+        let piece = match planned.change {
+            Change::Average(_) => SUM_ELEMENTS,
+            // A multiple of the elements of every block.
+            _ => {
+                (HASH_CHUNK_BYTES as u64 * 8 / u64::from(info.dtype().bits().max(planned.dtype.bits())) / 4 * 4)
+                    as usize
+            }
+        };
+        let mut first = 0;
+        while first < elements {
+            let count = (elements - first).min(piece as u64) as usize;
+            take(self.part(planned, first, count)?)?;
+            first += count as u64;
+        }
+        Ok(())
+    }
+
+    /// The whole tensor, for a closure.
+    pub(super) fn whole(&mut self, planned: &Planned) -> Result<Tensor> {
+        let (dtype, _) = candle_dtype(planned.dtype)?;
+        let info = planned.base.info()?;
+        let byte_len = planned.dtype.byte_len(info.elem_count() as u64).unwrap_or(0);
+        crate::memory::check(byte_len)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(usize::try_from(byte_len).unwrap_or(usize::MAX)).map_err(|error| {
+            Error::new(Kind::OutOfMemory, format!("cannot allocate {byte_len} bytes")).with_source(error)
+        })?;
+        self.each(planned, &mut |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        })?;
+        crate::host::tensor_of(dtype, &bytes, info.shape())
+    }
+
+    /// `count` elements of a tensor from number `first` on, cast to `dtype`.
+    pub(super) fn cast(&mut self, input: &Input, dtype: Dtype, first: u64, count: usize) -> Result<&[u8]> {
+        let info = input.info()?;
+        let outside = || Error::new(Kind::Internal, "a piece must lie in its tensor");
+        let offset = info.dtype().byte_len(first).ok_or_else(outside)?;
+        let byte_len = info.dtype().byte_len(count as u64).ok_or_else(outside)?;
+        let source = input.source()?;
+        let bytes = read_to_scratch(source, info.range().start() + offset, byte_len as usize, &mut self.read)?;
+        if info.dtype() == dtype {
+            return Ok(bytes);
+        }
+        let ((from, _), (to, _)) = (candle_dtype(info.dtype())?, candle_dtype(dtype)?);
+        self.made.clear();
+        match Cast::new(from, to) {
+            Some(quick) => cast_into(quick, bytes, &mut self.made)?,
+            None => {
+                let tensor = crate::host::tensor_of(from, bytes, &[count])?;
+                let tensor = cast(tensor, Some(to))?;
+                with_bytes(&tensor, &mut |bytes| {
+                    self.made.extend_from_slice(bytes);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(&self.made)
+    }
+
+    /// `count` elements of a tensor from number `first` on, as F32.
+    pub(super) fn floats(&mut self, input: &Input, first: u64, count: usize, into: &mut Vec<f32>) -> Result<()> {
+        let bytes = self.cast(input, Dtype::F32, first, count)?;
+        into.clear();
+        into.extend(bytes.as_chunks::<4>().0.iter().map(|bits| f32::from_le_bytes(*bits)));
+        Ok(())
+    }
+
+    /// The weighted sum of `count` elements of several tensors, as `dtype`.
+    fn average(&mut self, inputs: &[(Input, f64)], dtype: Dtype, first: u64, count: usize) -> Result<&[u8]> {
+        let mut sums = std::mem::take(&mut self.sums);
+        sums.clear();
+        sums.resize(count, 0.0);
+        for (input, weight) in inputs {
+            // F32 holds every narrower float; F64 is not narrowed on the way.
+            if input.info()?.dtype() == Dtype::F64 {
+                let bytes = self.cast(input, Dtype::F64, first, count)?;
+                for (sum, bits) in sums.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    *sum += weight * f64::from_le_bytes(*bits);
+                }
+            } else {
+                let bytes = self.cast(input, Dtype::F32, first, count)?;
+                for (sum, bits) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *sum += weight * f64::from(f32::from_le_bytes(*bits));
+                }
+            }
+        }
+        let made = if dtype == Dtype::F64 {
+            self.made.clear();
+            self.made.extend(sums.iter().flat_map(|sum| sum.to_le_bytes()));
+            Ok(())
+        } else {
+            let floats: Vec<f32> = sums.iter().map(|&sum| sum as f32).collect();
+            self.narrow(&floats, dtype)
+        };
+        self.sums = sums;
+        made?;
+        Ok(&self.made)
+    }
+
+    /// Makes `floats` the bytes of `dtype`.
+    pub(super) fn narrow(&mut self, floats: &[f32], dtype: Dtype) -> Result<()> {
+        let bytes: Vec<u8> = floats.iter().flat_map(|float| float.to_le_bytes()).collect();
+        let (to, _) = candle_dtype(dtype)?;
+        self.made.clear();
+        if to == DType::F32 {
+            self.made = bytes;
+            return Ok(());
+        }
+        if let Some(quick) = Cast::new(DType::F32, to) {
+            return cast_into(quick, &bytes, &mut self.made);
+        }
+        let tensor = Tensor::from_slice(floats, floats.len(), &CPU).map_err(candle)?;
+        with_bytes(&cast(tensor, Some(to))?, &mut |bytes| {
+            self.made.extend_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    pub(super) fn made(&self) -> &[u8] {
+        &self.made
+    }
+}
