@@ -474,7 +474,7 @@ fn sharded_var_builder_gives_each_rank_its_part() {
     assert!(error.to_string().contains("[900, 1000]"), "{error}");
 }
 
-fn any_tensor() -> impl Strategy<Value = Tensor> {
+pub(crate) fn any_tensor() -> impl Strategy<Value = Tensor> {
     let dtypes = [
         DType::U8,
         DType::U32,

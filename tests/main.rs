@@ -17,6 +17,7 @@ mod checkpoint;
 mod mapped;
 mod memory;
 mod python;
+mod saving;
 mod tracing;
 mod var_builder;
 

@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::bytes::{is_contiguous, meta, with_bytes};
 use super::{Content, PIECE_BYTES, SaveOptions, SaveReport, TensorMeta, in_parallel, prepare, write_contents};
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Progress, candle};
 use crate::{host, memory};
 
 /// How tensors are kept from changing while they are written.
@@ -135,9 +135,9 @@ impl BackgroundSaver {
             Snapshot::Copy => Some(Copied::new(&listed, spare).map_err(|error| error.with_path(&path))?),
             Snapshot::Take => None,
         };
-        let kept: Vec<(String, Tensor)> = match &copied {
+        let kept = match &copied {
             Some(_) => Vec::new(),
-            None => listed.into_iter().map(|(name, tensor)| (name, tensor.clone())).collect(),
+            None => listed.iter().map(|(name, tensor)| Kept::new(name, tensor)).collect::<Result<_>>()?,
         };
         drop(tensors);
         let state = Arc::new(HandleState::default());
@@ -158,12 +158,24 @@ impl BackgroundSaver {
         });
         let destination = path.clone();
         let run = move || {
-            // Held until all is written: whoever changes these tensors waits.
-            let guards: Vec<_> = kept.iter().map(|(_, tensor)| tensor.storage_and_layout()).collect();
+            // Held until all is written: whoever changes these tensors waits. Each storage is locked once, however many
+            // tensors lie in it: a second lock would wait for those who wait for the first to be released.
+            let mut guards = HashMap::new();
+            for kept in &kept {
+                guards.entry(kept.storage).or_insert_with(|| kept.tensor.storage_and_layout().0);
+            }
             let _ = locked.send(());
             let contents = match &copied {
                 Some(copied) => copied.contents(),
-                None => kept.iter().map(|(name, tensor)| Ok((meta(name, tensor)?, Content::Tensor(tensor)))).collect(),
+                None => {
+                    let mut contents = Vec::with_capacity(kept.len());
+                    for kept in &kept {
+                        if let Some(guard) = guards.get(&kept.storage) {
+                            contents.push((kept.meta.clone(), Content::Locked(guard, kept.tensor.layout())));
+                        }
+                    }
+                    Ok(contents)
+                }
             };
             let saved = contents.and_then(|contents| write_contents(contents, &destination, &core, &options));
             drop(guards);
@@ -264,6 +276,24 @@ impl SaveHandle {
         let ended =
             |_| Error::new(Kind::WorkerPanic, "the thread that saved ended without a result").with_path(&self.path);
         self.result.recv().map_err(ended)?
+    }
+}
+
+/// A tensor that is kept as it is.
+#[derive(Debug)]
+struct Kept {
+    meta: TensorMeta,
+    /// On the CPU.
+    tensor: Tensor,
+    /// The address of its storage.
+    storage: usize,
+}
+
+impl Kept {
+    fn new(name: &str, tensor: &Tensor) -> Result<Self> {
+        let tensor = tensor.to_device(&Device::Cpu).map_err(candle)?;
+        let storage = (&raw const *tensor.storage_and_layout().0).addr();
+        Ok(Self { meta: meta(name, &tensor)?, tensor, storage })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bytes of tensors in row-major order, without a copy where they lie so already.
 
+use candle_core::backend::BackendStorage;
 use candle_core::{Device, Layout, Storage, Tensor};
 use uel_core::safetensors::write::TensorMeta;
 use uel_core::{Dtype, Error, Kind, Result};
@@ -31,11 +32,21 @@ pub(crate) fn with_bytes(tensor: &Tensor, take: &mut dyn FnMut(&[u8]) -> Result<
         return with_bytes(&tensor.to_device(&Device::Cpu).map_err(candle)?, take);
     }
     let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
+    with_bytes_of(&storage, layout, take)
+}
+
+/// As [`with_bytes`], for whoever holds the lock of the storage already: asking for it once more would wait for those who
+/// wait for it to be released.
+pub(crate) fn with_bytes_of(
+    storage: &Storage,
+    layout: &Layout,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let Storage::Cpu(storage) = storage else {
         return Err(Error::new(Kind::Internal, "a tensor on the CPU must have its storage there"));
     };
     let bytes = as_bytes(storage);
-    let dtype = stored(tensor.dtype()).unwrap_or(Dtype::U8);
+    let dtype = stored(storage.dtype()).unwrap_or(Dtype::U8);
     let elements = layout.shape().elem_count() as u64;
     let byte_len = dtype.byte_len(elements).and_then(|byte_len| usize::try_from(byte_len).ok());
     let byte_len = byte_len.ok_or_else(|| Error::new(Kind::PartialByte, "the tensor ends inside a byte"))?;

@@ -21,13 +21,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{Layout, Storage, Tensor};
 use uel_core::safetensors::write::{self, HASH_CHUNK_BYTES, StreamingWriter};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::Progress;
 use crate::engine;
-use bytes::{is_contiguous, meta, with_bytes};
+use bytes::{is_contiguous, meta, with_bytes, with_bytes_of};
 use output::Output;
 
 /// Bytes of a large tensor that one thread writes before it looks for the next piece of work.
@@ -85,6 +85,8 @@ pub fn save_with<'t, K: AsRef<str>>(
 #[derive(Clone, Copy, Debug)]
 enum Content<'a> {
     Tensor(&'a Tensor),
+    /// A CPU tensor whose storage is locked already.
+    Locked(&'a Storage, &'a Layout),
     Bytes(&'a [u8]),
 }
 
@@ -92,6 +94,7 @@ impl Content<'_> {
     fn is_contiguous(self) -> bool {
         match self {
             Content::Tensor(tensor) => is_contiguous(tensor),
+            Content::Locked(_, layout) => layout.is_contiguous(),
             Content::Bytes(_) => true,
         }
     }
@@ -99,6 +102,7 @@ impl Content<'_> {
     fn with_bytes(self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self {
             Content::Tensor(tensor) => with_bytes(tensor, take),
+            Content::Locked(storage, layout) => with_bytes_of(storage, layout, take),
             Content::Bytes(bytes) => take(bytes),
         }
     }
