@@ -14,6 +14,7 @@
 mod architectures;
 mod casts;
 mod checkpoint;
+mod edits;
 mod mapped;
 mod memory;
 mod python;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use uel::candle::LoadOptions;
 use uel::{Checkpoint, Mode};
 
+use crate::claims::{claim, of, rounds};
 use crate::files::{self, BYTES, InMemory};
 use crate::loaders;
-use crate::measure::{Candidate, Times, dd_direct, in_turns, memcpy_gb_per_s, timed};
+use crate::measure::{Candidate, dd_direct, in_turns, memcpy_gb_per_s, timed};
 
 /// A model in large tensors, and the same bytes in as many as a large mixture-of-experts model has.
 const FEW: u64 = 200;
@@ -39,22 +40,8 @@ pub(crate) fn run(all: &[&str]) {
     }
 }
 
-fn rounds(usual: usize) -> usize {
-    std::env::var("UEL_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
-}
-
 fn candidate<'a, T>(name: impl Into<String>, work: impl Fn() -> T + 'a) -> Candidate<'a> {
     (name.into(), Box::new(move || timed(&work).1))
-}
-
-fn of<'a>(times: &'a [Times], name: &str) -> &'a Times {
-    times.iter().find(|times| times.name == name).expect(name)
-}
-
-fn claim(text: &str, got: f64, wanted: f64, at_most: bool) {
-    let holds = if at_most { got <= wanted } else { got >= wanted };
-    let (relation, verdict) = (if at_most { "at most" } else { "at least" }, if holds { "holds" } else { "MISSED" });
-    println!("- {text}: {got:.2} ({relation} {wanted:.2}: {verdict})");
 }
 
 fn warm(memcpy: f64) {

@@ -17,6 +17,7 @@
 )]
 
 mod cases;
+mod claims;
 mod files;
 mod loaders;
 mod measure;

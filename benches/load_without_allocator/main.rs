@@ -11,6 +11,8 @@
 
 #[path = "../load/cases.rs"]
 mod cases;
+#[path = "../load/claims.rs"]
+mod claims;
 #[path = "../load/files.rs"]
 mod files;
 #[path = "../load/loaders.rs"]

@@ -1,0 +1,205 @@
+//! Saving 2 GB: UEL's writers, candle's, and what the file system does at best, in turns in one run.
+//!
+//! ```sh
+//! cargo bench --bench save                 # everything
+//! cargo bench --bench save -- fast edit    # some of the cases that `main` names
+//! ```
+//!
+//! The variables that the benchmark of loads knows have the same meaning here.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark ends where something fails; not all that is shared is used"
+)]
+
+#[path = "../load/claims.rs"]
+mod claims;
+#[path = "../load/files.rs"]
+mod files;
+#[path = "../load/measure.rs"]
+mod measure;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use claims::{claim, of, rounds};
+use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
+use uel::{
+    BackgroundSaver, Checkpoint, Durability, Edit, IncrementalOptions, IncrementalWriter, SaveOptions, Snapshot,
+};
+
+#[global_allocator]
+static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
+
+const TENSORS: u64 = 200;
+
+fn main() {
+    let all = ["fast", "synced", "edit", "async", "hashes"];
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let Some(unknown) = asked.iter().find(|arg| !all.contains(&arg.as_str())) {
+        panic!("there is no case {unknown:?}; there are {all:?}");
+    }
+    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
+    for case in all.iter().filter(|case| asked.is_empty() || asked.iter().any(|arg| arg == **case)) {
+        match *case {
+            "fast" => fast(),
+            "synced" => synced(),
+            "edit" => edit(),
+            "async" => background(),
+            "hashes" => hashes(),
+            other => panic!("no case {other}"),
+        }
+    }
+}
+
+fn source() -> PathBuf {
+    let path = files::bf16_file(&files::folder(), TENSORS);
+    files::warm(&path);
+    path
+}
+
+/// The tensors of the file in memory of their own.
+fn tensors(path: &Path) -> HashMap<String, Tensor> {
+    Checkpoint::options().with_mode(uel::Mode::Preload).open(path).unwrap().load_all(&Device::Cpu).unwrap()
+}
+
+/// Writes to a file that is not there before, and is removed afterwards: neither is timed.
+fn writing<'a>(name: &str, work: impl Fn(&Path) + 'a) -> Candidate<'a> {
+    let target = files::folder().join("saved.safetensors");
+    let work = move || {
+        let _ = std::fs::remove_file(&target);
+        let took = timed(|| work(&target)).1;
+        let _ = std::fs::remove_file(&target);
+        took
+    };
+    (name.to_owned(), Box::new(work))
+}
+
+fn run(program: &str, arguments: &[String]) {
+    let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.expect(program).success(), "{program} {arguments:?}");
+}
+
+/// `dd` from memory: as many bytes, from `/dev/zero`, in pieces of 8 MB.
+fn dd(target: &Path, more: &[&str]) {
+    let count = files::BYTES.div_ceil(8 << 20);
+    let mut arguments = vec!["if=/dev/zero".to_owned(), format!("of={}", target.display()), "bs=8M".to_owned()];
+    arguments.push(format!("count={count}"));
+    arguments.extend(more.iter().map(|option| (*option).to_owned()));
+    run("dd", &arguments);
+}
+
+fn uel_save(tensors: &HashMap<String, Tensor>, target: &Path, durability: Durability) {
+    uel::save_with(tensors.iter(), target, &SaveOptions::new().with_durability(durability)).unwrap();
+}
+
+fn uel_incremental(tensors: &HashMap<String, Tensor>, target: &Path, durability: Durability) {
+    let save = uel::core::safetensors::write::SaveOptions::new().with_durability(durability);
+    let writer = IncrementalWriter::create_with(target, &IncrementalOptions::new().with_save(save)).unwrap();
+    writer.write_dict(tensors).unwrap();
+    writer.finish().unwrap();
+}
+
+fn fast() {
+    let tensors = tensors(&source());
+    let candidates = vec![
+        writing("dd bs=8M", |target| dd(target, &[])),
+        writing("uel save, nothing synced", |target| uel_save(&tensors, target, Durability::Fast)),
+        writing("uel one by one, nothing synced", |target| uel_incremental(&tensors, target, Durability::Fast)),
+        writing("candle save", |target| candle_core::safetensors::save(&tensors, target).unwrap()),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, not synced", files::BYTES, rounds(7), candidates);
+    let save = of(&times, "uel save, nothing synced").median();
+    claim("save as a multiple of candle's", of(&times, "candle save").median() / save, 3.0, false);
+    claim("save as a share of dd's rate", of(&times, "dd bs=8M").median() / save, 0.9, false);
+    let single = of(&times, "uel one by one, nothing synced").median();
+    claim("one by one as a share of dd's rate", of(&times, "dd bs=8M").median() / single, 0.9, false);
+}
+
+fn synced() {
+    let tensors = tensors(&source());
+    let candidates = vec![
+        writing("dd bs=8M conv=fsync", |target| dd(target, &["conv=fsync"])),
+        writing("uel save, atomic", |target| uel_save(&tensors, target, Durability::Atomic)),
+        writing("uel one by one, atomic", |target| uel_incremental(&tensors, target, Durability::Atomic)),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, synced", files::BYTES, rounds(5), candidates);
+    let dd = of(&times, "dd bs=8M conv=fsync").median();
+    claim("save as a share of dd's rate", dd / of(&times, "uel save, atomic").median(), 0.9, false);
+    claim("one by one as a share of dd's rate", dd / of(&times, "uel one by one, atomic").median(), 0.9, false);
+}
+
+fn edit() {
+    let path = source();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let fast = SaveOptions::new().with_durability(Durability::Fast);
+    let cp = |target: &Path| run("cp", &[path.display().to_string(), target.display().to_string()]);
+    let candidates = vec![
+        writing("cp", cp),
+        writing("uel edit that changes nothing", |target| drop(Edit::new(&checkpoint).write(target, &fast).unwrap())),
+        writing("uel edit to f32", |target| {
+            drop(Edit::new(&checkpoint).cast(uel::Dtype::F32).write(target, &fast).unwrap());
+        }),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, copied and edited", files::BYTES, rounds(7), candidates);
+    let edit = of(&times, "uel edit that changes nothing").median();
+    claim("an edit that changes nothing as a share of cp's rate", of(&times, "cp").median() / edit, 0.8, false);
+}
+
+/// How long the caller of a save in the background waits.
+fn background() {
+    let tensors = tensors(&source());
+    let copying = BackgroundSaver::new();
+    let taking = BackgroundSaver::new().with_snapshot(Snapshot::Take);
+    let blocked = |saver: &BackgroundSaver, target: &Path| -> Duration {
+        let given = tensors.clone();
+        let began = Instant::now();
+        let save = saver.save_async(given, target, &SaveOptions::new().with_durability(Durability::Fast)).unwrap();
+        let took = began.elapsed();
+        save.wait().unwrap();
+        let _ = std::fs::remove_file(target);
+        took
+    };
+    let target = files::folder().join("saved.safetensors");
+    let (from, mut to) = (vec![1u8; files::BYTES as usize], vec![2u8; files::BYTES as usize]);
+    let half = from.len() / 2;
+    let mut memcpy = || {
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for (to, from) in to.chunks_mut(half).zip(from.chunks(half)) {
+                scope.spawn(|| to.copy_from_slice(std::hint::black_box(from)));
+            }
+        });
+        began.elapsed()
+    };
+    let candidates: Vec<Candidate<'_>> = vec![
+        ("memcpy, 2 threads".to_owned(), Box::new(&mut memcpy)),
+        ("save_async, copying".to_owned(), Box::new(|| blocked(&copying, &target))),
+        ("save_async, taking".to_owned(), Box::new(|| blocked(&taking, &target))),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, until the caller goes on", files::BYTES, rounds(7), candidates);
+    let copying = of(&times, "save_async, copying").multiple_of(of(&times, "memcpy, 2 threads"));
+    claim("the caller of save_async waits, as a multiple of memcpy", copying, 1.2, true);
+}
+
+fn hashes() {
+    let tensors = tensors(&source());
+    let save = |target: &Path, hashes| {
+        let options = SaveOptions::new().with_durability(Durability::Fast).with_hashes(hashes);
+        drop(uel::save_with(tensors.iter(), target, &options).unwrap());
+    };
+    let candidates = vec![
+        writing("uel save", |target| save(target, false)),
+        writing("uel save with hashes", |target| save(target, true)),
+    ];
+    let times = in_turns("2 GB of bf16 in 200 tensors, with hashes", files::BYTES, rounds(7), candidates);
+    let multiple = of(&times, "uel save with hashes").multiple_of(of(&times, "uel save"));
+    println!("- a save with hashes takes {multiple:.2} times the time of one without");
+}
