@@ -29,7 +29,7 @@ pub type MapFn = Arc<dyn Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>> + Sen
 ///
 /// Nothing is read before [`write`](Self::write), and then no more is held than some pieces of 2 MiB a thread, however large
 /// the tensors are; closures ([`map`](Self::map)) get whole tensors, one at a time. Tensors that are not changed keep their
-/// bytes, in every dtype of the file, those that candle lacks too, and are copied inside the kernel where it can.
+/// bytes, in every dtype of the file, those that candle lacks too.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -25,14 +25,10 @@ pub(super) struct Task<'a> {
     part: Option<(u64, usize)>,
 }
 
-/// Cuts what is cast or summed into pieces. What is copied, and what is not element by element, is one piece of work.
+/// Cuts what is done element by element into pieces. An update, which is made row by row, is one piece of work.
 pub(super) fn tasks<'a>(planned: &'a Planned, writer: &'a StreamingWriter, tasks: &mut Vec<Task<'a>>) -> Result<()> {
     let info = planned.base.info()?;
-    let by_element = match &planned.change {
-        Change::Cast => planned.dtype != info.dtype(),
-        Change::Average(_) => true,
-        Change::Lora(_) => false,
-    };
+    let by_element = !matches!(planned.change, Change::Lora(_));
     let byte_len = planned.dtype.byte_len(info.elem_count() as u64).unwrap_or(0);
     if !by_element || byte_len == 0 {
         tasks.push(Task { planned, writer, part: None });
@@ -55,17 +51,19 @@ impl Task<'_> {
         let mut pieces = Pieces::default();
         let info = planned.base.info()?;
         if let Some((start, byte_len)) = *part {
-            let elements = element_range(planned.dtype, start, byte_len);
-            let bytes = pieces.part(planned, elements.0, elements.1).map_err(located)?;
+            if matches!(planned.change, Change::Cast) && planned.dtype == info.dtype() {
+                let at = info.range().start() + start;
+                let bytes = read_to_scratch(planned.base.source()?, at, byte_len, &mut pieces.read).map_err(located)?;
+                writer.write_part(&planned.name, start, bytes)?;
+                read(byte_len as u64);
+                return Ok(());
+            }
+            // What is computed are whole bytes each.
+            let element = u64::from(planned.dtype.bits() / 8);
+            let (first, count) = (start / element, byte_len / element as usize);
+            let bytes = pieces.part(planned, first, count).map_err(located)?;
             writer.write_part(&planned.name, start, bytes)?;
-            read(info.dtype().byte_len(elements.1 as u64).unwrap_or(0));
-            return Ok(());
-        }
-        if matches!(planned.change, Change::Cast)
-            && let Some(file) = planned.base.source()?.as_file()
-            && writer.copy_from(&planned.name, file, info.range())?
-        {
-            read(info.byte_len());
+            read(info.dtype().byte_len(count as u64).unwrap_or(0));
             return Ok(());
         }
         let mut sink = Sink { writer, name: &planned.name, done: 0, pending: Vec::new() };
@@ -74,12 +72,6 @@ impl Task<'_> {
         read(info.byte_len());
         Ok(())
     }
-}
-
-/// The first element and the number of elements of a part of a tensor.
-fn element_range(dtype: Dtype, start: u64, byte_len: usize) -> (u64, usize) {
-    let (elements, bytes) = dtype.block();
-    (start / bytes * elements, byte_len / bytes as usize * elements as usize)
 }
 
 /// Takes bytes in parts of any size, and hands them on in whole pieces.

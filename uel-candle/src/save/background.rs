@@ -13,7 +13,7 @@ use uel_core::{Error, Kind, Result};
 use super::bytes::{is_contiguous, meta, with_bytes};
 use super::{Content, PIECE_BYTES, SaveOptions, SaveReport, TensorMeta, in_parallel, prepare, write_contents};
 use crate::checkpoint::{Progress, candle};
-use crate::{host, memory};
+use crate::{engine, host, memory};
 
 /// How tensors are kept from changing while they are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -338,7 +338,7 @@ impl Copied {
             }
             tasks.push((*tensor, start, Mutex::new(into)));
         }
-        in_parallel(usize::MAX, tasks.len(), &|at| {
+        in_parallel(engine::threads(0), tasks.len(), &|at| {
             let Some((tensor, start, into)) = tasks.get(at) else { return Ok(()) };
             let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
             copy(tensor, *start, &mut into)
