@@ -1,0 +1,133 @@
+//! Quantises a checkpoint tensor by tensor while it is written, reads it back, and says how far it is off.
+//!
+//! ```text
+//! cargo run --release --example quantize_streaming [-- PATH]
+//! ```
+//!
+//! Weight matrices become blocks of 32 values: a scale in F16 and 32 signed bytes, 34 bytes in a row of a U8 tensor. A
+//! second tensor beside each says so in JSON. PATH is a safetensors file, a folder of shards, or an index file; by default
+//! all-MiniLM-L6-v2, which is fetched once.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+
+#[path = "support/model.rs"]
+mod model;
+
+use std::process::ExitCode;
+
+use candle_core::{DType, Device, Tensor};
+use half::f16;
+use model::Result;
+use serde_json::{Map, Value, json};
+use uel::{Checkpoint, Edit, Error, Kind, Mode, SaveOptions, dict_to_tensor, tensor_to_dict};
+
+/// Values that share a scale.
+const BLOCK: usize = 32;
+
+/// A scale of two bytes, and one byte for each value.
+const BLOCK_BYTES: usize = 2 + BLOCK;
+
+/// How the name of the tensor ends that describes another.
+const DESCRIPTION: &str = ".quantization";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quantize_streaming: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let path = match std::env::args_os().nth(1) {
+        Some(path) => path.into(),
+        None => model::folder(scratch.path())?.join("model.safetensors"),
+    };
+    let original = Checkpoint::options().with_mode(Mode::LowMemory).open(&path)?;
+    let target = scratch.path().join("quantized.safetensors");
+    let report = Edit::new(&original)
+        .map(|name, tensor| match is_quantized(&tensor) {
+            true => quantize(name, &tensor).map_err(|error| failed(name, &*error)),
+            false => Ok(vec![(name.to_owned(), tensor)]),
+        })
+        .write(&target, &SaveOptions::new().with_hashes(true))?;
+    println!("{}: {} bytes of tensors became {}", path.display(), original.index().total_bytes(), report.tensor_bytes);
+
+    let quantized = Checkpoint::open(&target)?;
+    let (mut matrices, mut worst) = (0, ("", 0f32));
+    for info in original.infos() {
+        let before = original.tensor(info.name(), &Device::Cpu)?;
+        if !is_quantized(&before) {
+            let after = quantized.read(info.name())?;
+            if after != original.read(info.name())? {
+                return Err(format!("{} is not as it was", info.name()).into());
+            }
+            continue;
+        }
+        matrices += 1;
+        let after = dequantize(&quantized, info.name())?;
+        let before = before.to_dtype(DType::F32)?;
+        let most = |tensor: &Tensor| tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+        let relative = most(&(&before - &after)?)? / most(&before)?.max(f32::MIN_POSITIVE);
+        if relative >= worst.1 {
+            worst = (info.name(), relative);
+        }
+        // Half a step of the largest block, and the rounding of its scale.
+        if relative > 0.5 / 127.0 + 1.0 / 1024.0 {
+            return Err(format!("{} is off by {relative} of its largest value", info.name()).into());
+        }
+    }
+    println!(
+        "{matrices} matrices are quantised; the worst is off by {:.2}% of its largest value: {}",
+        worst.1 * 100.,
+        worst.0
+    );
+    Ok(())
+}
+
+/// Floating-point matrices whose rows are whole blocks.
+fn is_quantized(tensor: &Tensor) -> bool {
+    matches!(tensor.dims(), &[_, columns] if columns.is_multiple_of(BLOCK)) && tensor.dtype().is_float()
+}
+
+fn failed(name: &str, error: &(dyn std::error::Error + Send + Sync)) -> Error {
+    Error::new(Kind::Argument, format!("cannot be quantised: {error}")).with_tensor(name)
+}
+
+/// The blocks of a matrix, and what they are.
+fn quantize(name: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let mut blocks = Vec::with_capacity(values.len() / BLOCK * BLOCK_BYTES);
+    for block in values.chunks_exact(BLOCK) {
+        let most = block.iter().fold(0f32, |most, value| most.max(value.abs()));
+        let scale = f16::from_f32(most / 127.);
+        blocks.extend(scale.to_le_bytes());
+        let inverse = if scale.to_f32() == 0. { 0. } else { 1. / scale.to_f32() };
+        blocks.extend(block.iter().map(|value| (value * inverse).round().clamp(-127., 127.) as i8 as u8));
+    }
+    let count = values.len() / BLOCK;
+    let description = json!({ "format": "q8_0", "block": BLOCK, "shape": tensor.dims() });
+    let description = description.as_object().cloned().unwrap_or_default();
+    Ok(vec![
+        (name.to_owned(), Tensor::from_vec(blocks, (count, BLOCK_BYTES), &Device::Cpu)?),
+        (format!("{name}{DESCRIPTION}"), dict_to_tensor(&description)?),
+    ])
+}
+
+fn dequantize(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
+    let description: Map<String, Value> =
+        tensor_to_dict(&checkpoint.tensor(&format!("{name}{DESCRIPTION}"), &Device::Cpu)?)?;
+    if description.get("format") != Some(&json!("q8_0")) {
+        return Err(format!("{name} is in another format: {description:?}").into());
+    }
+    let shape: Vec<usize> = serde_json::from_value(description["shape"].clone())?;
+    let blocks = checkpoint.read(name)?;
+    let mut values = Vec::with_capacity(blocks.len() / BLOCK_BYTES * BLOCK);
+    for block in blocks.chunks_exact(BLOCK_BYTES) {
+        let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        values.extend(block[2..].iter().map(|&value| f32::from(value as i8) * scale));
+    }
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
