@@ -2,6 +2,7 @@
 
 mod dicts;
 mod values;
+mod written;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
