@@ -17,8 +17,10 @@ mod checkpoint;
 mod mapped;
 mod memory;
 mod python;
+mod tied;
 mod tracing;
 mod var_builder;
+mod verified;
 
 /// Zero-copy loads need it; all else passes through, and is counted.
 #[global_allocator]

@@ -72,3 +72,100 @@ pub(super) fn take_group<'a>(
     }
     Some((group, end))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cast::Cast;
+    use crate::engine::{How, Pass, Scatter, Span, fill, fill_here, pass};
+    use candle_core::DType;
+    use std::mem::MaybeUninit;
+    use uel_core::source::MemorySource;
+    use uel_core::source::decorators::RecordingSource;
+
+    const PIECE: u64 = 2 << 20;
+    /// Behind the first bytes: three pieces of one tensor, and three small ones with a gap before the last.
+    const RANGES: [(u64, u64); 6] = [
+        (18, 18 + PIECE),
+        (18 + PIECE, 18 + 2 * PIECE),
+        (18 + 2 * PIECE, 18 + 2 * PIECE + 4),
+        (22 + 2 * PIECE, 30 + 2 * PIECE),
+        (30 + 2 * PIECE, 32 + 2 * PIECE),
+        (100 + 2 * PIECE, 102 + 2 * PIECE),
+    ];
+
+    fn content() -> Vec<u8> {
+        (0..102 + 2 * PIECE).map(|n| (n.wrapping_mul(2_654_435_761) >> 7) as u8).collect()
+    }
+
+    fn checks(content: &[u8], of: std::ops::Range<usize>) -> Vec<Check<'static>> {
+        let names = ["large", "large", "large", "a", "b", "c"];
+        let check = |at: usize| {
+            let (start, end) = RANGES[at];
+            let hash = chunk_hash(&content[start as usize..end as usize]);
+            Check { range: ByteRange::new(start, end).unwrap(), hash, tensor: names[at] }
+        };
+        of.map(check).collect()
+    }
+
+    fn uninit(byte_len: u64) -> Vec<MaybeUninit<u8>> {
+        vec![MaybeUninit::new(0xAA); byte_len as usize]
+    }
+
+    /// What every way of reading says about a source, of which `content` was written.
+    fn verdicts(source: &dyn ByteSource, content: &[u8], threads: usize) -> Vec<Result<()>> {
+        let how = How { threads, arrived: &|_| {} };
+        let (start, end) = (RANGES[0].0, RANGES[5].1);
+        let all = || checks(content, 0..6);
+        let (mut whole, mut cast, mut here) = (uninit(end - start), uninit(2 * (2 * PIECE + 4)), uninit(end - start));
+        let (mut a, mut c) = (uninit(8), uninit(2));
+        let widen = Cast::new(DType::BF16, DType::F32);
+        let shared = ByteRange::new(RANGES[3].0, end).unwrap();
+        let parts = vec![(RANGES[3].0, &mut a[..]), (RANGES[5].0, &mut c[..])];
+        let range = ByteRange::new(start, end).unwrap();
+        vec![
+            fill([Span { source, offset: start, into: &mut whole, cast: None, checks: all() }], [], how),
+            fill(
+                [Span { source, offset: start, into: &mut cast, cast: widen, checks: checks(content, 0..3) }],
+                [Scatter { source, range: shared, parts, checks: checks(content, 3..6) }],
+                how,
+            ),
+            fill_here(Span { source, offset: start, into: &mut here, cast: None, checks: all() }),
+            pass([Pass { source, range, checks: all() }], how),
+        ]
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found_where_it_is() {
+        let content = content();
+        let flips = RANGES.iter().flat_map(|&(start, end)| [start, (start + end) / 2, end - 1]);
+        for (flip, threads) in flips.zip([1, 3].into_iter().cycle()) {
+            let mut damaged = content.clone();
+            damaged[flip as usize] ^= 1 << (flip % 8);
+            let source = MemorySource::new("memory", damaged);
+            for verdict in verdicts(&source, &content, threads) {
+                let error = verdict.unwrap_err();
+                let at = RANGES.iter().position(|&(start, end)| (start..end).contains(&flip)).unwrap();
+                assert_eq!(error.kind(), Kind::HashMismatch);
+                assert_eq!(error.offset(), Some(RANGES[at].0), "{error}");
+                assert_eq!(error.tensor(), Some(checks(&content, at..at + 1)[0].tensor));
+                assert!(error.path().is_some() && error.expected() != error.got(), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_whole_passes_and_is_read_once() {
+        let mut content = content();
+        for threads in [1, 3] {
+            let source = RecordingSource::new(MemorySource::new("memory", content.clone()));
+            assert!(verdicts(&source, &content, threads).into_iter().all(|verdict| verdict.is_ok()));
+            assert_eq!(source.bytes_read(), 4 * (RANGES[5].1 - RANGES[0].0));
+        }
+        // What is between tensors is nobody's.
+        let written = content.clone();
+        content[RANGES[5].0 as usize - 1] ^= 1;
+        let source = MemorySource::new("memory", content);
+        assert!(verdicts(&source, &written, 2).into_iter().all(|verdict| verdict.is_ok()));
+    }
+}
