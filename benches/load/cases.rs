@@ -33,6 +33,7 @@ pub(crate) fn run(all: &[&str]) {
             "auto-tmpfs" => auto_in("tmpfs", &InMemory::copy_of(&warm_file(FEW)).0, false),
             "auto-cold" => auto_in("cold, disk", &warm_file(FEW), true),
             "cast" => cast(),
+            "verified" => verified(),
             "small" => small(),
             other => panic!("no case {other}"),
         }
@@ -248,4 +249,22 @@ fn cast() {
     };
     let candidates = vec![candidate("uel load as f32", to_f32), candidate("candle mmap, then to_dtype", candle)];
     in_turns("2 GB of bf16 loaded as f32, page cache warm", BYTES, rounds(5), candidates);
+}
+
+/// What checking hashes costs: the same file, loaded with and without.
+fn verified() {
+    let path = files::hashed_file(&files::folder(), FEW);
+    files::warm(&path);
+    let load = |verified: bool| {
+        let path = &path;
+        move || {
+            let options = LoadOptions::new(&candle_core::Device::Cpu).with_verified(verified);
+            loaders::open(path, Mode::Preload).load(&options).unwrap()
+        }
+    };
+    println!("- {}", load(true)().report);
+    let candidates = vec![candidate("preload", load(false)), candidate("preload, verified", load(true))];
+    let times = in_turns("2 GB of bf16 with hashes, page cache warm", BYTES, rounds(15), candidates);
+    let cost = of(&times, "preload, verified").multiple_of(of(&times, "preload"));
+    claim("verified preload as a multiple of preload", cost, 1.03, true);
 }
