@@ -57,6 +57,17 @@ fn tied_weights_are_found_under_every_name() {
 }
 
 #[test]
+fn tied_weights_are_found_in_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let (w, other) = (weight(), Tensor::ones(100, DType::F32, &CPU).unwrap());
+    let options = SaveOptions::new().with_tied(true).with_max_shard_bytes(200);
+    save_with([(ALIAS, &w), ("other", &other), (KEPT, &w)], folder.path(), &options).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!((checkpoint.paths().len(), checkpoint.len()), (2, 2));
+    assert!(same(&checkpoint.tensor(ALIAS, &CPU).unwrap(), &w));
+}
+
+#[test]
 fn var_builders_find_tied_weights() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tied.safetensors");

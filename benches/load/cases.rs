@@ -251,20 +251,27 @@ fn cast() {
     in_turns("2 GB of bf16 loaded as f32, page cache warm", BYTES, rounds(5), candidates);
 }
 
-/// What checking hashes costs: the same file, loaded with and without.
+/// What checking hashes costs: the same file, loaded with and without. Of many tensors the names and hashes have to be
+/// parsed too.
 fn verified() {
-    let path = files::hashed_file(&files::folder(), FEW);
-    files::warm(&path);
-    let load = |verified: bool| {
-        let path = &path;
-        move || {
-            let options = LoadOptions::new(&candle_core::Device::Cpu).with_verified(verified);
-            loaders::open(path, Mode::Preload).load(&options).unwrap()
-        }
-    };
-    println!("- {}", load(true)().report);
-    let candidates = vec![candidate("preload", load(false)), candidate("preload, verified", load(true))];
-    let times = in_turns("2 GB of bf16 with hashes, page cache warm", BYTES, rounds(15), candidates);
-    let cost = of(&times, "preload, verified").multiple_of(of(&times, "preload"));
-    claim("verified preload as a multiple of preload", cost, 1.03, true);
+    for tensors in [FEW, MANY] {
+        let path = files::hashed_file(&files::folder(), tensors);
+        files::warm(&path);
+        let load = |mode: Mode, verified: bool| {
+            let path = &path;
+            move || {
+                let options = LoadOptions::new(&candle_core::Device::Cpu).with_verified(verified);
+                loaders::open(path, mode).load(&options).unwrap()
+            }
+        };
+        let candidates = vec![
+            candidate("preload", load(Mode::Preload, false)),
+            candidate("preload, verified", load(Mode::Preload, true)),
+            candidate("mmap, verified", load(Mode::Mmap, true)),
+        ];
+        let title = format!("2 GB of bf16 in {tensors} tensors with hashes, page cache warm");
+        let times = in_turns(&title, BYTES, rounds(15), candidates);
+        let cost = of(&times, "preload, verified").multiple_of(of(&times, "preload"));
+        claim(&format!("verified preload of {tensors} tensors as a multiple of preload"), cost, 1.03, true);
+    }
 }
