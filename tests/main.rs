@@ -19,8 +19,10 @@ mod mapped;
 mod memory;
 mod python;
 mod saving;
+mod tied;
 mod tracing;
 mod var_builder;
+mod verified;
 
 /// Zero-copy loads need it; all else passes through, and is counted.
 #[global_allocator]

@@ -223,3 +223,26 @@ fn what_cannot_be_mapped_is_copied_for_ever_too() {
     assert_eq!(loaded.report.copied, [(CopyReason::Misaligned, 8), (CopyReason::Widened, 2)].into());
     assert_eq!(checkpoint.tensor("w", &CPU).unwrap().to_vec1::<f32>().unwrap(), [1., 2.]);
 }
+
+#[test]
+fn copies_are_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hashed.safetensors");
+    let w = Tensor::arange(0f32, 1_400_000., &CPU).unwrap();
+    let small = Tensor::arange(0f32, 9., &CPU).unwrap();
+    let tensors = [("w", &w), ("small", &small), ("smaller", &small)];
+    uel::save_with(tensors, &path, &uel::SaveOptions::new().with_hashes(true)).unwrap();
+    let open = || Checkpoint::options().with_verified(true).open(&path).unwrap();
+    let total = open().index().total_bytes();
+    assert_eq!(open().load(&LoadOptions::new(&CPU)).unwrap().report.bytes_verified, total);
+    for info in open().infos() {
+        let mut file = std::fs::read(&path).unwrap();
+        file[info.range().end() as usize - 1] ^= 1;
+        std::fs::write(&path, &file).unwrap();
+        for error in [open().load_all(&CPU).unwrap_err(), open().tensor(info.name(), &CPU).unwrap_err()] {
+            assert_eq!((error.kind(), error.tensor()), (uel::Kind::HashMismatch, Some(info.name())), "{error}");
+        }
+        file[info.range().end() as usize - 1] ^= 1;
+        std::fs::write(&path, &file).unwrap();
+    }
+}

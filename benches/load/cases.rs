@@ -34,6 +34,7 @@ pub(crate) fn run(all: &[&str]) {
             "auto-tmpfs" => auto_in("tmpfs", &InMemory::copy_of(&warm_file(FEW)).0, false),
             "auto-cold" => auto_in("cold, disk", &warm_file(FEW), true),
             "cast" => cast(),
+            "verified" => verified(),
             "small" => small(),
             other => panic!("no case {other}"),
         }
@@ -235,4 +236,29 @@ fn cast() {
     };
     let candidates = vec![candidate("uel load as f32", to_f32), candidate("candle mmap, then to_dtype", candle)];
     in_turns("2 GB of bf16 loaded as f32, page cache warm", BYTES, rounds(5), candidates);
+}
+
+/// What checking hashes costs: the same file, loaded with and without. Of many tensors the names and hashes have to be
+/// parsed too.
+fn verified() {
+    for tensors in [FEW, MANY] {
+        let path = files::hashed_file(&files::folder(), tensors);
+        files::warm(&path);
+        let load = |mode: Mode, verified: bool| {
+            let path = &path;
+            move || {
+                let options = LoadOptions::new(&candle_core::Device::Cpu).with_verified(verified);
+                loaders::open(path, mode).load(&options).unwrap()
+            }
+        };
+        let candidates = vec![
+            candidate("preload", load(Mode::Preload, false)),
+            candidate("preload, verified", load(Mode::Preload, true)),
+            candidate("mmap, verified", load(Mode::Mmap, true)),
+        ];
+        let title = format!("2 GB of bf16 in {tensors} tensors with hashes, page cache warm");
+        let times = in_turns(&title, BYTES, rounds(15), candidates);
+        let cost = of(&times, "preload, verified").multiple_of(of(&times, "preload"));
+        claim(&format!("verified preload of {tensors} tensors as a multiple of preload"), cost, 1.03, true);
+    }
 }

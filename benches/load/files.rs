@@ -56,6 +56,18 @@ pub(crate) fn bf16_file_of(folder: &Path, bytes: u64, tensors: u64) -> PathBuf {
     path
 }
 
+/// The same tensors as in [`bf16_file`], saved by UEL with their hashes. It is kept for the next run.
+pub(crate) fn hashed_file(folder: &Path, tensors: u64) -> PathBuf {
+    let path = folder.join(format!("bf16-{BYTES}-{tensors}-hashed.safetensors"));
+    // A save is in its place only when it is complete.
+    if !path.exists() {
+        let loaded = uel::Checkpoint::open(bf16_file(folder, tensors)).unwrap();
+        let loaded = loaded.load_all(&candle_core::Device::Cpu).unwrap();
+        uel::save_with(&loaded, &path, &uel::SaveOptions::new().with_hashes(true)).unwrap();
+    }
+    path
+}
+
 /// Where benchmark files go.
 pub(crate) fn folder() -> PathBuf {
     let folder =

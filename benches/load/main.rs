@@ -26,5 +26,16 @@ mod measure;
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
 fn main() {
-    cases::run(&["warm", "many", "low-memory", "cold", "auto-warm", "auto-tmpfs", "auto-cold", "small", "cast"]);
+    cases::run(&[
+        "warm",
+        "many",
+        "low-memory",
+        "cold",
+        "auto-warm",
+        "auto-tmpfs",
+        "auto-cold",
+        "small",
+        "cast",
+        "verified",
+    ]);
 }

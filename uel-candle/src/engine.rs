@@ -3,6 +3,10 @@
 //! The engine knows neither formats nor tensors. What it guarantees is what its callers' `unsafe` relies on: when
 //! [`fill`] returns `Ok`, every byte of every destination was read from its source.
 
+mod check;
+
+pub(crate) use check::{Check, check};
+
 use std::any::Any;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +17,7 @@ use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use crate::cast::Cast;
+use check::take_group;
 
 /// Reads are cut at multiples of this in the file: one huge page, so that two threads do not fault in the same one.
 const CHUNK: u64 = 2 << 20;
@@ -38,6 +43,9 @@ pub(crate) struct Span<'a> {
     pub(crate) into: &'a mut [MaybeUninit<u8>],
     /// What becomes of the bytes on their way.
     pub(crate) cast: Option<Cast>,
+    /// The pieces of known hash among the bytes, in their order and without overlap. Where there are any, reads are cut
+    /// between pieces, and each thread checks what it read before it goes on.
+    pub(crate) checks: Vec<Check<'a>>,
 }
 
 impl Span<'_> {
@@ -54,6 +62,17 @@ pub(crate) struct Scatter<'a> {
     pub(crate) range: ByteRange,
     /// Where in the file each destination's bytes begin; all lie in `range`.
     pub(crate) parts: Vec<(u64, &'a mut [MaybeUninit<u8>])>,
+    /// The pieces of known hash in `range`.
+    pub(crate) checks: Vec<Check<'a>>,
+}
+
+/// A stretch of a source that is read for the page cache's sake.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    pub(crate) source: &'a dyn ByteSource,
+    pub(crate) range: ByteRange,
+    /// As in [`Span`].
+    pub(crate) checks: Vec<Check<'a>>,
 }
 
 /// How to read.
@@ -69,7 +88,7 @@ enum Task<'a> {
     Read(Span<'a>),
     Scatter(Scatter<'a>),
     /// Read and forgotten, so that the page cache holds it.
-    Pass(&'a dyn ByteSource, ByteRange),
+    Pass(Pass<'a>),
 }
 
 impl<'a> Task<'a> {
@@ -77,7 +96,7 @@ impl<'a> Task<'a> {
         match self {
             Task::Read(span) => span.source_len() as u64,
             Task::Scatter(scatter) => scatter.range.byte_len(),
-            Task::Pass(_, range) => range.byte_len(),
+            Task::Pass(pass) => pass.range.byte_len(),
         }
     }
 
@@ -86,7 +105,7 @@ impl<'a> Task<'a> {
         match self {
             Task::Read(span) => (span.source, span.offset),
             Task::Scatter(scatter) => (scatter.source, scatter.range.start()),
-            Task::Pass(source, range) => (*source, range.start()),
+            Task::Pass(pass) => (pass.source, pass.range.start()),
         }
     }
 }
@@ -96,7 +115,7 @@ impl<'a> Task<'a> {
 /// # Errors
 ///
 /// The first error in the order of `spans`, then `scatters`, of those that occurred; no new read begins after one.
-/// [`Kind::WorkerPanic`] where a source panicked.
+/// [`Kind::WorkerPanic`] where a source panicked; [`Kind::HashMismatch`] where a check failed.
 pub(crate) fn fill<'a>(
     spans: impl IntoIterator<Item = Span<'a>>,
     scatters: impl IntoIterator<Item = Scatter<'a>>,
@@ -110,18 +129,33 @@ pub(crate) fn fill<'a>(
     execute(tasks, how)
 }
 
+/// Fills one destination on the caller's thread.
+///
+/// # Errors
+///
+/// As [`fill`], but for panics, which are passed on.
+pub(crate) fn fill_here(span: Span<'_>) -> Result<()> {
+    let mut tasks = Vec::new();
+    cut(span, &mut tasks);
+    let mut scratch = Vec::new();
+    tasks.into_iter().try_for_each(|task| run(task, &mut scratch))
+}
+
 /// Reads ranges and forgets what was read: the page cache holds it afterwards.
 ///
 /// # Errors
 ///
 /// As [`fill`].
-pub(crate) fn pass<'a>(ranges: impl IntoIterator<Item = (&'a dyn ByteSource, ByteRange)>, how: How<'_>) -> Result<()> {
+pub(crate) fn pass<'a>(passes: impl IntoIterator<Item = Pass<'a>>, how: How<'_>) -> Result<()> {
     let mut tasks = Vec::new();
-    for (source, range) in ranges {
+    for Pass { source, range, checks } in passes {
+        let mut checks = checks.into_iter().peekable();
         let mut start = range.start();
         while start < range.end() {
-            let end = (start - start % CHUNK).saturating_add(CHUNK).min(range.end());
-            tasks.extend(ByteRange::new(start, end).map(|piece| Task::Pass(source, piece)));
+            let chunk = || (start - start % CHUNK).saturating_add(CHUNK);
+            let (checks, end) = take_group(&mut checks, start, CHUNK).unwrap_or_else(|| (Vec::new(), chunk()));
+            let end = end.min(range.end());
+            tasks.extend(ByteRange::new(start, end).map(|range| Task::Pass(Pass { source, range, checks })));
             start = end;
         }
     }
@@ -209,16 +243,22 @@ fn pool() -> Option<&'static rayon::ThreadPool> {
     POOL.get_or_init(make).as_ref()
 }
 
-/// Cuts a span: at multiples of [`CHUNK`] in the file, or after [`CAST_CHUNK`] bytes where they are cast.
+/// Cuts a span: between the pieces that are checked, or else at multiples of [`CHUNK`] in the file, or after
+/// [`CAST_CHUNK`] bytes where they are cast.
 fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
-    let Span { source, mut offset, mut into, cast } = span;
+    let Span { source, mut offset, mut into, cast, checks } = span;
+    let mut checks = checks.into_iter().peekable();
     while !into.is_empty() {
-        let piece = match cast {
-            Some(cast) => cast.destination_len(CAST_CHUNK).unwrap_or(usize::MAX),
-            None => (CHUNK - offset % CHUNK) as usize,
+        let group = take_group(&mut checks, offset, CHUNK);
+        let source_len = match (&group, cast) {
+            (Some((_, end)), _) => usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX),
+            (None, Some(_)) => CAST_CHUNK,
+            (None, None) => (CHUNK - offset % CHUNK) as usize,
         };
+        let piece = cast.map_or(Some(source_len), |cast| cast.destination_len(source_len)).unwrap_or(usize::MAX);
         let (head, tail) = into.split_at_mut(piece.min(into.len()));
-        let task = Span { source, offset, into: head, cast };
+        let checks = group.map(|(checks, _)| checks).unwrap_or_default();
+        let task = Span { source, offset, into: head, cast, checks };
         offset = offset.saturating_add(task.source_len() as u64);
         tasks.push(Task::Read(task));
         into = tail;
@@ -227,16 +267,21 @@ fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
 
 fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
     match task {
-        Task::Read(Span { source, offset, into, cast: None }) => source.read_exact_at(offset, into).map(drop),
-        Task::Read(Span { source, offset, into, cast: Some(cast) }) => {
+        Task::Read(Span { source, offset, into, cast: None, checks }) => {
+            let bytes = read(source, offset, into)?;
+            check(&checks, source, offset, bytes)
+        }
+        Task::Read(Span { source, offset, into, cast: Some(cast), checks }) => {
             let bytes = read_to_scratch(source, offset, cast.source_len(into.len()), scratch)?;
+            check(&checks, source, offset, bytes)?;
             let error = || Error::new(Kind::Internal, "a cast must fill its destination").with_offset(offset);
             if cast.run(bytes, into) { Ok(()) } else { Err(error()) }
         }
         Task::Scatter(scatter) => run_scatter(scatter, scratch),
-        Task::Pass(source, range) => {
+        Task::Pass(Pass { source, range, checks }) => {
             let byte_len = usize::try_from(range.byte_len()).unwrap_or(CHUNK as usize);
-            read_to_scratch(source, range.start(), byte_len, scratch).map(drop)
+            let bytes = read_to_scratch(source, range.start(), byte_len, scratch)?;
+            check(&checks, source, range.start(), bytes)
         }
     }
 }
@@ -251,8 +296,12 @@ pub(crate) fn read_to_scratch<'s>(
     if scratch.len() < byte_len {
         scratch.resize(byte_len, MaybeUninit::uninit());
     }
-    let buffer = &mut scratch[..byte_len];
-    let start = buffer.as_ptr().cast();
+    read(source, offset, &mut scratch[..byte_len])
+}
+
+/// Fills `buffer` from `offset` on.
+fn read<'b>(source: &dyn ByteSource, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b [u8]> {
+    let (start, byte_len) = (buffer.as_ptr().cast(), buffer.len());
     if !source.read_exact_at(offset, buffer)?.covers(start, byte_len) {
         return Err(Error::new(Kind::Internal, "a read must fill its buffer").with_offset(offset));
     }
@@ -265,6 +314,7 @@ fn run_scatter(scatter: Scatter<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Resu
     let outside = || Error::new(Kind::Internal, "a destination lies outside of its read");
     let byte_len = usize::try_from(scatter.range.byte_len()).map_err(|_| outside())?;
     let bytes = read_to_scratch(scatter.source, scatter.range.start(), byte_len, scratch)?;
+    check(&scatter.checks, scatter.source, scatter.range.start(), bytes)?;
     for (offset, into) in scatter.parts {
         let start = offset.checked_sub(scatter.range.start()).and_then(|start| usize::try_from(start).ok());
         let from = start.and_then(|start| bytes.get(start..start.checked_add(into.len())?));
@@ -312,13 +362,14 @@ mod tests {
                 arrived.fetch_add(byte_len, Ordering::Relaxed);
             };
             let spans = [
-                Span { source: &source, offset: 17, into: &mut large, cast: None },
-                Span { source: &source, offset: 9_000_001, into: &mut empty, cast: None },
+                Span { source: &source, offset: 17, into: &mut large, cast: None, checks: Vec::new() },
+                Span { source: &source, offset: 9_000_001, into: &mut empty, cast: None, checks: Vec::new() },
             ];
             let scatter = Scatter {
                 source: &source,
                 range: ByteRange::new(8_500_000, 8_500_200).unwrap(),
                 parts: vec![(8_500_000, &mut a[..]), (8_500_193, &mut b[..])],
+                checks: Vec::new(),
             };
             fill(spans, [scatter], How { threads, arrived: &count }).unwrap();
             assert_eq!(bytes(&large), content[17..8_000_017]);
@@ -337,11 +388,13 @@ mod tests {
         let count = |byte_len| {
             arrived.fetch_add(byte_len, Ordering::Relaxed);
         };
-        pass([(&source as &dyn ByteSource, range)], How { threads: 3, arrived: &count }).unwrap();
+        pass([Pass { source: &source, range, checks: Vec::new() }], How { threads: 3, arrived: &count }).unwrap();
         assert_eq!(source.coverage(), [range]);
         assert_eq!((source.bytes_read(), arrived.into_inner()), (8_000_001, 8_000_001));
         let beyond = ByteRange::new(0, 9_000_002).unwrap();
-        let error = pass([(&source as &dyn ByteSource, beyond)], How { threads: 3, arrived: &|_| {} }).unwrap_err();
+        let error =
+            pass([Pass { source: &source, range: beyond, checks: Vec::new() }], How { threads: 3, arrived: &|_| {} })
+                .unwrap_err();
         assert_eq!(error.kind(), Kind::UnexpectedEof);
     }
 
@@ -350,7 +403,7 @@ mod tests {
         let source = FaultSource::new(MemorySource::new("memory", pattern(8 << 20)))
             .failing_at_offset(3 << 20, std::io::ErrorKind::Other);
         let mut buffer = uninit(8 << 20);
-        let spans = [Span { source: &source, offset: 0, into: &mut buffer, cast: None }];
+        let spans = [Span { source: &source, offset: 0, into: &mut buffer, cast: None, checks: Vec::new() }];
         let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
     }
@@ -373,7 +426,7 @@ mod tests {
     #[test]
     fn a_panic_in_a_source_becomes_an_error() {
         let mut buffer = uninit(4 << 20);
-        let spans = [Span { source: &Panicking, offset: 0, into: &mut buffer, cast: None }];
+        let spans = [Span { source: &Panicking, offset: 0, into: &mut buffer, cast: None, checks: Vec::new() }];
         let error = fill(spans, [], How { threads: 2, arrived: &|_| {} }).unwrap_err();
         assert_eq!(error.kind(), Kind::WorkerPanic);
         assert!(error.to_string().contains("told to"), "{error}");
@@ -387,14 +440,14 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut buffer = uninit(64 << 20);
-                let spans = [Span { source: &slow, offset: 0, into: &mut buffer, cast: None }];
+                let spans = [Span { source: &slow, offset: 0, into: &mut buffer, cast: None, checks: Vec::new() }];
                 let arrived = |_| begun.send(()).unwrap();
                 fill(spans, [], How { threads: MAX_THREADS, arrived: &arrived }).unwrap();
             });
             begins.recv().unwrap();
             let source = MemorySource::new("memory", pattern(8 << 20));
             let mut buffer = uninit(8 << 20);
-            let spans = [Span { source: &source, offset: 0, into: &mut buffer, cast: None }];
+            let spans = [Span { source: &source, offset: 0, into: &mut buffer, cast: None, checks: Vec::new() }];
             fill(spans, [], How { threads: MAX_THREADS, arrived: &|_| {} }).unwrap();
             assert!(slow.read_count() < 32, "all 32 chunks of the large load were read before");
         });

@@ -11,7 +11,7 @@ use crate::checkpoint::cast;
 
 impl Checkpoint {
     /// A `VarBuilder` over this checkpoint: every candle model that takes one loads through UEL. Weights are cast to
-    /// `dtype` as they are asked for, as candle's own builders do.
+    /// `dtype` as they are asked for, as candle's own builders do. Tied weights are found under all their names.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod bench;
+mod hashes;
 mod html;
 mod inspect;
 mod pieces;

@@ -1,20 +1,23 @@
-//! The scan of `uel verify --deep`: NaN and infinite values, counted at the speed of memory.
+//! The scan of `uel verify --deep`: NaN and infinite values, and hashes, counted and checked at the speed of memory.
 
+use crate::hashes::FileHashes;
 use crate::pieces::{Pieces, processors};
 use crate::progress::Progress;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use uel_core::safetensors::SafetensorsFiles;
+use uel_core::safetensors::write::{HASH_CHUNK_BYTES, Hashes};
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{ByteRange, Dtype, Error, Kind, Result, TensorInfo};
 
-/// Memory for one read of one thread: small enough to stay in the processor's cache until it is counted, and a whole
-/// number of elements of every dtype that is counted.
-const PIECE_BYTES: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
+/// Memory for one read of one thread: what one hash covers, small enough to stay in the processor's cache until it is
+/// counted, and a whole number of elements of every dtype that is counted.
+const PIECE_BYTES: NonZeroUsize = NonZeroUsize::new(HASH_CHUNK_BYTES).unwrap();
 
 /// More threads than this wait for memory.
 const MAX_THREADS: usize = 4;
@@ -25,7 +28,11 @@ pub(crate) struct Scan {
     /// The tensors with values that are not finite, in the order of the files.
     pub(crate) deep: Vec<NotFinite>,
     pub(crate) scanned_bytes: u64,
-    /// For each tensor that could not be read, the first error in it.
+    /// How many tensors were checked by hash; `None` where no file has hashes.
+    #[serde(skip)]
+    pub(crate) hashed: Option<usize>,
+    /// For each tensor that could not be read, the first error in it; and every piece whose bytes are not those that were
+    /// written.
     #[serde(skip)]
     pub(crate) faults: Vec<Error>,
 }
@@ -47,7 +54,18 @@ fn scan_on(files: &SafetensorsFiles, threads: usize) -> Scan {
     let infos: Vec<TensorInfo<'_>> = files.index().iter().collect();
     let pieces = Pieces::new(infos.iter().map(TensorInfo::byte_len), PIECE_BYTES);
     let counts: Vec<(AtomicU64, AtomicU64)> = infos.iter().map(|_| Default::default()).collect();
-    let faults: Mutex<BTreeMap<usize, (u64, Error)>> = Mutex::default();
+    let (hashes, mut metadata_faults) = FileHashes::read(files);
+    // By tensor: where the first read that failed began. By tensor and place: damage.
+    let unread: Mutex<BTreeMap<usize, (u64, Error)>> = Mutex::default();
+    let mut damaged: BTreeMap<(usize, u64), Error> = BTreeMap::new();
+    let mut of_tensor = |(tensor, info): (usize, &TensorInfo<'_>)| {
+        hashes.of(*info).unwrap_or_else(|error| {
+            damaged.insert((tensor, 0), error);
+            None
+        })
+    };
+    let of_tensors: Vec<Option<&Hashes>> = infos.iter().enumerate().map(&mut of_tensor).collect();
+    let damaged = Mutex::new(damaged);
     let scanned_bytes = AtomicU64::new(0);
     let progress = Progress::of_bytes(files.index().total_bytes());
 
@@ -57,16 +75,20 @@ fn scan_on(files: &SafetensorsFiles, threads: usize) -> Scan {
         while let Some((tensor, part)) = pieces.take() {
             let (Some(info), Some((nan, inf))) = (infos.get(tensor), counts.get(tensor)) else { continue };
             let byte_len = part.end - part.start;
-            match scan_piece(files, *info, part.start, byte_len, &mut buffer) {
-                Ok(found) => {
+            let hashes = of_tensors.get(tensor).copied().flatten();
+            match scan_piece(files, *info, part.clone(), hashes, &mut buffer) {
+                Ok((found, damage)) => {
                     nan.fetch_add(found.0, Ordering::Relaxed);
                     inf.fetch_add(found.1, Ordering::Relaxed);
                     scanned_bytes.fetch_add(byte_len, Ordering::Relaxed);
+                    if let Some(error) = damage {
+                        lock(&damaged).insert((tensor, part.start), error);
+                    }
                 }
                 Err(error) => {
-                    let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
-                    if faults.get(&tensor).is_none_or(|(at, _)| part.start < *at) {
-                        faults.insert(tensor, (part.start, error));
+                    let mut unread = lock(&unread);
+                    if unread.get(&tensor).is_none_or(|(at, _)| part.start < *at) {
+                        unread.insert(tensor, (part.start, error));
                     }
                 }
             }
@@ -74,39 +96,59 @@ fn scan_on(files: &SafetensorsFiles, threads: usize) -> Scan {
         }
     });
 
-    let faults = faults.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let unread = unread.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut scan = Scan { scanned_bytes: scanned_bytes.into_inner(), ..Scan::default() };
+    if hashes.any() {
+        let checked = of_tensors.iter().enumerate().filter(|(tensor, of)| of.is_some() && !unread.contains_key(tensor));
+        scan.hashed = Some(checked.count());
+    }
     for (tensor, (info, (nan, inf))) in infos.iter().zip(counts).enumerate() {
         let (nan, inf) = (nan.into_inner(), inf.into_inner());
         // Counts of a part of a tensor would be taken for those of the whole.
-        if (nan, inf) != (0, 0) && !faults.contains_key(&tensor) {
+        if (nan, inf) != (0, 0) && !unread.contains_key(&tensor) {
             scan.deep.push(NotFinite { tensor: info.name().to_owned(), nan, inf });
         }
     }
-    let named = |(tensor, (_, error)): (usize, (u64, Error))| match infos.get(tensor) {
+    let unread = unread.into_iter().map(|(tensor, (start, error))| ((tensor, start), error));
+    let mut faults: Vec<((usize, u64), Error)> = damaged.into_iter().chain(unread).collect();
+    faults.sort_by_key(|(place, _)| *place);
+    let named = |((tensor, _), error): ((usize, u64), Error)| match infos.get(tensor) {
         Some(info) => error.with_tensor(info.name()).with_path(files.path(info.file())),
         None => error,
     };
-    scan.faults = faults.into_iter().map(named).collect();
+    scan.faults.append(&mut metadata_faults);
+    scan.faults.extend(faults.into_iter().map(named));
     scan
 }
 
-/// The NaN and infinite values of `byte_len` bytes from `start` on in a tensor.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The NaN and infinite values of `part` of a tensor, which is one piece of it, and the error where its hash is another
+/// one.
 fn scan_piece(
     files: &SafetensorsFiles,
     info: TensorInfo<'_>,
-    start: u64,
-    byte_len: u64,
+    part: Range<u64>,
+    hashes: Option<&Hashes>,
     buffer: &mut [MaybeUninit<u8>],
-) -> Result<(u64, u64)> {
+) -> Result<((u64, u64), Option<Error>)> {
     let outside = || Error::new(Kind::Internal, "the tensor lies in no file");
     let source: &dyn ByteSource = files.sources().get(info.file()).ok_or_else(outside)?;
-    let range = ByteRange::from_len(info.range().start() + start, byte_len).ok_or_else(outside)?;
+    let byte_len = part.end - part.start;
+    let range = ByteRange::from_len(info.range().start() + part.start, byte_len).ok_or_else(outside)?;
+    let chunk = usize::try_from(part.start / PIECE_BYTES.get() as u64).map_err(|_| outside())?;
+    let scan = |bytes: &[u8]| {
+        let damage = hashes.and_then(|hashes| hashes.check(info.name(), chunk, bytes).err());
+        (count_not_finite(info.dtype(), bytes), damage.map(|error| error.with_offset(range.start())))
+    };
     let buffer = usize::try_from(byte_len).ok().and_then(|byte_len| buffer.get_mut(..byte_len)).unwrap_or_default();
     match source.read_at(range.start(), buffer) {
-        Ok(bytes) if bytes.len() as u64 == byte_len => Ok(count_not_finite(info.dtype(), bytes)),
+        Ok(bytes) if bytes.len() as u64 == byte_len => Ok(scan(bytes)),
         // A read that came out short or failed once is done again with all the care that this takes.
-        _ => source.read_range(range).map(|bytes| count_not_finite(info.dtype(), &bytes)),
+        _ => source.read_range(range).map(|bytes| scan(&bytes)),
     }
 }
 

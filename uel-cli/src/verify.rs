@@ -1,4 +1,4 @@
-//! `uel verify`: every fault of a checkpoint, and on demand a scan of its values.
+//! `uel verify`: every fault of a checkpoint, and on demand a scan of its values and a check of its hashes.
 
 use crate::scan::{Scan, scan};
 use crate::table::{Align, Table, count, one_line};
@@ -14,7 +14,8 @@ use uel_core::{Error, Kind, Result};
 pub(crate) struct Args {
     /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
-    /// Read every tensor too, and count NaN and infinite values; those are reported, not faults
+    /// Read every tensor too: check the hashes of files that have them, and count NaN and infinite values (which are
+    /// reported, and no faults)
     #[arg(long)]
     deep: bool,
     /// Print one JSON object instead of text
@@ -101,6 +102,9 @@ fn write_text(out: &mut dyn Write, args: &Args, faults: &[Error], scan: Option<&
         }
         let found = count(scan.deep.len(), "tensor");
         writeln!(out, "scanned {} bytes: {found} with NaN or infinite values", scan.scanned_bytes)?;
+        if let Some(hashed) = scan.hashed {
+            writeln!(out, "checked {} by hash", count(hashed, "tensor"))?;
+        }
     }
     if faults.is_empty() {
         writeln!(out, "{}: sound", one_line(&args.path.to_string_lossy()))?;
@@ -108,7 +112,7 @@ fn write_text(out: &mut dyn Write, args: &Args, faults: &[Error], scan: Option<&
     Ok(())
 }
 
-/// Reads every tensor. One that cannot be read becomes a fault; of a checkpoint that cannot be opened nothing is read.
+/// Reads every tensor. One that cannot be read becomes a fault, and so does every piece with a wrong hash; of a checkpoint that cannot be opened nothing is read.
 fn deep_scan(args: &Args, faults: &mut Vec<Error>) -> Result<Scan> {
     match SafetensorsFiles::open(&args.path, Rules::Strict) {
         Ok(files) => {

@@ -8,9 +8,10 @@ use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
 use super::select::{Wanted, is_cast};
+use super::verified::checks;
 use crate::cast::Cast;
 use crate::dtype::widen;
-use crate::engine::{self, How, Span};
+use crate::engine::{self, Check, How, Span};
 use crate::host::{Unfilled, as_bytes};
 use crate::placement::tensor;
 
@@ -22,16 +23,20 @@ pub(super) fn widened(info: TensorInfo<'_>, shape: &[usize], bytes: &[u8]) -> Re
     widen(info.dtype(), bytes).map(|storage| tensor(storage, shape)).map_err(|error| error.with_tensor(info.name()))
 }
 
-/// Reads one tensor on the caller's thread, widens and casts it.
-pub(super) fn read(info: TensorInfo<'_>, want: &Wanted, source: &dyn ByteSource) -> Result<Tensor> {
+/// Reads one tensor on the caller's thread, checks it against `hashes` where there are any, widens and casts it.
+pub(super) fn read(info: TensorInfo<'_>, want: &Wanted, source: &dyn ByteSource, hashes: &[u64]) -> Result<Tensor> {
     let named = |error: Error| error.with_tensor(info.name()).with_path(source.path());
     let tensor = if want.widened {
-        widened(info, info.shape(), &source.read_range(info.range()).map_err(named)?).map_err(named)?
+        let bytes = source.read_range(info.range()).map_err(named)?;
+        engine::check(&checks(info, hashes).collect::<Vec<_>>(), source, info.range().start(), &bytes)?;
+        widened(info, info.shape(), &bytes).map_err(named)?
     } else {
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
         let mut unfilled = Unfilled::new(want.dtype, byte_len).map_err(named)?;
-        source.read_exact_at(info.range().start(), unfilled.as_uninit_mut()).map_err(named)?;
-        // SAFETY: `read_exact_at` returned `Ok`, which it does only when the whole buffer was filled.
+        let checks = checks(info, hashes).collect();
+        let span = Span { source, offset: info.range().start(), into: unfilled.as_uninit_mut(), cast: None, checks };
+        engine::fill_here(span).map_err(named)?;
+        // SAFETY: `fill_here` returned `Ok`, and the span that it filled was the whole storage.
         #[allow(unsafe_code)]
         let storage = unsafe { unfilled.assume_filled() };
         crate::placement::tensor(storage, info.shape())
@@ -74,19 +79,26 @@ fn cast_in_parallel(tensor: &Tensor, dtype: DType) -> Option<Result<Tensor>> {
     };
     let source = InMemory(bytes);
     let how = How { threads: 0, arrived: &|_| {} };
-    Some(fill(unfilled, &source, 0, Some(cast), tensor.dims(), how))
+    Some(fill(unfilled, Origin { source: &source, offset: 0, checks: Vec::new() }, Some(cast), tensor.dims(), how))
 }
 
-/// The tensor whose storage is filled from `offset` of `source` on, cast on the way where asked.
+/// Where a tensor's bytes come from.
+pub(super) struct Origin<'a> {
+    pub(super) source: &'a dyn ByteSource,
+    pub(super) offset: u64,
+    pub(super) checks: Vec<Check<'a>>,
+}
+
+/// The tensor whose storage is filled, with a cast on the way where asked.
 pub(super) fn fill(
     mut unfilled: Unfilled,
-    source: &dyn ByteSource,
-    offset: u64,
+    origin: Origin<'_>,
     cast: Option<Cast>,
     shape: &[usize],
     how: How<'_>,
 ) -> Result<Tensor> {
-    engine::fill([Span { source, offset, into: unfilled.as_uninit_mut(), cast }], [], how)?;
+    let Origin { source, offset, checks } = origin;
+    engine::fill([Span { source, offset, into: unfilled.as_uninit_mut(), cast, checks }], [], how)?;
     // SAFETY: `fill` returned `Ok`, and the span that it filled was the whole storage.
     #[allow(unsafe_code)]
     let storage = unsafe { unfilled.assume_filled() };

@@ -6,16 +6,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use uel_core::plan::Request;
-use uel_core::{Error, PlanOptions, ReadPlan, Result, TensorInfo};
+use uel_core::plan::{Request, Run};
+use uel_core::{ByteRange, Error, PlanOptions, ReadPlan, Result, TensorInfo};
 
 use super::auto::Choice;
 use super::convert::{self, candle, too_large};
 use super::options::{LoadOptions, Mode, Progress};
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
+use super::verified::checks;
 use super::{Checkpoint, MmapFallback, lock};
-use crate::engine::{self, How, Scatter, Span};
+use crate::engine::{self, How, Pass, Scatter, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::region::Buffer;
@@ -99,6 +100,8 @@ impl Checkpoint {
         options: &LoadOptions,
         report: &mut LoadReport,
     ) -> Result<Vec<Tensor>> {
+        let verified = options.verified.unwrap_or(self.inner.options.verified);
+        let hashes = if verified { self.hashes_of_all(wanted)? } else { Vec::new() };
         let mut placed: Vec<Option<Tensor>> = Vec::new();
         placed.resize_with(wanted.len(), || None);
         let to_cpu = matches!(options.device, Device::Cpu);
@@ -145,7 +148,7 @@ impl Checkpoint {
         }
 
         drop(placing);
-        mapped.retain(|_| choice.fill);
+        mapped.retain(|_| choice.fill || verified);
         let bytes_of =
             |positions: &[usize]| positions.iter().map(|&at| self.bytes_of(&wanted[at])).fold(0, u64::saturating_add);
         let total = bytes_of(&copied).saturating_add(bytes_of(&converted));
@@ -160,32 +163,40 @@ impl Checkpoint {
         };
         let how = How { threads: self.threads(options, choice), arrived: &arrived };
         if !mapped.is_empty() {
-            let infos = mapped.iter().filter_map(|&at| self.index().at(wanted[at].position));
+            let infos = mapped.iter().filter_map(|&at| self.index().at(wanted[at].position).zip(Some(of(&hashes, at))));
             self.fill_page_cache(infos, how)?;
         }
         if !copied.is_empty() {
-            self.copy(wanted, &copied, how, &mut placed)?;
+            self.copy(wanted, &copied, &hashes, how, &mut placed)?;
         }
         if !converted.is_empty() {
             let _reading = tracing::debug_span!("read", tensors = converted.len()).entered();
-            self.convert(wanted, &converted, options, how, &mut placed)?;
+            self.convert(wanted, &converted, &hashes, options, how, &mut placed)?;
         }
         report.bytes_read = done.load(Ordering::Relaxed);
+        report.bytes_verified = if verified { total } else { 0 };
         let missing = || Error::new(uel_core::Kind::Internal, "a tensor was not placed");
         placed.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
     }
 
-    /// Reads what was mapped, in large pieces and on several threads, so that nobody waits for page faults.
+    /// Reads what was mapped, in large pieces and on several threads, so that nobody waits for page faults. Each tensor
+    /// comes with its hashes, or none where it is not to be checked.
     pub(super) fn fill_page_cache<'a>(
-        &self,
-        infos: impl IntoIterator<Item = TensorInfo<'a>>,
+        &'a self,
+        infos: impl IntoIterator<Item = (TensorInfo<'a>, &'a [u64])>,
         how: How<'_>,
     ) -> Result<()> {
-        let requests: Vec<Request> = infos.into_iter().map(|info| request(&info)).collect();
+        let infos: Vec<_> = infos.into_iter().collect();
+        let requests: Vec<Request> = infos.iter().map(|(info, _)| request(info)).collect();
         let plan = ReadPlan::new(&requests, PlanOptions { gap: BUFFER_GAP, chunk: u64::MAX });
-        let ranges = plan.runs().map(|run| Ok((self.source(run.file)?, run.range))).collect::<Result<Vec<_>>>()?;
-        tracing::debug_span!("read", spans = ranges.len())
-            .in_scope(|| engine::pass(ranges, how))
+        let pass = |run: Run<'_>| {
+            let tensors = run.requests.iter().filter_map(|&request| infos.get(request));
+            let checks = tensors.flat_map(|(info, hashes)| checks(*info, hashes)).collect();
+            Ok(Pass { source: self.source(run.file)?, range: run.range, checks })
+        };
+        let passes = plan.runs().map(pass).collect::<Result<Vec<_>>>()?;
+        tracing::debug_span!("read", spans = passes.len())
+            .in_scope(|| engine::pass(passes, how))
             .map_err(|error| self.name_tensor(error))
     }
 
@@ -214,7 +225,14 @@ impl Checkpoint {
 
     /// Copies tensors whose bytes are used as they stand, or cast by the reading threads: into large buffers where the
     /// allocator allows it, else, or where they are cast, into storages of their own.
-    fn copy(&self, wanted: &[Wanted], copied: &[usize], how: How<'_>, placed: &mut [Option<Tensor>]) -> Result<()> {
+    fn copy(
+        &self,
+        wanted: &[Wanted],
+        copied: &[usize],
+        hashes: &[&[u64]],
+        how: How<'_>,
+        placed: &mut [Option<Tensor>],
+    ) -> Result<()> {
         let planning = tracing::debug_span!("plan", tensors = copied.len()).entered();
         let infos: Vec<(usize, TensorInfo<'_>)> =
             copied.iter().filter_map(|&at| Some((at, self.index().at(wanted[at].position)?))).collect();
@@ -247,11 +265,12 @@ impl Checkpoint {
         }
 
         let mut spans = Vec::with_capacity(buffers.len());
-        for (run, buffer, _) in &mut buffers {
+        for (run, buffer, tensors) in &mut buffers {
             let source = self.source(run.file)?;
-            spans.push(Span { source, offset: run.range.start(), into: buffer.as_uninit_mut(), cast: None });
+            let checks = tensors.iter().flat_map(|(at, info)| checks(*info, of(hashes, *at))).collect();
+            spans.push(Span { source, offset: run.range.start(), into: buffer.as_uninit_mut(), cast: None, checks });
         }
-        let scatters = self.scatter(wanted, &single, &mut storages, &mut spans)?;
+        let scatters = self.scatter(wanted, &single, hashes, &mut storages, &mut spans)?;
         drop(planning);
         tracing::debug_span!("read", spans = spans.len(), shared = scatters.len())
             .in_scope(|| engine::fill(spans, scatters, how))
@@ -285,38 +304,53 @@ impl Checkpoint {
     fn scatter<'a>(
         &'a self,
         wanted: &[Wanted],
-        single: &[(usize, TensorInfo<'_>)],
+        single: &[(usize, TensorInfo<'a>)],
+        hashes: &[&'a [u64]],
         storages: &'a mut [Unfilled],
         spans: &mut Vec<Span<'a>>,
     ) -> Result<Vec<Scatter<'a>>> {
         let mut requests = Vec::new();
-        let mut rests = Vec::new();
+        let mut smalls = Vec::new();
         for ((at, info), storage) in single.iter().zip(storages) {
             let into = storage.as_uninit_mut();
             let cast = wanted[*at].cast_on_the_way();
+            let checks = checks(*info, of(hashes, *at));
             // A shared read may be cut inside an element, so what is cast is read by itself.
             if into.len() >= SPAN_FROM || cast.is_some() {
-                spans.push(Span { source: self.source(info.file())?, offset: info.range().start(), into, cast });
+                let (source, offset) = (self.source(info.file())?, info.range().start());
+                spans.push(Span { source, offset, into, cast, checks: checks.collect() });
             } else {
                 requests.push(request(info));
-                rests.push(into);
+                // Less than one piece, and so at most one hash.
+                smalls.push((into, checks.last()));
             }
         }
         let gap = self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0);
         let plan = ReadPlan::new(&requests, PlanOptions { gap, chunk: SHARED_READ });
-        let mut scatters = Vec::with_capacity(plan.read_count());
+        let mut scatters: Vec<Scatter<'a>> = Vec::with_capacity(plan.read_count());
         for read in plan.reads() {
             let mut parts = Vec::with_capacity(read.parts.len());
+            let mut checks = Vec::new();
+            let mut end = read.range.start();
             for part in read.parts {
-                let Some(rest) = rests.get_mut(part.request) else { continue };
+                // Of a tensor that is checked, the read before may have brought all.
+                let Some((rest, check)) = smalls.get_mut(part.request).filter(|(rest, _)| !rest.is_empty()) else {
+                    continue;
+                };
+                // A hash is over the whole tensor, so the read that begins it goes on to its end.
+                let byte_len = if check.is_some() { rest.len() } else { part.range.byte_len() as usize };
+                checks.extend(check.take());
                 // The parts of a request come in order, so each takes the next piece of its destination.
-                let (head, tail) = std::mem::take(rest).split_at_mut(part.range.byte_len() as usize);
+                let (head, tail) = std::mem::take(rest).split_at_mut(byte_len);
                 *rest = tail;
+                end = end.max(part.range.start().saturating_add(byte_len as u64));
                 parts.push((part.range.start(), head));
             }
-            scatters.push(Scatter { source: self.source(read.file)?, range: read.range, parts });
+            let start = parts.first().map_or(end, |(start, _)| *start);
+            let Some(range) = ByteRange::new(start, end).filter(|range| !range.is_empty()) else { continue };
+            scatters.push(Scatter { source: self.source(read.file)?, range, parts, checks });
         }
-        if rests.iter().any(|rest| !rest.is_empty()) {
+        if smalls.iter().any(|(rest, _)| !rest.is_empty()) {
             return Err(Error::new(uel_core::Kind::Internal, "the plan left bytes out"));
         }
         Ok(scatters)
@@ -327,6 +361,7 @@ impl Checkpoint {
         &self,
         wanted: &[Wanted],
         converted: &[usize],
+        hashes: &[&[u64]],
         options: &LoadOptions,
         how: How<'_>,
         placed: &mut [Option<Tensor>],
@@ -341,7 +376,7 @@ impl Checkpoint {
                 let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                     let info = self.index().at(wanted[at].position);
                     let info = info.ok_or_else(|| Error::new(uel_core::Kind::Internal, "no such tensor"))?;
-                    let tensor = convert::read(info, &wanted[at], self.source(info.file())?)?;
+                    let tensor = convert::read(info, &wanted[at], self.source(info.file())?, of(hashes, at))?;
                     // Device memory is touched on the caller's thread only.
                     (how.arrived)(info.byte_len());
                     if to_cpu { Ok(tensor) } else { tensor.to_device(&options.device).map_err(candle) }
@@ -389,6 +424,11 @@ pub(super) fn unfilled(want: &Wanted, info: TensorInfo<'_>) -> Result<Unfilled> 
         }
         None => Unfilled::new(want.dtype, byte_len),
     }
+}
+
+/// The hashes of the tensor at position `at` of a load; none where it is not verified.
+fn of<'a>(hashes: &[&'a [u64]], at: usize) -> &'a [u64] {
+    hashes.get(at).copied().unwrap_or_default()
 }
 
 fn request(info: &TensorInfo<'_>) -> Request {

@@ -9,6 +9,7 @@ mod options;
 mod report;
 mod select;
 mod slice;
+mod verified;
 
 pub(crate) use convert::{candle, cast};
 pub use load::Loaded;
@@ -24,6 +25,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use candle_core::{Device, Tensor};
+use uel_core::safetensors::write::Hashes;
 use uel_core::safetensors::{SafetensorsFiles, header_range};
 use uel_core::source::{ByteSource, ByteSourceExt, FileSource};
 use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
@@ -78,6 +80,8 @@ struct Inner {
     report: Mutex<LoadReport>,
     /// Lets a buffer of the largest tensor's size be kept between tensors, once one was read by itself.
     claim: OnceLock<Claim>,
+    /// The hashes of each file, once they were needed.
+    hashes: Vec<OnceLock<Hashes>>,
 }
 
 impl Checkpoint {
@@ -143,13 +147,15 @@ impl Checkpoint {
             auto_for_one: OnceLock::new(),
             report: Mutex::default(),
             claim: OnceLock::new(),
+            hashes: files.sources().iter().map(|_| OnceLock::new()).collect(),
             files,
             options,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The names of all tensors: those of the files in the order of their bytes, then those that were added.
+    /// The names of all tensors: those of the files in the order of their bytes, then those that were added. Aliases of
+    /// tied weights are not among them.
     pub fn names(&self) -> Vec<String> {
         let index = self.index();
         let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
@@ -167,12 +173,13 @@ impl Checkpoint {
         self.index().is_empty()
     }
 
-    /// Whether there is a tensor called `name`, in the files or added.
+    /// Whether there is a tensor called `name`, in the files or added, or tied to that name.
     pub fn contains(&self, name: &str) -> bool {
-        self.index().position(name).is_some() || self.replaced(name).is_some()
+        self.position(name).is_some() || self.replaced(name).is_some()
     }
 
-    /// The dtype, shape and place of the tensor called `name`, as the file has it.
+    /// The dtype, shape and place of the tensor called `name`, as the file has it. Under an alias, the name in it is that of
+    /// the tensor that was kept.
     ///
     /// # Errors
     ///
@@ -234,7 +241,8 @@ impl Checkpoint {
         })
     }
 
-    /// The bytes of a tensor as they stand in the file, without candle: every dtype.
+    /// The bytes of a tensor as they stand in the file, without candle: every dtype. They are not verified;
+    /// [`raw_tensor`](Self::raw_tensor) can be.
     ///
     /// # Errors
     ///
@@ -244,7 +252,8 @@ impl Checkpoint {
         self.source(info.file())?.read_range(info.range()).map_err(|error| error.with_tensor(name))
     }
 
-    /// The bytes of a tensor without candle: a view of the page cache where mapping is allowed, otherwise a copy.
+    /// The bytes of a tensor without candle: a view of the page cache where mapping is allowed, otherwise a copy. They are
+    /// not verified.
     ///
     /// # Errors
     ///
@@ -265,11 +274,24 @@ impl Checkpoint {
         self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
 
+    /// Where the tensor called `name` stands in the index, or the one that its file keeps for this name.
+    fn position(&self, name: &str) -> Option<usize> {
+        self.index().position(name).or_else(|| self.kept(name))
+    }
+
+    /// The tensor that is tied to `name`, which no tensor is called.
+    fn kept(&self, name: &str) -> Option<usize> {
+        (0..self.sources().len()).find_map(|file| {
+            let position = self.index().position(self.file_metadata(file)?.get(name)?)?;
+            self.index().at(position).filter(|info| info.file() == file).map(|_| position)
+        })
+    }
+
     /// Releases what UEL holds for a tensor that the caller is done with: a preloaded copy that was not handed out,
     /// its part of a mapping, and its pages in the page cache. Tensors that were handed out stay valid, and the
     /// tensor can be loaded again. An unknown name is no error.
     pub fn mark_processed(&self, name: &str) {
-        let Some(position) = self.index().position(name) else { return };
+        let Some(position) = self.position(name) else { return };
         let Some(info) = self.index().at(position) else { return };
         if let Some(preloaded) = self.inner.preloaded.get() {
             lock(preloaded).remove(&position);
@@ -298,7 +320,13 @@ impl Checkpoint {
     }
 
     fn replaced(&self, name: &str) -> Option<Tensor> {
-        self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        if overlay.is_empty() {
+            return None;
+        }
+        // What replaces a tensor replaces it under all its names.
+        let kept = || self.position(name).and_then(|position| self.index().at(position));
+        overlay.get(name).or_else(|| overlay.get(kept()?.name())).cloned()
     }
 
     pub(crate) fn replaced_dims(&self, name: &str) -> Option<Vec<usize>> {
@@ -325,7 +353,7 @@ impl Checkpoint {
 
     fn find(&self, name: &str) -> Result<(usize, TensorInfo<'_>)> {
         let index = self.index();
-        let found = index.position(name).and_then(|position| Some((position, index.at(position)?)));
+        let found = self.position(name).and_then(|position| Some((position, index.at(position)?)));
         found.ok_or_else(|| self.unknown(name))
     }
 
@@ -352,7 +380,9 @@ impl Checkpoint {
             }
         }
         let mut message = format!("there is no such tensor among the {}", self.index().len());
-        if !close.is_empty() {
+        if let Some(kept) = self.kept(name).and_then(|position| self.index().at(position)) {
+            message.push_str(&format!("; the name is tied to {}", quoted(kept.name())));
+        } else if !close.is_empty() {
             let close: Vec<String> = close.iter().map(|(_, name)| quoted(name)).collect();
             message.push_str(&format!("; there is {}", close.join(", ")));
         }

@@ -8,11 +8,12 @@ use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
 use super::auto::Choice;
-use super::convert::{self, candle, too_large};
+use super::convert::{self, Origin, candle, too_large};
 use super::load::{self, copy_reason};
 use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::{Wanted, is_loadable};
+use super::verified::checks;
 use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
@@ -66,8 +67,14 @@ impl Checkpoint {
     pub fn raw_tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let (_, info) = self.find(name)?;
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
-        let tensor = self.read_plain(info, DType::U8, &[byte_len]).map_err(|error| error.with_tensor(name))?;
+        let tensor = self.read_plain(info, DType::U8, &[byte_len], self.hashes_for_one(info)?);
+        let tensor = tensor.map_err(|error| error.with_tensor(name))?;
         tensor.to_device(device).map_err(candle)
+    }
+
+    /// What single tensors are checked against; empty where they are not.
+    fn hashes_for_one(&self, info: TensorInfo<'_>) -> Result<&[u64]> {
+        if self.inner.options.verified { self.hashes_of(info) } else { Ok(&[]) }
     }
 
     fn one(&self, want: &Wanted, info: TensorInfo<'_>, report: &mut LoadReport) -> Result<Tensor> {
@@ -92,27 +99,30 @@ impl Checkpoint {
             };
             (report.chosen, report.reason) = (Mode::LowMemory, reason.to_owned());
         }
+        let hashes = self.hashes_for_one(info)?;
+        report.bytes_verified += if hashes.is_empty() { 0 } else { info.byte_len() };
         if want.widened {
             report.add_copied(CopyReason::Widened, info.byte_len());
             report.bytes_read += info.byte_len();
-            return convert::read(info, want, self.source(info.file())?);
+            return convert::read(info, want, self.source(info.file())?, hashes);
         }
         if want.cast_on_the_way().is_some() {
             report.add_copied(CopyReason::Cast, info.byte_len());
             report.bytes_read += info.byte_len();
-            return self.read_cast(want, info);
+            return self.read_cast(want, info, hashes);
         }
         if mode == Mode::Mmap {
             match self.map_one(want, info) {
-                Ok(tensor) if want.cast.is_none() => {
-                    if fill && self.is_cold(info) {
-                        self.fill_page_cache([info], How { threads, arrived: &|_| {} })?;
+                Ok(tensor) => {
+                    let cold = || want.cast.is_none() && fill && self.is_cold(info);
+                    if !hashes.is_empty() || cold() {
+                        self.fill_page_cache([(info, hashes)], How { threads, arrived: &|_| {} })?;
                         report.bytes_read += info.byte_len();
                     }
-                    report.add_mapped(info.byte_len());
-                    return Ok(tensor);
-                }
-                Ok(tensor) => {
+                    if want.cast.is_none() {
+                        report.add_mapped(info.byte_len());
+                        return Ok(tensor);
+                    }
                     report.add_copied(CopyReason::Cast, info.byte_len());
                     return convert::cast(tensor, want.cast);
                 }
@@ -121,16 +131,17 @@ impl Checkpoint {
         }
         report.add_copied(if want.cast.is_some() { CopyReason::Cast } else { reason }, info.byte_len());
         report.bytes_read += info.byte_len();
-        convert::cast(self.read_plain(info, want.dtype, info.shape())?, want.cast)
+        convert::cast(self.read_plain(info, want.dtype, info.shape(), hashes)?, want.cast)
     }
 
     /// One tensor's bytes, read in parallel chunks into recycled memory where there is some.
-    fn read_plain(&self, info: TensorInfo<'_>, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    fn read_plain(&self, info: TensorInfo<'_>, dtype: DType, shape: &[usize], hashes: &[u64]) -> Result<Tensor> {
         let source = self.source(info.file())?;
         memory::check(info.byte_len())?;
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
         let offset = info.range().start();
+        let checks = checks(info, hashes).collect();
         let largest = self.index().largest_bytes();
         if byte_len >= RECYCLED_FROM
             && self.inner.claim.get().is_none()
@@ -142,7 +153,7 @@ impl Checkpoint {
         if byte_len >= RECYCLED_FROM
             && let Some(mut buffer) = placement::recycled(byte_len, largest)
         {
-            let span = Span { source, offset, into: buffer.as_uninit_mut(), cast: None };
+            let span = Span { source, offset, into: buffer.as_uninit_mut(), cast: None, checks };
             tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
             let divided = buffer.divide(std::iter::once((0, byte_len)));
             let region = divided.ok_or_else(|| Error::new(Kind::Internal, "a whole buffer is one block"))?;
@@ -150,17 +161,18 @@ impl Checkpoint {
         }
         let unfilled = Unfilled::new(dtype, byte_len)?;
         tracing::debug_span!("read", tensor = info.name())
-            .in_scope(|| convert::fill(unfilled, source, offset, None, shape, how))
+            .in_scope(|| convert::fill(unfilled, Origin { source, offset, checks }, None, shape, how))
     }
 
     /// One tensor, cast by the threads that read it.
-    fn read_cast(&self, want: &Wanted, info: TensorInfo<'_>) -> Result<Tensor> {
+    fn read_cast(&self, want: &Wanted, info: TensorInfo<'_>, hashes: &[u64]) -> Result<Tensor> {
         let source = self.source(info.file())?;
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
         let unfilled = load::unfilled(want, info)?;
         let (offset, cast) = (info.range().start(), want.cast_on_the_way());
+        let from = Origin { source, offset, checks: checks(info, hashes).collect() };
         tracing::debug_span!("read", tensor = info.name())
-            .in_scope(|| convert::fill(unfilled, source, offset, cast, info.shape(), how))
+            .in_scope(|| convert::fill(unfilled, from, cast, info.shape(), how))
     }
 
     /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once. Who asks

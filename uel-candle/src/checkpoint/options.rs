@@ -71,6 +71,7 @@ pub struct OpenOptions {
     pub(crate) threads: usize,
     pub(crate) mmap: Option<MmapFallback>,
     pub(crate) rules: Rules,
+    pub(crate) verified: bool,
 }
 
 impl OpenOptions {
@@ -95,6 +96,19 @@ impl OpenOptions {
     /// Reads headers by other rules than the strict ones: see [`Rules`].
     pub fn with_rules(mut self, rules: Rules) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// Checks what is loaded against the hashes that [`SaveOptions::with_hashes`](crate::SaveOptions::with_hashes) stored in
+    /// the file: [`tensor`](Checkpoint::tensor), [`tensor_as`](Checkpoint::tensor_as),
+    /// [`raw_tensor`](Checkpoint::raw_tensor), [`load_all`](Checkpoint::load_all), `VarBuilder`s, and
+    /// [`load`](Checkpoint::load) where its options do not say otherwise. Slices (and shards of a `VarBuilder`) are not
+    /// checked, because a hash covers more bytes than most of them have; nor are [`read`](Checkpoint::read) and
+    /// [`view`](Checkpoint::view).
+    ///
+    /// See [`LoadOptions::with_verified`] for what is found, and when.
+    pub fn with_verified(mut self, verified: bool) -> Self {
+        self.verified = verified;
         self
     }
 
@@ -178,6 +192,8 @@ pub struct LoadOptions {
     pub(crate) expected: Option<Vec<String>>,
     pub(crate) allow_missing: bool,
     pub(crate) allow_unexpected: bool,
+    /// Where it is `None`, the checkpoint's own option counts.
+    pub(crate) verified: Option<bool>,
 }
 
 impl fmt::Debug for LoadOptions {
@@ -205,6 +221,7 @@ impl LoadOptions {
             expected: None,
             allow_missing: false,
             allow_unexpected: false,
+            verified: None,
         }
     }
 
@@ -241,7 +258,8 @@ impl LoadOptions {
         Ok(self)
     }
 
-    /// Loads only the tensors called `names`; a name that the checkpoint lacks is an error.
+    /// Loads only the tensors called `names`; a name that the checkpoint lacks is an error, and so is an alias of a tied
+    /// weight.
     pub fn with_names<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.filter.add_names(names.into_iter().map(Into::into));
         self
@@ -263,6 +281,31 @@ impl LoadOptions {
     /// Reads on `threads` threads for this load: see [`OpenOptions::with_threads`].
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// Checks this load against the hashes that [`SaveOptions::with_hashes`](crate::SaveOptions::with_hashes) stored in the
+    /// file, or does not check it, whatever the checkpoint was opened with.
+    ///
+    /// The threads that read check each piece of up to 2 MiB right after it has arrived. One whose bytes are not those that
+    /// were written makes the load fail with [`Kind::HashMismatch`](uel_core::Kind::HashMismatch), the tensor, the offset of
+    /// the piece in the file and both hashes; `uel verify --deep` lists all such pieces. A file without hashes
+    /// ([`Kind::Argument`](uel_core::Kind::Argument)) and a tensor without (`HashMismatch`) are errors too. Tensors that are
+    /// mapped are read and checked once before they are handed out; what becomes of their pages later is not seen.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// use uel_candle::{Checkpoint, LoadOptions, SaveOptions, save_with};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("model.safetensors");
+    /// let w = Tensor::ones(1000, DType::F32, &Device::Cpu)?;
+    /// save_with([("w", &w)], &path, &SaveOptions::new().with_hashes(true))?;
+    /// let options = LoadOptions::new(&Device::Cpu).with_verified(true);
+    /// assert_eq!(Checkpoint::open(&path)?.load(&options)?.report.bytes_verified, 4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_verified(mut self, verified: bool) -> Self {
+        self.verified = Some(verified);
         self
     }
 

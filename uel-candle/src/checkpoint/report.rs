@@ -63,6 +63,8 @@ pub struct LoadReport {
     pub bytes_copied: u64,
     /// Bytes that were read from storage, gaps included.
     pub bytes_read: u64,
+    /// Bytes of tensors that were checked against the hashes in the file.
+    pub bytes_verified: u64,
     /// The copied bytes by reason.
     pub copied: BTreeMap<CopyReason, u64>,
     /// Dtypes that candle lacks, what they became, and how many tensors.
@@ -97,6 +99,7 @@ impl LoadReport {
         self.bytes_mapped += other.bytes_mapped;
         self.bytes_copied += other.bytes_copied;
         self.bytes_read += other.bytes_read;
+        self.bytes_verified += other.bytes_verified;
         for (reason, bytes) in &other.copied {
             *self.copied.entry(*reason).or_default() += bytes;
         }
@@ -121,6 +124,9 @@ impl fmt::Display for LoadReport {
         }
         if !self.copied.is_empty() {
             f.write_str(")")?;
+        }
+        if self.bytes_verified > 0 {
+            write!(f, "; {:.1} MB verified", mega(self.bytes_verified))?;
         }
         for ((from, to), tensors) in &self.widened {
             write!(f, "; {tensors} {from} tensors widened to {to}")?;

@@ -60,14 +60,14 @@ impl Checkpoint {
     /// The tensors that `options` asks for, in the order of the index, and replaced or added ones.
     pub(super) fn select(&self, options: &LoadOptions) -> Result<(Vec<Wanted>, Vec<Replaced>)> {
         let index = self.index();
+        // One look at the overlay: a tensor that is restored meanwhile must not be missing altogether.
+        let replaced = self.all_replaced();
         for name in options.filter.names() {
-            if !self.contains(name) {
+            if index.position(name).is_none() && !replaced.contains_key(name) {
                 return Err(self.unknown(name));
             }
         }
         let mut wanted = Vec::new();
-        // One look at the overlay: a tensor that is restored meanwhile must not be missing altogether.
-        let replaced = self.all_replaced();
         for (position, info) in index.iter().enumerate() {
             if !options.filter.matches(info.name()) || replaced.contains_key(info.name()) {
                 continue;

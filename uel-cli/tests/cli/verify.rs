@@ -155,3 +155,84 @@ fn deep_counts() {
     assert_exit(&output, 0, 0);
     assert!(text(&output.stdout).contains(": 4 tensors with NaN or infinite values\n"), "{}", text(&output.stdout));
 }
+
+/// The hash of what `bytes` holds, as a file has it.
+fn hash(bytes: &[u8]) -> String {
+    format!("{:016x}", uel_core::safetensors::write::chunk_hash(bytes))
+}
+
+#[test]
+fn deep_checks_every_hash() {
+    const PIECE: usize = 2 << 20;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("hashed.safetensors");
+    let bytes: Vec<u8> = (0..3 * PIECE + 5).map(|n| (n % 251) as u8).collect();
+    let text_of = |bytes: &[u8]| bytes.chunks(PIECE).map(hash).collect::<String>();
+    let hashes = json!({"large": text_of(&bytes), "small": text_of(&[1, 2, 3]), "empty": ""}).to_string();
+    let views = [("large", bytes.as_slice()), ("small", &[1, 2, 3]), ("empty", &[])].map(|(name, bytes)| {
+        (name, safetensors::tensor::TensorView::new(Dtype::U8, vec![bytes.len()], bytes).unwrap())
+    });
+    let metadata = std::collections::HashMap::from([("uel.xxh3".to_owned(), hashes)]);
+    safetensors::serialize_to_file(views, Some(metadata), &path).unwrap();
+
+    let output = uel(&[&"verify", &path, &"--deep"]);
+    assert_exit(&output, 0, 0);
+    assert!(text(&output.stdout).contains("\nchecked 3 tensors by hash\n"), "{}", text(&output.stdout));
+
+    let mut file = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let large = header + file[header..].windows(4).position(|four| four == [0, 1, 2, 3]).unwrap();
+    let small = header
+        + file[header..]
+            .windows(4)
+            .position(|four| four[..3] == [1, 2, 3] && four[3] != 4)
+            .unwrap_or(file.len() - 3 - header);
+    let flips = [
+        (large + 7, large),
+        (large + 2 * PIECE - 1, large + PIECE),
+        (large + 3 * PIECE + 4, large + 3 * PIECE),
+        (small + 2, small),
+    ];
+    for (flip, _) in flips {
+        file[flip] ^= 0x10;
+    }
+    std::fs::write(&path, &file).unwrap();
+    // The headers are sound, and say no more.
+    assert_exit(&uel(&[&"verify", &path]), 0, 0);
+    let output = uel(&[&"verify", &path, &"--deep", &"--json"]);
+    assert_exit(&output, 1, 1);
+    let report = json_of(&output);
+    assert_eq!(report["ok"], json!(false));
+    let faults = report["faults"].as_array().unwrap();
+    let mut found: Vec<_> = faults.iter().map(|fault| fault["offset"].as_u64().unwrap() as usize).collect();
+    found.sort_unstable();
+    let mut expected = flips.map(|(_, offset)| offset);
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    for fault in faults {
+        assert_eq!((&fault["kind"], &fault["file"]), (&json!("hash-mismatch"), &json!(path.to_str().unwrap())));
+        assert!(fault["expected"].is_string() && fault["got"].is_string() && fault["expected"] != fault["got"]);
+        let offset = fault["offset"].as_u64().unwrap() as usize;
+        assert_eq!(fault["tensor"], if offset == small { "small" } else { "large" });
+    }
+    let output = uel(&[&"verify", &path, &"--deep"]);
+    assert_exit(&output, 1, 1);
+    assert_eq!(text(&output.stdout).matches("hash-mismatch: ").count(), 4, "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("checked 3 tensors by hash\n"));
+}
+
+#[test]
+fn deep_names_missing_hashes() {
+    let dir = TempDir::new().unwrap();
+    for (hashes, kind) in [("{}", "hash-mismatch"), (r#"{"w":""}"#, "hash-mismatch"), ("[]", "json")] {
+        let path = dir.path().join("few.safetensors");
+        let view = safetensors::tensor::TensorView::new(Dtype::U8, vec![3], &[1, 2, 3]).unwrap();
+        let metadata = std::collections::HashMap::from([("uel.xxh3".to_owned(), hashes.to_owned())]);
+        safetensors::serialize_to_file([("w", view)], Some(metadata), &path).unwrap();
+        let output = uel(&[&"verify", &path, &"--deep", &"--json"]);
+        assert_exit(&output, 1, 1);
+        let report = json_of(&output);
+        assert_eq!(report["faults"].as_array().unwrap().len(), 1);
+        assert_eq!((&report["faults"][0]["kind"], &report["scanned_bytes"]), (&json!(kind), &json!(3)));
+    }
+}
