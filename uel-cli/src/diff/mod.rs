@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use uel_candle::Checkpoint;
 use uel_core::{Result, TensorInfo};
 
-/// Compare two checkpoints tensor by tensor; exit 1 where they differ.
+/// Compare two checkpoints tensor by tensor; exit 1 where they differ
 ///
 /// Tensors are equal when their dtypes, shapes and bytes are. With a tolerance, values are compared instead: two numbers
 /// are equal when they differ by no more than either tolerance allows. Metadata and the distribution over files are not
