@@ -62,8 +62,9 @@ pub(crate) fn write(
     shard_bytes: Option<u64>,
     began: Instant,
 ) -> Result<Report> {
-    // A folder that comes into being for the shards goes again where they do not.
-    let new_folder = shard_bytes.is_some() && !path.exists();
+    // Folders that come into being for the shards go again where those do not.
+    let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let new_folders: Vec<&Path> = path.ancestors().take_while(is_new).filter(|_| shard_bytes.is_some()).collect();
     if let Some(bytes) = shard_bytes {
         check_index_stays_true(edit, path, bytes)?;
         options = options.with_max_shard_bytes(bytes);
@@ -71,9 +72,9 @@ pub(crate) fn write(
     let progress = Progress::of_bytes(0);
     let options = options.with_progress(move |done| progress.set(done.bytes_done, done.bytes_total));
     let written = edit.write(path, &options);
-    if written.is_err() && new_folder {
+    for folder in new_folders.into_iter().filter(|_| written.is_err()) {
         // Fails unless it is an empty folder, which is all that is meant.
-        let _ = std::fs::remove_dir(path);
+        let _ = std::fs::remove_dir(folder);
     }
     let report = written?;
     Ok(Report::new(&report.files, report.tensor_count, began))

@@ -51,10 +51,10 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "tib" => 1 << 40,
         _ => return Err(wrong()),
     };
-    let bytes = match number.parse::<u64>() {
-        Ok(number) => number.checked_mul(factor),
-        // A float becomes the nearest number of bytes, or the largest there is.
-        Err(_) => number.parse::<f64>().ok().map(|number| (number * factor as f64) as u64),
+    let bytes = match number.contains('.') {
+        false => number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)),
+        // What is too large for a u64 becomes the largest, which no file is.
+        true => number.parse::<f64>().ok().map(|number| (number * factor as f64) as u64),
     };
     match bytes {
         Some(0) => Err("a file must hold more than no bytes".to_owned()),

@@ -207,8 +207,6 @@ fn faults_leave_nothing_behind() {
         all.extend(args);
         let told = refused(&all);
         assert!(told.contains(part), "{told}");
-        assert_eq!(names_in(dir.path())[..1], ["model.safetensors"]);
-        let _ = std::fs::remove_dir(&dst);
         assert_eq!(names_in(dir.path()), ["model.safetensors"], "{part}");
     }
     let broken = dir.path().join("broken.safetensors");
