@@ -1,7 +1,7 @@
 //! The program `uel`: a look at tensor checkpoints, a judgement of them, others made from them, and how fast they load.
 //!
-//! Results go to stdout, and what stops the program to stderr in one line. Exit codes: 0 done, 1 the input is at fault,
-//! 2 wrong usage.
+//! Results go to stdout, and what stops the program to stderr in one line. Exit codes: 0 done, 1 the input is at fault
+//! or differs, 2 wrong usage.
 #![deny(unsafe_code)]
 
 mod adapter;
@@ -33,7 +33,7 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOC: uel_candle::MappedAllocator = uel_candle::MappedAllocator::new();
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault (one line on stderr), 2 wrong usage.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault or differs (one line on stderr), 2 wrong usage.";
 
 /// Inspect, verify, convert, merge, split, compare and benchmark tensor checkpoints.
 ///

@@ -19,17 +19,20 @@ fn save(folder: &Path, value: u8, options: SaveOptions) -> uel_candle::Result<()
 
 /// A folder whose shards were being replaced when the disk failed.
 fn interrupted_set(dir: &TempDir) -> PathBuf {
-    for fault in 0..200 {
+    let attempt = |fault: u64| {
         let folder = dir.path().join(format!("set-{fault}"));
         save(&folder, 1, SaveOptions::new()).unwrap();
         let faulty = SaveOptions::new().with_disk(FaultDisk::new(LocalDisk).failing_at(fault));
         let saved = save(&folder, 2, faulty);
         match Checkpoint::open(&folder) {
-            Err(error) if error.kind() == Kind::Interrupted => return folder,
-            _ => assert!(saved.is_err(), "no fault leaves the set half replaced"),
+            Err(error) if error.kind() == Kind::Interrupted => Some(folder),
+            _ => {
+                assert!(saved.is_err(), "no fault leaves the set half replaced");
+                None
+            }
         }
-    }
-    panic!("every save failed before it replaced anything");
+    };
+    (0..200).find_map(attempt).unwrap()
 }
 
 #[test]
