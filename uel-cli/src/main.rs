@@ -1,16 +1,27 @@
-//! The program `uel`: a look at tensor checkpoints, a judgement of them, and how fast they load.
+//! The program `uel`: a look at tensor checkpoints, a judgement of them, others made from them, and how fast they load.
 //!
-//! Results go to stdout, and what stops the program to stderr in one line. Exit codes: 0 done, 1 the input is at fault,
-//! 2 wrong usage.
+//! Results go to stdout, and what stops the program to stderr in one line. Exit codes: 0 done, 1 the input is at fault
+//! or differs, 2 wrong usage.
 #![deny(unsafe_code)]
 
+mod adapter;
+mod args;
 mod bench;
+mod buffer;
+mod convert;
+mod diff;
+mod extract;
 mod hashes;
 mod html;
 mod inspect;
+mod memory;
+mod merge;
 mod pieces;
 mod progress;
+mod recover;
+mod save;
 mod scan;
+mod split;
 mod table;
 mod verify;
 
@@ -23,17 +34,18 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOC: uel_candle::MappedAllocator = uel_candle::MappedAllocator::new();
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault (one line on stderr), 2 wrong usage.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault or differs (one line on stderr), 2 wrong usage.";
 
-/// Inspect, verify and benchmark tensor checkpoints.
+/// Inspect, verify, convert, merge, split, compare and benchmark tensor checkpoints.
 ///
 /// A checkpoint is a .safetensors file, a folder of shards, or the index.json of a sharded one. Every
-/// command has --help with an example, and those that report something have --json for scripts.
+/// command has --help with examples, and --json for scripts.
 #[derive(Parser, Debug)]
 #[command(
     name = "uel",
     version,
-    after_help = format!("Example:\n  uel inspect model.safetensors --filter '*.attn.*'\n\n{EXIT_CODES}"),
+    after_help = format!("Example:\n  uel inspect model.safetensors --filter '*.attn.*'\n  \
+                          uel convert model.safetensors half.safetensors --dtype bf16\n\n{EXIT_CODES}"),
     subcommand_required = true,
     arg_required_else_help = false
 )]
@@ -48,6 +60,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Find every fault of a checkpoint; exit 1 where there is any
     Verify(verify::Args),
+    Convert(convert::Args),
+    Merge(merge::Args),
+    Split(split::Args),
+    Diff(diff::Args),
+    Extract(extract::Args),
+    Recover(recover::Args),
     /// Measure how fast checkpoints load
     Bench(bench::Args),
     /// One measurement in a process of its own, as `uel bench` starts it
@@ -62,6 +80,8 @@ enum Stop {
     Input(uel_core::Error),
     /// The input was judged, and this is the verdict.
     Verdict(String),
+    /// The arguments do not go together.
+    Usage(String),
     /// The result could not be written to stdout.
     Output(io::Error),
     /// The result could not be written to a file.
@@ -72,7 +92,7 @@ impl std::fmt::Display for Stop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Stop::Input(error) => error.fmt(f),
-            Stop::Verdict(verdict) => f.write_str(verdict),
+            Stop::Verdict(verdict) | Stop::Usage(verdict) => f.write_str(verdict),
             Stop::Output(error) => write!(f, "cannot write to stdout: {error}"),
             Stop::File(path, error) => write!(f, "cannot write {}: {error}", path.display()),
         }
@@ -97,6 +117,12 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Split(args) => split::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Extract(args) => extract::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchRun(args) => bench::run_one(&args),
     };
@@ -104,7 +130,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => {
             let _ = writeln!(io::stderr(), "uel: {}", table::one_line(&stop.to_string()));
-            ExitCode::FAILURE
+            match stop {
+                Stop::Usage(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -30,6 +30,12 @@ impl Progress {
         self.0.inc(by);
     }
 
+    /// Sets how far it is and how far it goes, for work that knows both.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
     /// Says what runs now.
     pub(crate) fn show(&self, what: impl Into<String>) {
         self.0.set_message(what.into());

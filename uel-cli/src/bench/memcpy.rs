@@ -1,6 +1,6 @@
 //! The rate at which this machine copies memory: what a copying loader can reach at best.
 
-use super::run::kilobytes_of;
+use crate::memory::kilobytes_of;
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::time::{Duration, Instant};

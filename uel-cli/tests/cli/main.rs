@@ -2,8 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod convert;
+mod diff;
+mod extract;
 mod html;
 mod inspect;
+mod merge;
+mod recover;
+mod split;
 mod verify;
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -44,6 +50,35 @@ fn shards(dir: &TempDir) {
 
 fn uel(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_uel")).args(args.iter().map(|arg| arg.as_ref())).output().unwrap()
+}
+
+/// The names of everything in a folder, hidden files too.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn f32s(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// The values of an F32 tensor.
+fn values_of(path: &Path, name: &str) -> Vec<f32> {
+    let checkpoint = uel_candle::Checkpoint::open(path).unwrap();
+    assert_eq!(checkpoint.info(name).unwrap().dtype(), uel_core::Dtype::F32);
+    let bytes = checkpoint.read(name).unwrap();
+    bytes.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+/// The one line on stderr of a command that failed, and that it wrote nothing else.
+#[track_caller]
+fn refused(args: &[&dyn AsRef<std::ffi::OsStr>]) -> String {
+    let output = uel(args);
+    assert_exit(&output, 1, 1);
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    text(&output.stderr).to_owned()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -91,7 +126,9 @@ fn exit_codes() {
 
 #[test]
 fn help_has_examples() {
-    for command in ["", "inspect", "verify", "bench", "bench load"] {
+    for command in
+        ["", "inspect", "verify", "convert", "merge", "split", "diff", "extract", "recover", "bench", "bench load"]
+    {
         let args = command.split_whitespace().chain(["--help"]);
         let output = Command::new(env!("CARGO_BIN_EXE_uel")).args(args).output().unwrap();
         assert_exit(&output, 0, 0);
