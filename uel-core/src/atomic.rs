@@ -204,7 +204,9 @@ fn destination(disk: &dyn Disk, path: &Path, symlinks: Symlinks) -> Result<PathB
                 );
             }
             (Some(Entry::Folder), _) => return refused("the destination is a folder", "a folder"),
-            (Some(Entry::Other), _) => return refused("the destination is no regular file", "a device, pipe or socket"),
+            (Some(Entry::Other), _) => {
+                return refused("the destination is no regular file", "a device, pipe or socket");
+            }
         }
     }
     refused("the destination is a symbolic link that leads nowhere", "links that lead to links")

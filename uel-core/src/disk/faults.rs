@@ -59,8 +59,7 @@ struct FaultFile {
 impl<D: Disk> FaultDisk<D> {
     /// A disk that fails nowhere yet.
     pub fn new(inner: D) -> Self {
-        let state =
-            State { room: u64::MAX.into(), until_fault: u64::MAX.into(), operations: AtomicU64::default() };
+        let state = State { room: u64::MAX.into(), until_fault: u64::MAX.into(), operations: AtomicU64::default() };
         Self { inner, state: Arc::new(state) }
     }
 

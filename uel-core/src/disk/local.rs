@@ -159,8 +159,13 @@ impl DiskFile for LocalFile {
         match rustix::fs::copy_file_range(from, Some(&mut source_at), &self.0, Some(&mut at), asked) {
             Ok(copied) => Ok(copied as u64),
             // Between file systems, or on one that cannot.
-            Err(rustix::io::Errno::XDEV | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS
-                | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => Err(io::ErrorKind::Unsupported.into()),
+            Err(
+                rustix::io::Errno::XDEV
+                | rustix::io::Errno::INVAL
+                | rustix::io::Errno::NOSYS
+                | rustix::io::Errno::OPNOTSUPP
+                | rustix::io::Errno::PERM,
+            ) => Err(io::ErrorKind::Unsupported.into()),
             Err(error) => Err(error.into()),
         }
     }

@@ -149,8 +149,7 @@ pub(super) fn patch_regions(disk: &Arc<dyn Disk>, path: &Path, byte_len: u64, re
     journal.write_all_at(at, &hash.finish().to_le_bytes())?;
     journal.commit()?;
     for (offset, bytes) in regions {
-        write_all_at(&*file, *offset, bytes)
-            .map_err(|error| Error::io("write", path, error).with_offset(*offset))?;
+        write_all_at(&*file, *offset, bytes).map_err(|error| Error::io("write", path, error).with_offset(*offset))?;
     }
     file.sync().map_err(|error| Error::io("sync", path, error))?;
     remove(&**disk, &journal_path)

@@ -108,9 +108,12 @@ impl Hashes {
         if expected == Some(&got) {
             return Ok(());
         }
-        let error = Error::new(Kind::HashMismatch, format!("the {} bytes from here on are not those that were written", bytes.len()))
-            .with_tensor(name)
-            .with_got(format!("hash {got:016x}"));
+        let error = Error::new(
+            Kind::HashMismatch,
+            format!("the {} bytes from here on are not those that were written", bytes.len()),
+        )
+        .with_tensor(name)
+        .with_got(format!("hash {got:016x}"));
         Err(match expected {
             Some(expected) => error.with_expected(format!("hash {expected:016x}")),
             None => error.with_expected("a hash in the metadata"),

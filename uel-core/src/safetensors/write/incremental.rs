@@ -371,7 +371,9 @@ impl IncrementalWriter {
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.file.read_at(from + done as u64, rest) {
-                Ok(0) => return Err(Error::new(Kind::UnexpectedEof, "what was written is not there").with_path(&self.path)),
+                Ok(0) => {
+                    return Err(Error::new(Kind::UnexpectedEof, "what was written is not there").with_path(&self.path));
+                }
                 Ok(read) => done += read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("read back", &self.path, error).with_offset(from)),

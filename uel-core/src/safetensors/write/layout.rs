@@ -45,7 +45,9 @@ impl Layout {
     pub(super) fn push(&mut self, meta: TensorMeta) -> Result<ByteRange> {
         check_name(&meta.name)?;
         if self.positions.contains_key(&meta.name) {
-            return Err(Error::new(Kind::DuplicateName, "a tensor of this name is written already").with_tensor(&meta.name));
+            return Err(
+                Error::new(Kind::DuplicateName, "a tensor of this name is written already").with_tensor(&meta.name)
+            );
         }
         if self.placed.len() >= limits::MAX_TENSORS {
             return Err(Error::new(Kind::Limit, "too many tensors")
@@ -126,7 +128,9 @@ impl Layout {
 /// Names that every reader accepts.
 fn check_name(name: &str) -> Result<()> {
     if name == "__metadata__" {
-        return Err(Error::new(Kind::Argument, "no tensor can be called so: the key holds the metadata").with_tensor(name));
+        return Err(
+            Error::new(Kind::Argument, "no tensor can be called so: the key holds the metadata").with_tensor(name)
+        );
     }
     if name.len() > limits::MAX_NAME_BYTES {
         return Err(Error::new(Kind::Limit, "the tensor name is too long")

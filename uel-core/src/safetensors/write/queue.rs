@@ -130,7 +130,13 @@ impl WriteQueue {
             self.shared.lock().buffers.push(buffer);
             let (piece, at) = (start / HASH_CHUNK_BYTES, offset + start as u64);
             let byte_len = range.len();
-            self.shared.push(Job { tensor, piece, offset: at, byte_len, bytes: Bytes::Owned(Arc::clone(&bytes), range) });
+            self.shared.push(Job {
+                tensor,
+                piece,
+                offset: at,
+                byte_len,
+                bytes: Bytes::Owned(Arc::clone(&bytes), range),
+            });
         }
         Ok(())
     }
@@ -211,7 +217,9 @@ impl Shared {
             drop(state);
             let outcome = catch_unwind(AssertUnwindSafe(|| self.write(&job)));
             let outcome = outcome.unwrap_or_else(|_| {
-                Err(Error::new(Kind::WorkerPanic, "a writing thread panicked").with_path(&self.path).with_offset(job.offset))
+                Err(Error::new(Kind::WorkerPanic, "a writing thread panicked")
+                    .with_path(&self.path)
+                    .with_offset(job.offset))
             });
             let mut state = self.lock();
             state.pending -= job.byte_len;

@@ -36,11 +36,7 @@ pub struct ShardPlan {
 /// # Errors
 ///
 /// Where a tensor's size cannot be counted, and [`Kind::Limit`] for too many files.
-pub fn plan_shards(
-    metas: impl IntoIterator<Item = TensorMeta>,
-    max_shard_bytes: u64,
-    stem: &str,
-) -> Result<ShardPlan> {
+pub fn plan_shards(metas: impl IntoIterator<Item = TensorMeta>, max_shard_bytes: u64, stem: &str) -> Result<ShardPlan> {
     let mut shards: Vec<Vec<TensorMeta>> = vec![Vec::new()];
     let (mut own, mut current, mut total) = (Vec::new(), 0u64, 0u64);
     for meta in metas {
@@ -118,7 +114,9 @@ impl ShardedWriter {
     pub fn create(folder: impl AsRef<Path>, plan: &ShardPlan, options: &SaveOptions) -> Result<Self> {
         let folder = folder.as_ref();
         if !options.rename {
-            return Err(Error::new(Kind::Argument, "a set of shards cannot be left under temporary names").with_path(folder));
+            return Err(
+                Error::new(Kind::Argument, "a set of shards cannot be left under temporary names").with_path(folder)
+            );
         }
         let mut owners = HashMap::new();
         for (shard, metas) in plan.shards.iter().enumerate() {
@@ -195,8 +193,10 @@ impl ShardedWriter {
             file.write_all_at(0, text.as_bytes())?;
             members.push(Member { file, bytes: text.len() as u64 });
         }
-        report.files =
-            members.iter().map(|member| Written { path: member.file.path().to_path_buf(), bytes: member.bytes }).collect();
+        report.files = members
+            .iter()
+            .map(|member| Written { path: member.file.path().to_path_buf(), bytes: member.bytes })
+            .collect();
         match members.len() {
             1 => members.into_iter().try_for_each(|member| member.file.commit())?,
             _ => commit_set(&self.options.disk, &self.folder, members.into_iter().map(|member| member.file).collect())?,

@@ -223,11 +223,12 @@ impl StreamingWriter {
         self.put(gathered.offset, &gathered.bytes)?;
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if state.failed {
-            return Err(Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.file.path()));
+            return Err(
+                Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.file.path())
+            );
         }
-        let whole = |(given, placed): &(&Given, &Placed)| {
-            given.any && given.count == chunk_count(placed.range.byte_len())
-        };
+        let whole =
+            |(given, placed): &(&Given, &Placed)| given.any && given.count == chunk_count(placed.range.byte_len());
         let mut missing = state.given.iter().zip(&self.layout.placed).filter(|pair| !whole(pair));
         if let Some((_, first)) = missing.next() {
             let more = missing.count();
