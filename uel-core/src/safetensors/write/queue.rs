@@ -234,7 +234,7 @@ impl WriteQueue {
             state.closed = true;
             if forget { std::mem::take(&mut state.jobs) } else { VecDeque::new() }
         };
-        discard(forgotten);
+        forgotten.into_iter().for_each(discard);
         self.shared.work.notify_all();
         let threads = std::mem::take(&mut *self.threads());
         for thread in threads {
@@ -319,22 +319,33 @@ impl Shared {
             };
             drop(state);
             let Job { tensor, piece, offset, byte_len, bytes } = job;
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.write(offset, bytes))).unwrap_or_else(|panic| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.write(offset, &bytes))).unwrap_or_else(|panic| {
                 std::mem::forget(panic);
                 let error = Error::new(Kind::WorkerPanic, "a writing thread panicked");
                 Err(error.with_path(&self.path).with_offset(offset))
             });
+            // Apart from the write: a panic while another one unwinds would end the process.
+            let buffer = match bytes {
+                Bytes::Copied(buffer) => Some(buffer).filter(|buffer| buffer.capacity() == HASH_CHUNK_BYTES),
+                Bytes::Owned(owned, _) => {
+                    discard(owned);
+                    None
+                }
+            };
             let mut state = self.lock();
             state.pending -= byte_len + JOB_BYTES;
             let mut forgotten = VecDeque::new();
             match outcome {
-                Ok((hash, buffer)) => {
+                Ok(hash) => {
                     if self.hashes {
                         state.hashes.push(PieceHash { tensor, piece, hash });
                     }
                     let held = (state.buffers.len() + 1).saturating_mul(HASH_CHUNK_BYTES);
                     let room = state.pending.saturating_add(held) <= self.budget;
-                    state.buffers.extend(buffer.filter(|buffer| room && buffer.capacity() == HASH_CHUNK_BYTES));
+                    state.buffers.extend(buffer.filter(|_| room).map(|mut buffer| {
+                        buffer.clear();
+                        buffer
+                    }));
                 }
                 Err(error) => {
                     state.fail(error);
@@ -343,14 +354,14 @@ impl Shared {
                 }
             }
             drop(state);
-            discard(forgotten);
+            forgotten.into_iter().for_each(discard);
             self.room.notify_all();
         }
     }
 
-    /// Writes bytes, and lets go of them. Returns their hash, and the buffer where they were a copy.
-    fn write(&self, offset: u64, bytes: Bytes) -> Result<(u64, Option<Vec<u8>>)> {
-        let slice = match &bytes {
+    /// Writes bytes, and returns their hash.
+    fn write(&self, offset: u64, bytes: &Bytes) -> Result<u64> {
+        let slice = match bytes {
             Bytes::Copied(buffer) => buffer,
             Bytes::Owned(owned, range) => (**owned).as_ref().get(range.clone()).ok_or_else(|| {
                 Error::new(Kind::Argument, "bytes that were handed over became fewer").with_path(&self.path)
@@ -359,12 +370,6 @@ impl Shared {
         let hash = if self.hashes { chunk_hash(slice) } else { 0 };
         write_all_at(&*self.file, offset, slice)
             .map_err(|error| Error::io("write", &self.path, error).with_offset(offset))?;
-        Ok(match bytes {
-            Bytes::Copied(mut buffer) => {
-                buffer.clear();
-                (hash, Some(buffer))
-            }
-            Bytes::Owned(..) => (hash, None),
-        })
+        Ok(hash)
     }
 }

@@ -111,6 +111,7 @@ impl ShardedWriter {
     /// [`Kind::Argument`] with options that leave files under temporary names.
     pub fn create(folder: impl AsRef<Path>, plan: &ShardPlan, options: &SaveOptions) -> Result<Self> {
         let folder = folder.as_ref();
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         if !options.rename {
             return Err(
                 Error::new(Kind::Argument, "a set of shards cannot be left under temporary names").with_path(folder)
