@@ -148,10 +148,8 @@ impl State {
                 }
             }
             Operation::Rename(from, to) => {
-                if keep {
-                    if let Some(number) = self.names.remove(from) {
-                        self.names.insert(to.clone(), number);
-                    }
+                if keep && let Some(number) = self.names.remove(from) {
+                    self.names.insert(to.clone(), number);
                 }
             }
             Operation::Remove(path) => {

@@ -214,6 +214,11 @@ fn undo_held(disk: &dyn Disk, path: &Path) -> Result<bool> {
         return Ok(false);
     }
     let journal_path = journal_path(path);
+    if matches!(disk.entry(path), Ok(None)) {
+        // Somebody removed the file: there is nothing to undo, and another file may come to stand there.
+        remove(disk, &journal_path)?;
+        return Ok(false);
+    }
     let open = |path: &Path| disk.open(path).map_err(|error| Error::io("open", path, error));
     let (journal, file) = (open(&journal_path)?, open(path)?);
     let mut piece = vec![0; PIECE_BYTES];
@@ -274,9 +279,10 @@ fn check_journal(
     let mut last = [0; 1];
     let there = |at: u64, last: &mut [u8]| read_all_at(file, at, last).is_ok();
     if byte_len > 0 && !there(byte_len - 1, &mut last) || there(byte_len, &mut last) {
-        return Err(Error::new(Kind::Changed, "the file has another length than when its patch was interrupted")
-            .with_path(path)
-            .with_expected(format!("{byte_len} bytes")));
+        let kept = journal_path.display();
+        let message =
+            format!("the file has another length than when its patch was interrupted; {kept} keeps old bytes");
+        return Err(Error::new(Kind::Changed, message).with_path(path).with_expected(format!("{byte_len} bytes")));
     }
     Ok(ranges)
 }

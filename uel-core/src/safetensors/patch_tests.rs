@@ -158,3 +158,27 @@ fn a_fault_while_patching_brings_the_old_bytes_back() {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
+
+#[test]
+fn what_was_kept_of_a_file_that_is_gone_is_no_obstacle() {
+    let (_, journal) = interrupted();
+    let path = PathBuf::from("/d/m");
+    let disk = RecordingDisk::new([(journal_path(&path), journal)]);
+    assert!(!undo_patch_on(&disk, &path).unwrap());
+    assert!(disk.files().is_empty());
+}
+
+#[test]
+fn a_patched_shard_is_noticed_through_the_index_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = folder.path().join("a.safetensors");
+    save(&shard, false);
+    let index = folder.path().join("model.safetensors.index.json");
+    let names = r#"{"a\"é":"a.safetensors","large":"a.safetensors"}"#;
+    std::fs::write(&index, format!("{{\"metadata\":{{}},\"weight_map\":{names}}}")).unwrap();
+    SafetensorsFiles::open(&index, Rules::Strict).unwrap();
+    std::fs::write(journal_path(&shard), "kept").unwrap();
+    for path in [&*index, folder.path()] {
+        assert_eq!(SafetensorsFiles::open(path, Rules::Strict).unwrap_err().kind(), Kind::Interrupted);
+    }
+}

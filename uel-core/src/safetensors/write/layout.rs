@@ -122,7 +122,8 @@ impl Layout {
     ///
     /// [`Kind::HeaderTooLarge`] where no reader would take it.
     pub(super) fn encode(&self, metadata: Option<&Metadata>, reserved: usize) -> Result<Vec<u8>> {
-        let mut header = String::with_capacity(PREFIX_BYTES as usize + 2 + self.placed.len() * 128);
+        let mut header =
+            String::with_capacity(self.placed.len().saturating_mul(128).min(limits::MAX_HEADER_BYTES as usize) + 16);
         header.push_str("\0\0\0\0\0\0\0\0{");
         let mut separator = "";
         if let Some(metadata) = metadata {

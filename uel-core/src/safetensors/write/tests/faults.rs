@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 type Disk = Arc<FaultDisk<LocalDisk>>;
 
+type Way = Box<dyn Fn(&Path, &[Given], Disk) -> Result<SaveReport>>;
+
 /// The ways to save a file, each with everything that happens in it.
-fn ways() -> Vec<(&'static str, Box<dyn Fn(&Path, &[Given], Disk) -> Result<SaveReport>>)> {
+fn ways() -> Vec<(&'static str, Way)> {
     let save = |disk: Disk, hashes| {
         SaveOptions::new().with_disk(disk).with_durability(Durability::Durable).with_hashes(hashes)
     };
-    let mut ways: Vec<(&str, Box<dyn Fn(&Path, &[Given], Disk) -> Result<SaveReport>>)> = Vec::new();
+    let mut ways: Vec<(&str, Way)> = Vec::new();
     for hashes in [false, true] {
         ways.push(("stream", Box::new(move |path, given, disk| stream(path, given, &save(disk, hashes)))));
         for reserved in [0, 10_000] {

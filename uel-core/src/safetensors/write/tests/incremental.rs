@@ -82,6 +82,8 @@ impl DiskFile for SlowFile {
     }
 }
 
+type Len = fn(usize) -> usize;
+
 /// A payload that is let go of, and asked for, in strange ways.
 struct Payload<F: Fn(usize) -> usize, D: Fn()> {
     bytes: Vec<u8>,
@@ -346,7 +348,7 @@ fn what_is_handed_over_may_panic() {
     let payload =
         |len: fn(usize) -> usize, dropped: fn()| Payload { bytes: vec![1; 5 << 20], asked: 0.into(), len, dropped };
     // Asked by the caller's thread, by a writing thread, and let go of there; each with the writer used afterwards.
-    let strange: [(fn(usize) -> usize, fn()); 5] = [
+    let strange: [(Len, fn()); 5] = [
         (|_| 5 << 20, || panic!("dropped")),
         (|n| if n == 0 { 5 << 20 } else { panic!("asked") }, || {}),
         (|n| if n == 0 { 5 << 20 } else { 100 }, || {}),
