@@ -39,6 +39,9 @@ pub enum Symlinks {
 /// The end of every temporary file's name.
 const TEMPORARY_END: &str = ".uel-tmp";
 
+/// The end of the names of finished files that were not to be renamed.
+const KEPT_END: &str = ".uel-kept";
+
 /// Bytes of the destination's name that stand in the temporary one: names end at 255 bytes.
 const NAME_START_BYTES: usize = 64;
 
@@ -150,10 +153,11 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Gives a finished file another temporary name, which stays when this is dropped.
+    /// Gives a finished file another temporary name, which stays when this is dropped. It is held until then.
     pub(crate) fn rename_to_wait(&mut self, to: &Path) -> Result<()> {
         let renamed = self.disk.rename(&self.temporary, to);
         renamed.map_err(|error| Error::io("rename the finished file beside it", &self.destination, error))?;
+        self.temporary = to.to_path_buf();
         self.pending = false;
         Ok(())
     }
@@ -166,15 +170,28 @@ impl AtomicFile {
         self.disk.sync_folder(folder).map_err(|error| Error::io("sync the folder", folder, error))
     }
 
-    /// Leaves the finished file under its temporary name, for the caller to rename or remove.
+    /// Leaves the finished file beside the destination, for the caller to rename or remove, and says where. Its name is one
+    /// that no later save takes for abandoned.
     ///
     /// # Errors
     ///
-    /// [`Kind::Io`] where it cannot be synced.
+    /// [`Kind::Io`] where it cannot be synced or renamed.
     pub fn keep(mut self) -> Result<PathBuf> {
         self.sync()?;
-        self.pending = false;
-        Ok(self.temporary.clone())
+        for number in 0..MAX_ATTEMPTS {
+            let name = prefix(&self.destination)?;
+            let name = name.strip_suffix('.').unwrap_or(&name);
+            let time = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+            let kept =
+                folder(&self.destination).join(format!("{name}-{}-{time}-{number}{KEPT_END}", std::process::id()));
+            let there = self.disk.entry(&kept);
+            if there.map_err(|error| Error::io("look for a name for", &self.destination, error))?.is_none() {
+                self.rename_to_wait(&kept)?;
+                self.sync_folder().inspect_err(|_| drop(self.disk.remove(&kept)))?;
+                return Ok(kept);
+            }
+        }
+        Err(Error::new(Kind::Io, "cannot keep the finished file: every name is taken").with_path(&self.destination))
     }
 }
 
@@ -183,6 +200,44 @@ impl Drop for AtomicFile {
         if self.pending {
             let _ = self.disk.remove(&self.temporary);
         }
+    }
+}
+
+/// A file that says that its process is at work on something, for as long as this lives. One whose process was killed is
+/// taken over.
+#[derive(Debug)]
+pub(crate) struct Hold<'a> {
+    disk: &'a dyn Disk,
+    path: PathBuf,
+    _file: Arc<dyn DiskFile>,
+}
+
+impl<'a> Hold<'a> {
+    /// # Errors
+    ///
+    /// [`Kind::Interrupted`] where another holds it, [`Kind::Io`].
+    pub(crate) fn take(disk: &'a dyn Disk, path: PathBuf) -> Result<Self> {
+        for _ in 0..MAX_ATTEMPTS {
+            match disk.create(&path, &path) {
+                Ok(file) => return Ok(Self { disk, path, _file: file }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", &path, error)),
+            }
+            disk.remove_abandoned(folder(&path), &path.file_name().unwrap_or_default().to_string_lossy());
+            let there = disk.entry(&path).map_err(|error| Error::io("look at", &path, error))?;
+            if there.is_some() {
+                break;
+            }
+        }
+        let message = "another save or patch is under way here; if none is, the file system has no locks, and this file has \
+                       to be removed by hand";
+        Err(Error::new(Kind::Interrupted, message).with_path(path))
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let _ = self.disk.remove(&self.path);
     }
 }
 

@@ -3,6 +3,8 @@
 //! Source: the `Dtype` enum of the reference implementation,
 //! <https://docs.rs/safetensors/0.8.0/safetensors/tensor/enum.Dtype.html>.
 
+mod names;
+
 macro_rules! dtypes {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $bits:literal;)+) => {
         /// The element type of a tensor in a file.

@@ -93,8 +93,14 @@ impl Disk for LocalDisk {
                 continue;
             }
             let path = entry.path();
-            // Who can lock it knows that nobody writes to it any more. Where locks do not work it stays.
-            if OpenOptions::new().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            // A file whose permissions were taken from one that nobody may write can still be locked.
+            let file = OpenOptions::new().write(true).open(&path).or_else(|_| File::open(&path));
+            // Who can lock it knows that nobody writes to it any more, unless another file has come to stand there since.
+            // Where locks do not work it stays.
+            let abandoned = |file: &File| file.try_lock().is_ok() && stands_at(file, &path).is_ok_and(|stands| stands);
+            if let Ok(file) = file
+                && abandoned(&file)
+            {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -102,7 +108,7 @@ impl Disk for LocalDisk {
 }
 
 /// Locks a file that was just created. Between creation and lock another process may have taken it for abandoned:
-/// then it has another name's place, and the caller tries the next one.
+/// then its name is free, or another file's, and the caller tries the next one.
 fn hold(file: &File, path: &Path) -> io::Result<()> {
     let taken = || io::Error::from(io::ErrorKind::AlreadyExists);
     match file.try_lock() {
@@ -111,10 +117,26 @@ fn hold(file: &File, path: &Path) -> io::Result<()> {
         // Not every file system has locks. Files are then never taken for abandoned either.
         Err(fs::TryLockError::Error(_)) => {}
     }
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(taken()),
-        Err(error) => Err(error),
+    if stands_at(file, path)? { Ok(()) } else { Err(taken()) }
+}
+
+/// Whether it is this file, and no other, that has the name `path`.
+fn stands_at(file: &File, path: &Path) -> io::Result<bool> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let own = file.metadata()?;
+        Ok((own.dev(), own.ino()) == (there.dev(), there.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        Ok(there.is_file())
     }
 }
 

@@ -88,6 +88,40 @@ pub trait Disk: Send + Sync + Debug {
     fn remove_abandoned(&self, folder: &Path, prefix: &str);
 }
 
+impl<D: Disk + ?Sized> Disk for Arc<D> {
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        (**self).entry(path)
+    }
+
+    fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        (**self).read(path, limit)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        (**self).open(path)
+    }
+
+    fn create(&self, path: &Path, like: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        (**self).create(path, like)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        (**self).rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        (**self).remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        (**self).sync_folder(folder)
+    }
+
+    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
+        (**self).remove_abandoned(folder, prefix);
+    }
+}
+
 /// A file that is being written.
 pub trait DiskFile: Send + Sync + Debug {
     /// Writes some of `bytes` at `offset`, and says how many.

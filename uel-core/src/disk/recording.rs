@@ -1,10 +1,11 @@
 //! A disk in memory that remembers every operation, and what a loss of power may leave of them.
 
 use super::{Disk, DiskFile, Entry};
+use crate::atomic::folder;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// One operation that changes the disk, or makes changes lasting. Files are numbered in the order of their creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +40,15 @@ struct State {
     operations: Vec<Operation>,
     names: BTreeMap<PathBuf, usize>,
     files: Vec<Vec<u8>>,
+    /// Files that their creators hold, by number.
+    held: BTreeMap<usize, Weak<()>>,
 }
 
 #[derive(Debug)]
 struct RecordingFile {
     disk: RecordingDisk,
     number: usize,
+    _held: Option<Arc<()>>,
 }
 
 impl RecordingDisk {
@@ -55,7 +59,7 @@ impl RecordingDisk {
             let mut state = disk.lock();
             for (path, bytes) in files {
                 let number = state.files.len();
-                let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+                let folder = folder(&path).to_path_buf();
                 state.operations.push(Operation::Create(path.clone(), number));
                 state.operations.push(Operation::Write(number, 0, bytes.clone()));
                 state.operations.push(Operation::Sync(number));
@@ -98,7 +102,7 @@ impl RecordingDisk {
         for (at, operation) in happened.iter().enumerate() {
             let lasting = match operation {
                 Operation::Create(path, _) | Operation::Remove(path) | Operation::Rename(_, path) => {
-                    let folder = path.parent().unwrap_or(Path::new(""));
+                    let folder = folder(path);
                     synced(at, &|later| matches!(later, Operation::SyncFolder(synced) if synced == folder))
                 }
                 Operation::Write(number, ..) | Operation::SetLen(number, _) => {
@@ -126,7 +130,7 @@ impl State {
             Operation::Write(number, offset, bytes) => {
                 let Some(file) = self.files.get_mut(*number) else { return };
                 let start = *offset as usize;
-                let end = start + bytes.len();
+                let Some(end) = start.checked_add(bytes.len()) else { return };
                 if file.len() < end {
                     file.resize(end, 0);
                 }
@@ -144,10 +148,8 @@ impl State {
                 }
             }
             Operation::Rename(from, to) => {
-                if keep {
-                    if let Some(number) = self.names.remove(from) {
-                        self.names.insert(to.clone(), number);
-                    }
+                if keep && let Some(number) = self.names.remove(from) {
+                    self.names.insert(to.clone(), number);
                 }
             }
             Operation::Remove(path) => {
@@ -182,7 +184,7 @@ impl Disk for RecordingDisk {
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let number = self.lock().names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(RecordingFile { disk: self.clone(), number }))
+        Ok(Arc::new(RecordingFile { disk: self.clone(), number, _held: None }))
     }
 
     fn create(&self, path: &Path, _like: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -192,7 +194,9 @@ impl Disk for RecordingDisk {
         }
         let number = state.files.len();
         state.record(Operation::Create(path.to_path_buf(), number));
-        Ok(Arc::new(RecordingFile { disk: self.clone(), number }))
+        let held = Arc::new(());
+        state.held.insert(number, Arc::downgrade(&held));
+        Ok(Arc::new(RecordingFile { disk: self.clone(), number, _held: Some(held) }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -218,7 +222,20 @@ impl Disk for RecordingDisk {
         Ok(())
     }
 
-    fn remove_abandoned(&self, _folder: &Path, _prefix: &str) {}
+    fn remove_abandoned(&self, of: &Path, prefix: &str) {
+        let mut state = self.lock();
+        let State { names, held, .. } = &*state;
+        let ours = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            folder(path) == of && name.starts_with(prefix.as_bytes())
+        };
+        let free = |number: &usize| held.get(number).is_none_or(|held| held.strong_count() == 0);
+        let abandoned: Vec<PathBuf> =
+            names.iter().filter(|(path, number)| ours(path) && free(number)).map(|(path, _)| path.clone()).collect();
+        for path in abandoned {
+            state.record(Operation::Remove(path));
+        }
+    }
 }
 
 impl DiskFile for RecordingFile {

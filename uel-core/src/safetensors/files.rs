@@ -109,6 +109,9 @@ impl SafetensorsFiles {
         let shards = shard_paths(path, &index_file);
         let opened = parallel::try_map(&shards, threads(shards.len()), |_, shard| {
             let source = open(shard).map_err(|error| missing_shard(error, shard, path))?;
+            if source.as_file().is_some() {
+                check_not_patching(shard)?;
+            }
             let header = Header::read(&*source, rules)?;
             Ok((source, header))
         })?;

@@ -16,6 +16,10 @@ mod index_file;
 mod json;
 mod parallel;
 mod patch;
+#[cfg(test)]
+mod patch_tests;
+#[cfg(test)]
+mod power_tests;
 mod set;
 mod strict;
 #[cfg(test)]

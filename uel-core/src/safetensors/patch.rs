@@ -5,7 +5,7 @@
 
 use super::write::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_hash};
 use super::{Header, Rules};
-use crate::atomic::{AtomicFile, Durability, Symlinks};
+use crate::atomic::{AtomicFile, Durability, Hold, Symlinks};
 use crate::disk::{Disk, DiskFile, Entry, LocalDisk, read_all_at, write_all_at};
 use crate::source::{ByteSource, ByteSourceExt, FileSource};
 use crate::{ByteRange, Dtype, Error, Kind, Result};
@@ -22,6 +22,10 @@ const FIELDS_BYTES: u64 = 24;
 
 /// A patch overwrites the tensor, and the header where that holds its hashes.
 const MAX_REGIONS: u64 = 2;
+
+/// How the names end of what is kept, and of the file that the one holds who patches.
+const JOURNAL_END: &str = ".uel-undo";
+const LOCK_END: &str = ".uel-lock";
 
 /// Bytes that are copied at a time.
 const PIECE_BYTES: usize = 4 << 20;
@@ -50,11 +54,19 @@ const PIECE_BYTES: usize = 4 << 20;
 /// # Errors
 ///
 /// [`Kind::UnknownTensor`], [`Kind::UnsupportedDtype`], [`Kind::ShapeMismatch`] or [`Kind::SizeMismatch`] where the tensor is
-/// another one; the header's fault; [`Kind::Io`].
+/// another one; the header's fault; [`Kind::Argument`] for a symbolic link; [`Kind::Interrupted`] where the file is being
+/// patched just now; [`Kind::Io`].
 pub fn patch(path: impl AsRef<Path>, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
     let path = path.as_ref();
-    undo_patch_on(&*disk, path)?;
+    // What is kept stands beside the path: whoever opens the file under its own name would not see it. And a link may lead
+    // to a file that others share.
+    if matches!(disk.entry(path), Ok(Some(Entry::Symlink(_)))) {
+        return Err(Error::new(Kind::Argument, "a file is patched under its own name, not through a symbolic link")
+            .with_path(path));
+    }
+    let _hold = hold(&*disk, path)?;
+    undo_held(&*disk, path)?;
     let source = FileSource::open(path)?;
     let header = Header::read(&source, Rules::Strict)?;
     let found = header.index().get(name);
@@ -148,10 +160,18 @@ pub(super) fn patch_regions(disk: &Arc<dyn Disk>, path: &Path, byte_len: u64, re
     }
     journal.write_all_at(at, &hash.finish().to_le_bytes())?;
     journal.commit()?;
-    for (offset, bytes) in regions {
-        write_all_at(&*file, *offset, bytes).map_err(|error| Error::io("write", path, error).with_offset(*offset))?;
+    let overwrite = || {
+        for (offset, bytes) in regions {
+            write_all_at(&*file, *offset, bytes)
+                .map_err(|error| Error::io("write", path, error).with_offset(*offset))?;
+        }
+        file.sync().map_err(|error| Error::io("sync", path, error))
+    };
+    if let Err(error) = overwrite() {
+        // Where this fails too, the copy stays for the next one who tries.
+        let _ = undo_held(&**disk, path);
+        return Err(error);
     }
-    file.sync().map_err(|error| Error::io("sync", path, error))?;
     remove(&**disk, &journal_path)
 }
 
@@ -159,17 +179,45 @@ pub(super) fn patch_regions(disk: &Arc<dyn Disk>, path: &Path, byte_len: u64, re
 ///
 /// # Errors
 ///
-/// [`Kind::Io`]; [`Kind::Changed`] where the file has another length than when it was patched.
+/// [`Kind::Io`]; [`Kind::Changed`] where the file has another length than when it was patched; [`Kind::Json`] where what was
+/// kept is damaged; [`Kind::Interrupted`] where the file is being patched just now.
 pub fn undo_patch(path: impl AsRef<Path>) -> Result<bool> {
     undo_patch_on(&LocalDisk, path.as_ref())
 }
 
 pub(super) fn undo_patch_on(disk: &dyn Disk, path: &Path) -> Result<bool> {
+    if !interrupted(disk, path)? {
+        return Ok(false);
+    }
+    let _hold = hold(disk, path)?;
+    undo_held(disk, path)
+}
+
+/// Only one at a time patches a file, or undoes a patch.
+fn hold<'a>(disk: &'a dyn Disk, path: &Path) -> Result<Hold<'a>> {
+    Hold::take(disk, beside(path, LOCK_END))
+}
+
+fn interrupted(disk: &dyn Disk, path: &Path) -> Result<bool> {
     let journal_path = journal_path(path);
     match disk.entry(&journal_path) {
-        Ok(Some(Entry::File)) => {}
-        Ok(_) => return Ok(false),
-        Err(error) => return Err(Error::io("look at", &journal_path, error)),
+        Ok(entry) => Ok(entry == Some(Entry::File)),
+        // Where the name is too long for this file system, nothing was ever kept.
+        Err(error) if error.kind() == ErrorKind::InvalidFilename => Ok(false),
+        Err(error) => Err(Error::io("look at", &journal_path, error)),
+    }
+}
+
+/// Does so for a caller who holds the lock.
+fn undo_held(disk: &dyn Disk, path: &Path) -> Result<bool> {
+    if !interrupted(disk, path)? {
+        return Ok(false);
+    }
+    let journal_path = journal_path(path);
+    if matches!(disk.entry(path), Ok(None)) {
+        // Somebody removed the file: there is nothing to undo, and another file may come to stand there.
+        remove(disk, &journal_path)?;
+        return Ok(false);
     }
     let open = |path: &Path| disk.open(path).map_err(|error| Error::io("open", path, error));
     let (journal, file) = (open(&journal_path)?, open(path)?);
@@ -218,10 +266,12 @@ fn check_journal(
     }
     let end = ranges.iter().fold(FIELDS_BYTES + count * 16, |end, range| end.saturating_add(range.byte_len()));
     let mut hash = twox_hash::XxHash3_64::new();
-    copy(journal, ByteRange::new(0, end).unwrap_or_default(), piece, journal_path, |_, bytes| {
+    let all = ByteRange::new(0, end).unwrap_or_default();
+    let hashed = copy(journal, all, piece, journal_path, |_, bytes| {
         hash.write(bytes);
         Ok(())
-    })?;
+    });
+    hashed.map_err(|error| damaged().with_source(error))?;
     if hash.finish().to_le_bytes() != word(end)? {
         return Err(damaged());
     }
@@ -229,9 +279,10 @@ fn check_journal(
     let mut last = [0; 1];
     let there = |at: u64, last: &mut [u8]| read_all_at(file, at, last).is_ok();
     if byte_len > 0 && !there(byte_len - 1, &mut last) || there(byte_len, &mut last) {
-        return Err(Error::new(Kind::Changed, "the file has another length than when its patch was interrupted")
-            .with_path(path)
-            .with_expected(format!("{byte_len} bytes")));
+        let kept = journal_path.display();
+        let message =
+            format!("the file has another length than when its patch was interrupted; {kept} keeps old bytes");
+        return Err(Error::new(Kind::Changed, message).with_path(path).with_expected(format!("{byte_len} bytes")));
     }
     Ok(ranges)
 }
@@ -267,9 +318,13 @@ fn remove(disk: &dyn Disk, journal: &Path) -> Result<()> {
 
 /// Where what a patch of `path` overwrites is kept.
 pub(super) fn journal_path(path: &Path) -> PathBuf {
+    beside(path, JOURNAL_END)
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(".uel-undo");
+    name.push(end);
     path.with_file_name(name)
 }
 

@@ -16,7 +16,7 @@ pub const HASHES_KEY: &str = "uel.xxh3";
 pub const HASH_CHUNK_BYTES: usize = 2 << 20;
 
 /// Hexadecimal digits of one hash.
-const DIGITS: usize = 16;
+pub(super) const HASH_DIGITS: usize = 16;
 
 /// The hash of one piece of a tensor's bytes.
 ///
@@ -54,9 +54,9 @@ impl Hashes {
         for (name, text) in texts {
             let digits = |part: &[u8]| {
                 let part = std::str::from_utf8(part).ok()?;
-                u64::from_str_radix(part, 16).ok().filter(|_| part.len() == DIGITS && !part.starts_with('+'))
+                u64::from_str_radix(part, 16).ok().filter(|_| part.len() == HASH_DIGITS && !part.starts_with('+'))
             };
-            let hashes: Option<Vec<u64>> = text.as_bytes().chunks(DIGITS).map(digits).collect();
+            let hashes: Option<Vec<u64>> = text.as_bytes().chunks(HASH_DIGITS).map(digits).collect();
             tensors.insert(name.clone(), hashes.ok_or_else(|| wrong().with_tensor(&name))?);
         }
         Ok(Some(Self { tensors }))
@@ -77,6 +77,10 @@ impl Hashes {
         self.tensors.is_empty()
     }
 
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Vec<u64>> {
+        self.tensors.get_mut(name)
+    }
+
     pub(crate) fn insert(&mut self, name: String, hashes: Vec<u64>) {
         self.tensors.insert(name, hashes);
     }
@@ -85,7 +89,7 @@ impl Hashes {
     pub(crate) fn to_text(&self) -> Result<String> {
         let mut texts = BTreeMap::new();
         for (name, hashes) in &self.tensors {
-            let mut text = String::with_capacity(hashes.len() * DIGITS);
+            let mut text = String::with_capacity(hashes.len() * HASH_DIGITS);
             for hash in hashes {
                 // Writing to a string cannot fail.
                 let _ = write!(text, "{hash:016x}");

@@ -1,8 +1,8 @@
 //! Files whose tensors come one by one.
 
-use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_count};
+use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY};
 use super::layout::{Layout, PREFIX_BYTES, check_byte_len};
-use super::queue::WriteQueue;
+use super::queue::{Call, WriteQueue};
 use super::{SaveOptions, SaveReport, TensorMeta};
 use crate::atomic::AtomicFile;
 use crate::disk::DiskFile;
@@ -21,6 +21,9 @@ const DEFAULT_THREADS: usize = 1;
 
 /// The data section begins at a multiple of this, so that file systems can move it without copying.
 const BLOCK_BYTES: u64 = 4096;
+
+/// The last such multiple before which readers accept a header.
+const LAST_START: u64 = (PREFIX_BYTES + limits::MAX_HEADER_BYTES) / BLOCK_BYTES * BLOCK_BYTES;
 
 /// The data of files up to this size is moved to where a header without padding ends.
 const TIGHT_BELOW_BYTES: u64 = 8 << 20;
@@ -136,6 +139,7 @@ impl IncrementalWriter {
         }
         let file = options.save.create(path)?;
         let start = (PREFIX_BYTES + options.max_header_bytes as u64).next_multiple_of(BLOCK_BYTES);
+        let start = start.min(LAST_START);
         let disk_file = Arc::clone(file.file());
         let (path, hashes) = (file.path().to_path_buf(), options.save.hashes);
         let queue =
@@ -158,8 +162,7 @@ impl IncrementalWriter {
     /// used as before; [`Kind::Argument`] once the file is finished; [`Kind::Io`] where an earlier tensor could not be
     /// written.
     pub fn write(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
-        let (queue, tensor, range) = self.enter(name, dtype, shape, bytes.len() as u64)?;
-        queue.push_copy(tensor, 0, self.start + range.start(), bytes)
+        self.write_all(vec![(TensorMeta::new(name, dtype, shape), bytes)])
     }
 
     /// Begins a tensor whose bytes come piece by piece: what is not in memory as a whole, or not in its order.
@@ -182,16 +185,18 @@ impl IncrementalWriter {
     ///
     /// As [`write`](Self::write).
     pub fn begin(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<TensorWriter> {
-        let byte_len = TensorMeta::new(name, dtype, shape).byte_len().map_err(|error| error.with_path(&self.path))?;
-        let (queue, tensor, range) = self.enter(name, dtype, shape, byte_len)?;
-        let offset = self.start + range.start();
+        let (call, tensor, ranges) = self.enter(vec![(TensorMeta::new(name, dtype, shape), None)])?;
+        let range = ranges.first().copied().unwrap_or_default();
+        let queue = Arc::clone(call.queue());
+        queue.begin(tensor, name);
+        call.done();
         Ok(TensorWriter {
             queue,
             path: self.path.clone(),
             name: name.to_owned(),
             tensor,
-            offset,
-            byte_len,
+            offset: self.start + range.start(),
+            byte_len: range.byte_len(),
             done: 0,
             piece: Vec::new(),
             complete: false,
@@ -210,8 +215,13 @@ impl IncrementalWriter {
         shape: &[usize],
         bytes: impl AsRef<[u8]> + Send + Sync + 'static,
     ) -> Result<()> {
-        let (queue, tensor, range) = self.enter(name, dtype, shape, bytes.as_ref().len() as u64)?;
-        queue.push_owned(tensor, self.start + range.start(), Arc::new(bytes))
+        // What the caller's code says of its length is asked for once: it may say something else the next time.
+        let byte_len = bytes.as_ref().len();
+        let (call, tensor, ranges) = self.enter(vec![(TensorMeta::new(name, dtype, shape), Some(byte_len as u64))])?;
+        let range = ranges.first().copied().unwrap_or_default();
+        call.queue().push_owned(tensor, self.start + range.start(), Arc::new(bytes), byte_len)?;
+        call.done();
+        Ok(())
     }
 
     /// Writes several tensors. Either all names are new and all sizes right, or none is written.
@@ -223,59 +233,47 @@ impl IncrementalWriter {
         &self,
         batch: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
     ) -> Result<()> {
-        let batch: Vec<_> = batch.into_iter().collect();
-        let mut names = std::collections::HashSet::new();
-        for (name, dtype, shape, bytes) in &batch {
-            let expected = TensorMeta::new(*name, *dtype, *shape).byte_len()?;
-            check_byte_len(name, expected, bytes.len() as u64).map_err(|error| error.with_path(&self.path))?;
-            if !names.insert(*name) || self.lock().layout.position(name).is_some() {
-                return Err(Error::new(Kind::DuplicateName, "a tensor of this name is written already")
-                    .with_path(&self.path)
-                    .with_tensor(name));
-            }
-        }
-        batch.into_iter().try_for_each(|(name, dtype, shape, bytes)| self.write(name, dtype, shape, bytes))
+        let batch = batch.into_iter();
+        self.write_all(batch.map(|(name, dtype, shape, bytes)| (TensorMeta::new(name, dtype, shape), bytes)).collect())
     }
 
-    /// Waits until everything is written, writes the header, and puts the file in its place.
+    fn write_all(&self, batch: Vec<(TensorMeta, &[u8])>) -> Result<()> {
+        let (metas, bytes): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|(meta, bytes)| ((meta, Some(bytes.len() as u64)), bytes)).unzip();
+        let (call, first, ranges) = self.enter(metas)?;
+        for (n, (range, bytes)) in ranges.iter().zip(bytes).enumerate() {
+            call.queue().push_copy(first + n, 0, self.start + range.start(), bytes)?;
+        }
+        call.done();
+        Ok(())
+    }
+
+    /// Waits until everything is written, writes the header, and puts the file in its place. It waits for calls of
+    /// [`write`](Self::write) that other threads are in, and refuses where a [`TensorWriter`] is not finished.
     ///
     /// # Errors
     ///
-    /// [`Kind::Io`] where anything could not be written, [`Kind::HeaderTooLarge`], [`Kind::Argument`] the second time. The
-    /// destination is then untouched.
+    /// [`Kind::Io`] where anything could not be written, [`Kind::MissingTensors`] where bytes of a tensor are missing,
+    /// [`Kind::HeaderTooLarge`], [`Kind::Argument`] the second time. The destination is then untouched.
     pub fn finish(&self) -> Result<SaveReport> {
         let (open, layout) = {
             let mut state = self.lock();
             let open = state.open.take().ok_or_else(|| self.finished())?;
             (open, std::mem::take(&mut state.layout))
         };
-        let Open { mut queue, file } = open;
-        // Who is in the middle of a `write` still holds it; that write either ends or fails.
-        let queue = loop {
-            match Arc::try_unwrap(queue) {
-                Ok(queue) => break queue,
-                Err(shared) => {
-                    queue = shared;
-                    std::thread::yield_now();
-                }
-            }
-        };
-        let (pieces, _) = queue.finish()?;
+        let Open { queue, file } = open;
+        let pieces = queue.finish()?;
         let mut metadata = self.options.save.metadata.clone();
         if let Some(metadata) = &mut metadata {
             metadata.remove(HASHES_KEY);
         }
         if self.options.save.hashes {
-            let counts = layout.placed.iter().map(|placed| vec![0; chunk_count(placed.range.byte_len())]);
-            let mut values: Vec<Vec<u64>> = counts.collect();
+            let mut hashes = layout.blank_hashes().map_err(|error| error.with_path(&self.path))?;
             for piece in pieces {
-                if let Some(hash) = values.get_mut(piece.tensor).and_then(|hashes| hashes.get_mut(piece.piece)) {
+                let values = layout.placed.get(piece.tensor).and_then(|placed| hashes.get_mut(&placed.meta.name));
+                if let Some(hash) = values.and_then(|values| values.get_mut(piece.piece)) {
                     *hash = piece.hash;
                 }
-            }
-            let mut hashes = Hashes::default();
-            for (placed, values) in layout.placed.iter().zip(values) {
-                hashes.insert(placed.meta.name.clone(), values);
             }
             metadata.get_or_insert_default().insert(HASHES_KEY.to_owned(), hashes.to_text()?);
         }
@@ -285,7 +283,8 @@ impl IncrementalWriter {
         let mut bytes_moved = 0;
         let header = match tight.len() as u64 {
             needed if needed > self.start => {
-                let start = needed.next_multiple_of(BLOCK_BYTES);
+                let block = needed.next_multiple_of(BLOCK_BYTES);
+                let start = if block > LAST_START { needed } else { block };
                 self.move_up(start - self.start, data_bytes)?;
                 bytes_moved = data_bytes;
                 encode((start - PREFIX_BYTES) as usize)?
@@ -317,28 +316,32 @@ impl IncrementalWriter {
         Error::new(Kind::Argument, "the file is finished: nothing more can be written to it").with_path(&self.path)
     }
 
-    /// Gives a tensor its place.
-    fn enter(
-        &self,
-        name: &str,
-        dtype: Dtype,
-        shape: &[usize],
-        byte_len: u64,
-    ) -> Result<(Arc<WriteQueue>, usize, ByteRange)> {
-        let meta = TensorMeta::new(name, dtype, shape);
-        let placed = |error: Error| error.with_path(&self.path);
-        check_byte_len(name, meta.byte_len().map_err(placed)?, byte_len).map_err(placed)?;
+    /// Gives tensors their places, all or none, and says the number of the first. Where bytes are there already, there must
+    /// be as many as dtype and shape say.
+    fn enter(&self, metas: Vec<(TensorMeta, Option<u64>)>) -> Result<(Call, usize, Vec<ByteRange>)> {
         let mut state = self.lock();
-        let queue = match &state.open {
-            Some(open) => Arc::clone(&open.queue),
+        let State { layout, open } = &mut *state;
+        let queue = match open {
+            Some(open) => &open.queue,
             None => return Err(self.finished()),
         };
-        let tensor = state.layout.placed.len();
-        let range = state.layout.push(meta).map_err(placed)?;
-        Ok((queue, tensor, range))
+        let first = layout.placed.len();
+        let enter = |(meta, given): (TensorMeta, Option<u64>)| {
+            let expected = meta.byte_len()?;
+            check_byte_len(&meta.name, expected, given.unwrap_or(expected))?;
+            layout.push(meta)
+        };
+        match metas.into_iter().map(enter).collect() {
+            // Counted under this lock, so that nobody finishes the file in between.
+            Ok(ranges) => Ok((queue.call(), first, ranges)),
+            Err(error) => {
+                layout.truncate(first);
+                Err(error.with_path(&self.path))
+            }
+        }
     }
 
-    /// Moves the data section up by `by` bytes, a multiple of [`BLOCK_BYTES`].
+    /// Moves the data section up by `by` bytes. File systems do that without copying for whole blocks.
     fn move_up(&self, by: u64, data_bytes: u64) -> Result<()> {
         match self.file.insert_at_start(by) {
             Ok(()) => return Ok(()),
@@ -471,9 +474,13 @@ impl TensorWriter {
 
 impl Drop for TensorWriter {
     fn drop(&mut self) {
-        if !self.complete {
-            let message = "a tensor was given up before all its bytes came: the file is not complete";
-            self.queue.fail(Error::new(Kind::MissingTensors, message).with_path(&self.path).with_tensor(&self.name));
-        }
+        let outcome = match self.complete {
+            true => Ok(()),
+            false => {
+                let message = "a tensor was given up before all its bytes came: the file is not complete";
+                Err(Error::new(Kind::MissingTensors, message).with_path(&self.path).with_tensor(&self.name))
+            }
+        };
+        self.queue.end(self.tensor, outcome);
     }
 }

@@ -1,6 +1,7 @@
 //! Where each tensor's bytes go, and the header that says so.
 
 use super::TensorMeta;
+use super::hashes::{HASH_DIGITS, Hashes, chunk_count};
 use crate::index::byte_len_of;
 use crate::safetensors::Metadata;
 use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
@@ -9,6 +10,9 @@ use std::fmt::Write as _;
 
 /// The reference implementation pads headers to a multiple of this.
 const HEADER_ALIGNMENT: usize = 8;
+
+/// Offsets in files have 63 bits, and a header comes before the data.
+const MAX_DATA_BYTES: u64 = 1 << 62;
 
 /// The bytes of the header's length before it.
 pub(super) const PREFIX_BYTES: u64 = 8;
@@ -55,13 +59,22 @@ impl Layout {
                 .with_expected(format!("at most {}", limits::MAX_TENSORS)));
         }
         let byte_len = byte_len_of(&meta.name, meta.dtype, &meta.shape)?;
-        let range = ByteRange::from_len(self.end, byte_len).ok_or_else(|| {
-            Error::new(Kind::Overflow, "the tensors' bytes cannot be counted in 64 bits").with_tensor(&meta.name)
+        let range = ByteRange::from_len(self.end, byte_len).filter(|range| range.end() <= MAX_DATA_BYTES);
+        let range = range.ok_or_else(|| {
+            Error::new(Kind::Overflow, "the tensors have more bytes than any file").with_tensor(&meta.name)
         })?;
         self.end = range.end();
         self.positions.insert(meta.name.clone(), self.placed.len());
         self.placed.push(Placed { meta, range });
         Ok(range)
+    }
+
+    /// Forgets all tensors but the first `len`.
+    pub(super) fn truncate(&mut self, len: usize) {
+        for Placed { meta, .. } in self.placed.drain(len.min(self.placed.len())..) {
+            self.positions.remove(&meta.name);
+        }
+        self.end = self.placed.last().map_or(0, |placed| placed.range.end());
     }
 
     pub(super) fn position(&self, name: &str) -> Option<usize> {
@@ -71,6 +84,27 @@ impl Layout {
     /// The bytes of all tensors.
     pub(super) fn data_bytes(&self) -> u64 {
         self.end
+    }
+
+    /// A hash of nothing for each piece of each tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::HeaderTooLarge`] where no header can hold so many; no memory is taken for them.
+    pub(super) fn blank_hashes(&self) -> Result<Hashes> {
+        let counts = self.placed.iter().map(|placed| chunk_count(placed.range.byte_len()));
+        let bytes =
+            counts.fold(0u64, |sum, count| sum.saturating_add((count as u64).saturating_mul(HASH_DIGITS as u64)));
+        if bytes > limits::MAX_HEADER_BYTES {
+            return Err(Error::new(Kind::HeaderTooLarge, "the hashes alone would be larger than readers accept")
+                .with_expected(format!("at most {} bytes", limits::MAX_HEADER_BYTES))
+                .with_got(format!("{bytes} bytes for {} bytes of tensors", self.end)));
+        }
+        let mut hashes = Hashes::default();
+        for Placed { meta, range } in &self.placed {
+            hashes.insert(meta.name.clone(), vec![0; chunk_count(range.byte_len())]);
+        }
+        Ok(hashes)
     }
 
     /// Tensors that do not lie on a multiple of their element size when the data begins at `start`.
@@ -88,10 +122,12 @@ impl Layout {
     ///
     /// [`Kind::HeaderTooLarge`] where no reader would take it.
     pub(super) fn encode(&self, metadata: Option<&Metadata>, reserved: usize) -> Result<Vec<u8>> {
-        let mut header = String::with_capacity(PREFIX_BYTES as usize + 2 + self.placed.len() * 128);
+        let mut header =
+            String::with_capacity(self.placed.len().saturating_mul(128).min(limits::MAX_HEADER_BYTES as usize) + 16);
         header.push_str("\0\0\0\0\0\0\0\0{");
         let mut separator = "";
         if let Some(metadata) = metadata {
+            check_metadata(metadata)?;
             header.push_str("\"__metadata__\":");
             header.push_str(&json(metadata)?);
             separator = ",";
@@ -139,6 +175,21 @@ fn check_name(name: &str) -> Result<()> {
             .with_got(format!("{} bytes", name.len())));
     }
     Ok(())
+}
+
+/// Metadata that readers accept.
+fn check_metadata(metadata: &Metadata) -> Result<()> {
+    if metadata.len() > limits::MAX_METADATA_ENTRIES {
+        return Err(Error::new(Kind::Limit, "too many entries in __metadata__")
+            .with_expected(format!("at most {}", limits::MAX_METADATA_ENTRIES))
+            .with_got(metadata.len()));
+    }
+    match metadata.keys().find(|key| key.len() > limits::MAX_NAME_BYTES) {
+        Some(key) => Err(Error::new(Kind::Limit, "a key of __metadata__ is too long")
+            .with_expected(format!("at most {} bytes", limits::MAX_NAME_BYTES))
+            .with_got(key)),
+        None => Ok(()),
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String> {

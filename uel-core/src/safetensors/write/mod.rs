@@ -8,6 +8,8 @@ mod options;
 mod queue;
 mod shards;
 mod streaming;
+#[cfg(test)]
+mod tests;
 
 pub use hashes::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_hash};
 pub use incremental::{IncrementalOptions, IncrementalWriter, TensorWriter};

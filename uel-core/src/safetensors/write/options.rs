@@ -4,6 +4,7 @@ use crate::atomic::{AtomicFile, Durability, Symlinks};
 use crate::disk::{Disk, LocalDisk};
 use crate::index::byte_len_of;
 use crate::safetensors::Metadata;
+use crate::safetensors::patch::undo_patch_on;
 use crate::{Dtype, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,6 +129,8 @@ impl SaveOptions {
     pub(super) fn finish(&self, file: AtomicFile, bytes: u64) -> Result<Written> {
         let path = match self.rename {
             true => {
+                // What a patch of the old file kept must never be written back into the new one.
+                undo_patch_on(&*self.disk, file.path())?;
                 let path = file.path().to_path_buf();
                 file.commit()?;
                 path

@@ -3,7 +3,7 @@
 use super::{SaveOptions, SaveReport, StreamingWriter, TensorMeta, Written};
 use crate::safetensors::set::{Member, commit_set};
 use crate::{Dtype, Error, Kind, Result, limits};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Which tensors go into which file.
@@ -19,7 +19,8 @@ pub struct ShardPlan {
 }
 
 /// Distributes tensors over files of at most `max_shard_bytes` bytes of tensors each, in the order given: a file ends
-/// before the tensor that would make it too large. A tensor that is larger has a file of its own.
+/// before the tensor that would make it too large. A tensor that is larger has a file of its own, which comes before the one
+/// that was being filled.
 ///
 /// The rule and the names are those of huggingface_hub's `split_torch_state_dict_into_shards`.
 ///
@@ -37,30 +38,27 @@ pub struct ShardPlan {
 ///
 /// Where a tensor's size cannot be counted, and [`Kind::Limit`] for too many files.
 pub fn plan_shards(metas: impl IntoIterator<Item = TensorMeta>, max_shard_bytes: u64, stem: &str) -> Result<ShardPlan> {
-    let mut shards: Vec<Vec<TensorMeta>> = vec![Vec::new()];
-    let (mut own, mut current, mut total) = (Vec::new(), 0u64, 0u64);
+    let mut shards: Vec<Vec<TensorMeta>> = Vec::new();
+    let (mut current, mut current_bytes, mut total) = (Vec::new(), 0u64, 0u64);
     for meta in metas {
         let byte_len = meta.byte_len()?;
         total = total.checked_add(byte_len).ok_or_else(|| {
             Error::new(Kind::Overflow, "the tensors' bytes cannot be counted in 64 bits").with_tensor(&meta.name)
         })?;
         if byte_len > max_shard_bytes {
-            own.push(vec![meta]);
+            shards.push(vec![meta]);
             continue;
         }
-        if current.saturating_add(byte_len) > max_shard_bytes {
-            shards.push(Vec::new());
-            current = 0;
+        if current_bytes.saturating_add(byte_len) > max_shard_bytes {
+            shards.push(std::mem::take(&mut current));
+            current_bytes = 0;
         }
-        current += byte_len;
-        if let Some(shard) = shards.last_mut() {
-            shard.push(meta);
-        }
+        current_bytes += byte_len;
+        current.push(meta);
     }
-    shards.extend(own);
-    shards.retain(|shard| !shard.is_empty());
-    if shards.is_empty() {
-        shards.push(Vec::new());
+    // No tensors at all are one file without tensors.
+    if !current.is_empty() || shards.is_empty() {
+        shards.push(current);
     }
     let count = shards.len();
     if count > limits::MAX_SHARDS {
@@ -78,8 +76,9 @@ pub fn plan_shards(metas: impl IntoIterator<Item = TensorMeta>, max_shard_bytes:
 /// Writes a set of shards and its index file. Nothing of it stands in the folder until [`finish`](Self::finish), which
 /// puts the index file there last.
 ///
-/// A set that was there before under the same names is replaced as a whole: where the process ends in between, the next
-/// [`recover`](crate::safetensors::recover) completes it, and until then UEL refuses to open the folder.
+/// Where the process ends while the files are put in place, [`recover_set`](crate::safetensors::recover_set), or the next
+/// save of a set in that folder, completes it, and until then UEL refuses to open the folder. So a set that was there before
+/// under the same names is replaced as a whole. Files of older sets under other names stay.
 ///
 /// ```
 /// use uel_core::Dtype;
@@ -100,7 +99,6 @@ pub struct ShardedWriter {
     names: Vec<String>,
     shards: Vec<StreamingWriter>,
     owners: HashMap<String, usize>,
-    total_bytes: u64,
     options: SaveOptions,
 }
 
@@ -113,11 +111,13 @@ impl ShardedWriter {
     /// [`Kind::Argument`] with options that leave files under temporary names.
     pub fn create(folder: impl AsRef<Path>, plan: &ShardPlan, options: &SaveOptions) -> Result<Self> {
         let folder = folder.as_ref();
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         if !options.rename {
             return Err(
                 Error::new(Kind::Argument, "a set of shards cannot be left under temporary names").with_path(folder)
             );
         }
+        check_names(plan).map_err(|error| error.with_path(folder))?;
         let mut owners = HashMap::new();
         for (shard, metas) in plan.shards.iter().enumerate() {
             for meta in metas {
@@ -131,15 +131,14 @@ impl ShardedWriter {
         let create = |(name, metas): (&String, &Vec<TensorMeta>)| {
             StreamingWriter::create(folder.join(name), metas.iter().cloned(), options)
         };
-        let shards = plan.names.iter().zip(&plan.shards).map(create).collect::<Result<_>>()?;
-        Ok(Self {
-            folder: folder.to_path_buf(),
-            names: plan.names.clone(),
-            shards,
-            owners,
-            total_bytes: plan.total_bytes,
-            options: options.clone(),
-        })
+        let shards: Vec<StreamingWriter> = plan.names.iter().zip(&plan.shards).map(create).collect::<Result<_>>()?;
+        // A link that is followed may lead elsewhere, and then the files cannot be put in place together.
+        if let Some(away) = shards.iter().find(|shard| shard.path().parent() != Some(folder) && shards.len() > 1) {
+            return Err(
+                Error::new(Kind::Argument, "the files of a set must stand in its folder").with_path(away.path())
+            );
+        }
+        Ok(Self { folder: folder.to_path_buf(), names: plan.names.clone(), shards, owners, options: options.clone() })
     }
 
     /// The writer of the shard that holds the tensor called `name`.
@@ -182,7 +181,7 @@ impl ShardedWriter {
             report.tensor_bytes += own.tensor_bytes;
             report.misaligned += own.misaligned;
         }
-        let index = self.index_file()?;
+        let index = self.index_file(report.tensor_bytes)?;
         let mut members = Vec::new();
         for shard in self.shards {
             let (file, _, bytes) = shard.complete()?;
@@ -198,14 +197,21 @@ impl ShardedWriter {
             .map(|member| Written { path: member.file.path().to_path_buf(), bytes: member.bytes })
             .collect();
         match members.len() {
-            1 => members.into_iter().try_for_each(|member| member.file.commit())?,
-            _ => commit_set(&self.options.disk, &self.folder, members.into_iter().map(|member| member.file).collect())?,
+            1 => {
+                for member in members {
+                    self.options.finish(member.file, member.bytes)?;
+                }
+            }
+            _ => {
+                let files = members.into_iter().map(|member| member.file).collect();
+                commit_set(&self.options.disk, &self.folder, files, self.options.durability)?;
+            }
         }
         Ok(report)
     }
 
     /// The path and text of the index file, as transformers writes it; `None` for one file alone.
-    fn index_file(&self) -> Result<Option<(PathBuf, String)>> {
+    fn index_file(&self, total_bytes: u64) -> Result<Option<(PathBuf, String)>> {
         if self.names.len() < 2 {
             return Ok(None);
         }
@@ -214,9 +220,38 @@ impl ShardedWriter {
         for (name, shard) in &self.owners {
             weight_map.insert(name.as_str(), self.names.get(*shard).map_or("", String::as_str));
         }
-        let index = serde_json::json!({ "metadata": { "total_size": self.total_bytes }, "weight_map": weight_map });
+        let index = serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
         let text = serde_json::to_string_pretty(&index)
             .map_err(|error| Error::new(Kind::Internal, "an index must be encodable as JSON").with_source(error))?;
-        Ok(Some((self.folder.join(format!("{stem}.safetensors.index.json")), text + "\n")))
+        Ok(Some((self.folder.join(format!("{stem}.safetensors.index.json")), ascii(&text) + "\n")))
     }
+}
+
+/// The text as Python writes it: whatever is not ASCII as escapes.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            ' '..='~' | '\n' => text.push(c),
+            c => text.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+        }
+    }
+    text
+}
+
+/// Each shard has a name of its own, and it is that of a file in the folder.
+fn check_names(plan: &ShardPlan) -> Result<()> {
+    if plan.names.len() != plan.shards.len() || plan.names.is_empty() {
+        return Err(Error::new(Kind::Argument, "a plan must have a name for each shard")
+            .with_expected(format!("{} names, at least one", plan.shards.len()))
+            .with_got(plan.names.len()));
+    }
+    let mut seen = HashSet::new();
+    for name in &plan.names {
+        let alone = Path::new(name).file_name().is_some_and(|own| own == name.as_str());
+        if !alone || !seen.insert(name) {
+            return Err(Error::new(Kind::Argument, "each shard must have a file name of its own").with_got(name));
+        }
+    }
+    Ok(())
 }

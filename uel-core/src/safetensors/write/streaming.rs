@@ -6,6 +6,7 @@ use super::{SaveOptions, SaveReport, TensorMeta};
 use crate::atomic::AtomicFile;
 use crate::safetensors::Metadata;
 use crate::{ByteRange, Dtype, Error, Kind, Result};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -60,9 +61,10 @@ struct State {
 #[derive(Clone, Debug, Default)]
 struct Given {
     any: bool,
-    count: usize,
-    /// For each piece its hash, once it came; no pieces are entered before the first comes.
-    pieces: Vec<Option<u64>>,
+    /// It was copied as a whole, and has no hashes.
+    copied: bool,
+    /// The hash of each piece that came.
+    pieces: BTreeMap<usize, u64>,
 }
 
 /// Small tensors that follow one another in the file and were not written yet.
@@ -92,10 +94,7 @@ impl StreamingWriter {
             metadata.remove(HASHES_KEY);
         }
         if options.hashes {
-            let mut blank = Hashes::default();
-            for Placed { meta, range } in &layout.placed {
-                blank.insert(meta.name.clone(), vec![0; chunk_count(range.byte_len())]);
-            }
+            let blank = layout.blank_hashes().map_err(|error| error.with_path(path))?;
             metadata.get_or_insert_default().insert(HASHES_KEY.to_owned(), blank.to_text()?);
         }
         let header = layout.encode(metadata.as_ref(), 0).map_err(|error| error.with_path(path))?;
@@ -169,12 +168,20 @@ impl StreamingWriter {
         if self.options.hashes || range.byte_len() < GATHERED_BELOW as u64 {
             return Ok(false);
         }
+        // Entered before it is copied: nothing of a tensor that was written already may be overwritten.
+        {
+            let mut state = self.lock();
+            let given = state.given.get_mut(position).filter(|given| !given.any);
+            let given = given.ok_or_else(|| self.twice(name))?;
+            (given.any, given.copied) = (true, true);
+        }
         let mut done = 0;
         while done < range.byte_len() {
             let rest = ByteRange::new(range.start() + done, range.end()).unwrap_or_default();
             let offset = self.start + placed.range.start() + done;
             match self.file.file().copy_from(offset, file, rest) {
                 Ok(0) => {
+                    self.lock().failed = true;
                     return Err(Error::new(Kind::UnexpectedEof, "the source ended before the tensor did")
                         .with_path(self.path())
                         .with_tensor(name)
@@ -182,17 +189,18 @@ impl StreamingWriter {
                 }
                 Ok(copied) => done += copied,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::Unsupported && done == 0 => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Unsupported && done == 0 => {
+                    if let Some(given) = self.lock().given.get_mut(position) {
+                        *given = Given::default();
+                    }
+                    return Ok(false);
+                }
                 Err(error) => {
                     self.lock().failed = true;
                     return Err(Error::io("copy", self.path(), error).with_tensor(name).with_offset(offset));
                 }
             }
         }
-        let mut state = self.lock();
-        let given = state.given.get_mut(position).filter(|given| !given.any);
-        let given = given.ok_or_else(|| self.twice(name))?;
-        (given.any, given.count) = (true, chunk_count(range.byte_len()));
         Ok(true)
     }
 
@@ -227,8 +235,9 @@ impl StreamingWriter {
                 Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.file.path())
             );
         }
-        let whole =
-            |(given, placed): &(&Given, &Placed)| given.any && given.count == chunk_count(placed.range.byte_len());
+        let whole = |(given, placed): &(&Given, &Placed)| {
+            given.copied || given.any && given.pieces.len() == chunk_count(placed.range.byte_len())
+        };
         let mut missing = state.given.iter().zip(&self.layout.placed).filter(|pair| !whole(pair));
         if let Some((_, first)) = missing.next() {
             let more = missing.count();
@@ -241,7 +250,7 @@ impl StreamingWriter {
         if let Some(metadata) = self.metadata.as_mut().filter(|_| self.options.hashes) {
             let mut hashes = Hashes::default();
             for (given, placed) in state.given.iter().zip(&self.layout.placed) {
-                hashes.insert(placed.meta.name.clone(), given.pieces.iter().copied().flatten().collect());
+                hashes.insert(placed.meta.name.clone(), given.pieces.values().copied().collect());
             }
             metadata.insert(HASHES_KEY.to_owned(), hashes.to_text()?);
             let header = self.layout.encode(Some(metadata), 0)?;
@@ -284,15 +293,11 @@ impl StreamingWriter {
             let State { given, gathered, .. } = &mut *state;
             let Some(given) = given.get_mut(position) else { return Ok(()) };
             let pieces = chunk_count(placed.range.byte_len());
-            given.pieces.resize(pieces, None);
-            let entered = given.pieces.get(first..first + hashes.len()).unwrap_or_default();
-            if entered.iter().any(Option::is_some) || given.count == pieces && given.any {
+            let entered = given.pieces.range(first..first + hashes.len()).next().is_some();
+            if entered || given.copied || given.any && given.pieces.len() == pieces {
                 return Err(self.twice(&placed.meta.name));
             }
-            for (entry, hash) in given.pieces.iter_mut().skip(first).zip(&hashes) {
-                *entry = Some(*hash);
-            }
-            given.count += hashes.len();
+            given.pieces.extend(hashes.into_iter().enumerate().map(|(n, hash)| (first + n, hash)));
             given.any = true;
             if bytes.len() < GATHERED_BELOW {
                 return match gathered.take(at, bytes) {
