@@ -33,8 +33,8 @@ use output::Output;
 /// Bytes of a large tensor that one thread writes before it looks for the next piece of work.
 const PIECE_BYTES: usize = 8 << 20;
 
-/// Threads that write unless the caller says otherwise. Most file systems let one thread write to a file at a time; the
-/// second gathers, hashes, or writes to another shard.
+/// Threads that read, cast, gather and hash beside the one that writes, unless the caller says otherwise. Most file systems
+/// let one thread write to a file at a time.
 const DEFAULT_THREADS: usize = 2;
 
 /// Saves tensors to a safetensors file at `path`, which is replaced only when the new file is complete.
@@ -168,7 +168,10 @@ fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
             progress(Progress { bytes_done, bytes_total: total });
         }
     };
-    in_parallel(options.threads, tasks.len(), &|task| {
+    // Where there is nothing else to do than to write one file, a second thread would only wait for the first.
+    let only_writes = options.max_shard_bytes.is_none() && !options.core.has_hashes();
+    let threads = if options.threads == 0 && only_writes { 1 } else { options.threads };
+    in_parallel(threads, tasks.len(), &|task| {
         let Some((job, start)) = tasks.get(task) else { return Ok(()) };
         if options.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
             return Err(Error::new(Kind::Interrupted, "the save was given up").with_path(job.writer.path()));

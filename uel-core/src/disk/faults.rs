@@ -162,6 +162,12 @@ impl DiskFile for FaultFile {
         Ok(copied)
     }
 
+    /// A disk of a kind that notices only while writing that it is full.
+    fn reserve(&self, byte_len: u64) -> io::Result<()> {
+        self.state.count()?;
+        self.inner.reserve(byte_len)
+    }
+
     fn insert_at_start(&self, byte_len: u64) -> io::Result<()> {
         self.state.count()?;
         self.inner.insert_at_start(byte_len)

@@ -193,6 +193,22 @@ impl DiskFile for LocalFile {
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn reserve(&self, byte_len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        if byte_len == 0 {
+            return Ok(());
+        }
+        loop {
+            match fallocate(&self.0, FallocateFlags::empty(), 0, byte_len) {
+                Err(Errno::INTR) => {}
+                Ok(()) | Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     fn insert_at_start(&self, byte_len: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
         match fallocate(&self.0, FallocateFlags::INSERT_RANGE, 0, byte_len) {

@@ -101,6 +101,10 @@ impl StreamingWriter {
         let file = options.create(path)?;
         let state = State { given: vec![Given::default(); layout.placed.len()], ..State::default() };
         let start = header.len() as u64;
+        let total = start.saturating_add(layout.data_bytes());
+        file.file().reserve(total).map_err(|error| {
+            Error::io("set space aside for", path, error).with_expected(format!("room for {total} bytes"))
+        })?;
         let writer = Self { file, layout, options: options.clone(), metadata, start, state: Mutex::new(state) };
         writer.put(0, &header)?;
         Ok(writer)

@@ -1,6 +1,7 @@
 //! Files whose tensors are announced.
 
 use super::*;
+use crate::disk::RecordingDisk;
 use crate::{ByteRange, Kind};
 use std::fs::File;
 
@@ -143,7 +144,14 @@ fn sizes_that_no_file_has_are_refused_before_memory_is_taken() {
     let error = StreamingWriter::create(&path, [TensorMeta::new("x", Dtype::U8, [1 << 60])], &hashed).unwrap_err();
     assert_eq!((error.kind(), error.path()), (Kind::HeaderTooLarge, Some(&*path)));
     let one = [TensorMeta::new("x", Dtype::U8, [1 << 60])];
-    let writer = StreamingWriter::create(&path, one, &SaveOptions::new()).unwrap();
+    if cfg!(target_os = "linux") {
+        // More than the disk has: it says so before anything is written.
+        let error = StreamingWriter::create(&path, one.clone(), &SaveOptions::new()).unwrap_err();
+        assert_eq!((error.kind(), error.path()), (Kind::Io, Some(&*path)));
+        assert!(names(folder.path()).is_empty());
+    }
+    let unaware = SaveOptions::new().with_disk(RecordingDisk::default());
+    let writer = StreamingWriter::create(&path, one, &unaware).unwrap();
     writer.write_part("x", 0, &vec![1; HASH_CHUNK_BYTES]).unwrap();
     assert_eq!(writer.finish().unwrap_err().kind(), Kind::MissingTensors);
     assert!(names(folder.path()).is_empty());
