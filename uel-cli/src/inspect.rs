@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use uel_core::TensorInfo;
+use uel_core::safetensors::write::HASHES_KEY;
 use uel_core::safetensors::{Metadata, Rules, SafetensorsFiles};
 
 #[derive(clap::Args, Debug)]
@@ -146,7 +147,11 @@ fn write_tables(out: &mut dyn Write, files: &SafetensorsFiles, infos: &[TensorIn
     if !metadata.is_empty() {
         writeln!(out, "\nmetadata")?;
         for (key, value) in &metadata {
-            writeln!(out, "  {}: {}", escape(key), escape(value))?;
+            // A megabyte of digits tells nobody anything; `--json` has them.
+            match key == HASHES_KEY {
+                true => writeln!(out, "  {key}: hashes ({} bytes)", value.len())?,
+                false => writeln!(out, "  {}: {}", escape(key), escape(value))?,
+            }
         }
     }
 

@@ -271,7 +271,7 @@ impl SaveHandle {
     ///
     /// # Errors
     ///
-    /// As [`save_with`], and [`Kind::Interrupted`] where it was given up. The destination is then untouched.
+    /// As [`save_with`](crate::save_with), and [`Kind::Interrupted`] where it was given up. The destination is then untouched.
     pub fn wait(self) -> Result<SaveReport> {
         let ended =
             |_| Error::new(Kind::WorkerPanic, "the thread that saved ended without a result").with_path(&self.path);

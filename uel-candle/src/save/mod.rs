@@ -168,10 +168,7 @@ fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
             progress(Progress { bytes_done, bytes_total: total });
         }
     };
-    // Where there is nothing else to do than to write one file, a second thread would only wait for the first.
-    let only_writes = options.max_shard_bytes.is_none() && !options.core.has_hashes();
-    let threads = if options.threads == 0 && only_writes { 1 } else { options.threads };
-    in_parallel(threads, tasks.len(), &|task| {
+    in_parallel(options.threads, tasks.len(), &|task| {
         let Some((job, start)) = tasks.get(task) else { return Ok(()) };
         if options.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
             return Err(Error::new(Kind::Interrupted, "the save was given up").with_path(job.writer.path()));

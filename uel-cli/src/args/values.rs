@@ -12,26 +12,11 @@ pub(crate) fn is_float(dtype: Dtype) -> bool {
 
 /// A dtype to cast to, as safetensors, torch or candle spell it.
 pub(crate) fn parse_dtype(text: &str) -> Result<Dtype, String> {
-    match dtype_of(text) {
+    match text.to_ascii_lowercase().parse::<Dtype>().ok() {
         Some(dtype) if is_float(dtype) => Ok(dtype),
         Some(dtype) => Err(format!("tensors are cast to floats only, {dtype} is none of f32, f16, bf16, f64, f8_e4m3")),
         None => Err("no such dtype; there are f32, f16, bf16, f64, f8_e4m3".to_owned()),
     }
-}
-
-/// The dtype that safetensors, torch or candle call `text`, in upper or lower case.
-fn dtype_of(text: &str) -> Option<Dtype> {
-    let lower = text.to_ascii_lowercase();
-    let name = lower.strip_prefix("torch.").unwrap_or(&lower);
-    let safetensors = match name {
-        "float64" | "double" => "f64",
-        "float32" | "float" => "f32",
-        "float16" | "half" => "f16",
-        "bfloat16" => "bf16",
-        "float8_e4m3fn" | "float8_e4m3" | "f8e4m3" => "f8_e4m3",
-        name => name,
-    };
-    Dtype::from_safetensors(&safetensors.to_ascii_uppercase())
 }
 
 /// A number of bytes such as `5GB`, `1.5GiB` or `500000`. A GB is 1e9 bytes, a GiB 2^30.

@@ -117,11 +117,6 @@ impl SaveOptions {
         self
     }
 
-    /// Whether hashes are stored.
-    pub fn has_hashes(&self) -> bool {
-        self.hashes
-    }
-
     /// The metadata that was set.
     pub fn metadata(&self) -> Option<&Metadata> {
         self.metadata.as_ref()
