@@ -181,6 +181,31 @@ fn tied_weights_are_written_once_on_request() {
 }
 
 #[test]
+fn a_tensor_is_replaced_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let (a, b) = (arange(700_000, DType::F32), arange(5, DType::U8));
+    let options = SaveOptions::new().with_hashes(true);
+    uel::save_with([("a", &a), ("b", &b)], &path, &options).unwrap();
+    let new = (&a * 2.).unwrap().reshape((1000, 700)).unwrap().t().unwrap().reshape(700_000).unwrap();
+    uel::patch(&path, "a", &new).unwrap();
+    // What is there now is what a save of it would have written, hashes included.
+    let saved = folder.path().join("saved.safetensors");
+    uel::save_with([("a", &new), ("b", &b)], &saved, &options).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&saved).unwrap());
+    for (name, tensor, kind) in [
+        ("c", &a, Kind::UnknownTensor),
+        ("a", &b, Kind::UnsupportedDtype),
+        ("b", &arange(6, DType::U8), Kind::ShapeMismatch),
+    ] {
+        let error = uel::patch(&path, name, tensor).unwrap_err();
+        assert_eq!((error.kind(), error.tensor()), (kind, Some(name)));
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&saved).unwrap());
+    assert_eq!(files_in(folder.path()), ["model.safetensors", "saved.safetensors"]);
+}
+
+#[test]
 fn variables_are_saved_and_set() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("variables.safetensors");

@@ -368,7 +368,8 @@ fn copy(tensor: &Tensor, start: usize, into: &mut [u8]) -> Result<()> {
         let from = bytes.get(start..).ok_or_else(wrong)?;
         let part = into.get_mut(done..).ok_or_else(wrong)?;
         let byte_len = from.len().min(part.len());
-        part.get_mut(..byte_len).ok_or_else(wrong)?.copy_from_slice(from.get(..byte_len).ok_or_else(wrong)?);
+        let (from, part) = (from.get(..byte_len).ok_or_else(wrong)?, part.get_mut(..byte_len).ok_or_else(wrong)?);
+        host::copy_past_caches(from, part);
         done += byte_len;
         Ok(())
     })?;

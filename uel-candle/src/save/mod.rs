@@ -5,12 +5,14 @@ pub(crate) mod bytes;
 mod incremental;
 mod options;
 pub(crate) mod output;
+mod patch;
 mod tied;
 mod var_map;
 
 pub use background::{BackgroundSaver, OnDrop, SaveHandle, Snapshot};
 pub use incremental::IncrementalWriter;
 pub use options::SaveOptions;
+pub use patch::patch;
 pub use uel_core::safetensors::write::{IncrementalOptions, SaveReport, TensorMeta, Written};
 pub use var_map::{load_var_map, save_var_map};
 
