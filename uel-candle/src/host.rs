@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn copies_past_the_caches_are_whole() {
-        let from: Vec<u8> = (0..STREAMED_FROM + 1000).map(|n| (n * 31 >> 3) as u8).collect();
+        let from: Vec<u8> = (0..STREAMED_FROM + 1000).map(|n| ((n * 31) >> 3) as u8).collect();
         for (start, end) in [(0, from.len()), (1, from.len() - 1), (7, 100), (31, STREAMED_FROM + 33), (5, 5)] {
             for shift in [0, 1, 17] {
                 let mut into = vec![0xAA; end - start + shift + 64];
