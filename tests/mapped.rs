@@ -123,6 +123,40 @@ fn tensors_of_a_replaced_file_keep_the_old_bytes() {
 }
 
 #[test]
+fn a_file_that_is_not_cached_is_read_through_the_page_cache_and_mapped() {
+    let (_folder, path) = folder();
+    let tensor = Tensor::arange(0u32, 6 << 20, &CPU).unwrap();
+    save(&path, &[("w", tensor.clone())]);
+    let cool = || {
+        let file = std::fs::File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    };
+    cool();
+    let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
+    let loaded = checkpoint.load(&LoadOptions::new(&CPU)).unwrap();
+    assert!(same(&loaded.tensors["w"], &tensor));
+    let report = loaded.report;
+    if report.chosen != Mode::Mmap || !report.reason.contains("filled") {
+        // Folders in memory, kernels that do not say what they cache.
+        return eprintln!("not a file that can be dropped from the page cache: {}", report.reason);
+    }
+    assert_eq!((report.bytes_mapped, report.bytes_read, report.bytes_copied), (24 << 20, 24 << 20, 0));
+    // Once it is cached nothing is read.
+    let again = checkpoint.load(&LoadOptions::new(&CPU)).unwrap().report;
+    assert_eq!((again.bytes_mapped, again.bytes_read), (24 << 20, 0));
+
+    drop((checkpoint, loaded.tensors));
+    cool();
+    let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
+    for read in [24 << 20, 24 << 20] {
+        // The second time the page cache has it: what was read stays what it was.
+        assert!(same(&checkpoint.tensor("w", &CPU).unwrap(), &tensor));
+        assert_eq!(checkpoint.report().bytes_read, read);
+    }
+}
+
+#[test]
 fn many_tensors_asked_for_again_leave_the_process_room_for_mappings() {
     const TENSORS: usize = 40_000;
     let (_folder, path) = folder();
