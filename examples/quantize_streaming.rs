@@ -75,7 +75,7 @@ fn run() -> Result<()> {
             worst = (info.name(), relative);
         }
         // Half a step of the largest block, and the rounding of its scale.
-        if relative > 0.5 / 127.0 + 1.0 / 1024.0 {
+        if relative.is_nan() || relative > 0.5 / 127.0 + 1.0 / 1024.0 {
             return Err(format!("{} is off by {relative} of its largest value", info.name()).into());
         }
     }
@@ -89,7 +89,8 @@ fn run() -> Result<()> {
 
 /// Floating-point matrices whose rows are whole blocks.
 fn is_quantized(tensor: &Tensor) -> bool {
-    matches!(tensor.dims(), &[_, columns] if columns.is_multiple_of(BLOCK)) && tensor.dtype().is_float()
+    matches!(tensor.dims(), &[rows, columns] if rows > 0 && columns > 0 && columns.is_multiple_of(BLOCK))
+        && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16 | DType::F64)
 }
 
 fn failed(name: &str, error: &(dyn std::error::Error + Send + Sync)) -> Error {
@@ -103,6 +104,9 @@ fn quantize(name: &str, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
     for block in values.chunks_exact(BLOCK) {
         let most = block.iter().fold(0f32, |most, value| most.max(value.abs()));
         let scale = f16::from_f32(most / 127.);
+        if !scale.is_finite() {
+            return Err(format!("a block's largest value is {most}, too large for a scale in F16").into());
+        }
         blocks.extend(scale.to_le_bytes());
         let inverse = if scale.to_f32() == 0. { 0. } else { 1. / scale.to_f32() };
         blocks.extend(block.iter().map(|value| (value * inverse).round().clamp(-127., 127.) as i8 as u8));

@@ -139,6 +139,32 @@ fn names_are_kept_dropped_changed_and_merged() {
 }
 
 #[test]
+fn tied_weights_follow_their_tensors() {
+    let (_folder, path) = folder();
+    let (from, to) = (path.join("from"), path.join("to"));
+    let (w, v) = (random(&[3, 4], DType::F32), random(&[5], DType::F32));
+    let tensors = [("model.embed", &w), ("model.head", &w), ("v", &v)];
+    uel::save_with(tensors, &from, &SaveOptions::new().with_tied(true).with_metadata_entry("format", "pt")).unwrap();
+    let checkpoint = Checkpoint::open(&from).unwrap();
+    assert_eq!(checkpoint.names().len(), 2);
+    let found = |names: &[&str]| {
+        let checkpoint = Checkpoint::open(&to).unwrap();
+        assert_eq!(checkpoint.metadata()["format"], "pt");
+        names.iter().for_each(|name| assert!(same(&checkpoint.tensor(name, &CPU).unwrap(), &w), "{name}"));
+        checkpoint.metadata().len()
+    };
+    Edit::new(&checkpoint).rename(|name| name.replace("model.", "")).write(&to, &SaveOptions::new()).unwrap();
+    assert_eq!(found(&["embed", "head"]), 2);
+    // The name that the file has it under goes, the other stays.
+    Edit::new(&checkpoint).retain(|name| name != "model.embed").write(&to, &SaveOptions::new()).unwrap();
+    assert_eq!(found(&["model.head"]), 1);
+    assert!(!Checkpoint::open(&to).unwrap().contains("model.embed"));
+    let other = saved(&path.join("other"), &[("model.head", v.clone())]);
+    let error = Edit::new(&checkpoint).merge(&other).write(&to, &SaveOptions::new()).unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (Kind::DuplicateName, Some("model.head")));
+}
+
+#[test]
 fn sums_are_weighted_in_f64() {
     let (_folder, path) = folder();
     let make = |name: &str, dtype| {
@@ -221,6 +247,19 @@ fn low_rank_updates_are_added() {
     assert_eq!(kind(&peft, &base), Err(Kind::Argument));
     assert_eq!(kind(&kohya, &peft), Err(Kind::UnknownTensor));
     assert_eq!(kind(&base, &base), Err(Kind::UnexpectedTensors));
+    // Packed weights, factors without rank, scales that are no numbers, and one factor alone.
+    let bytes = saved(&path.join("bytes"), &[("v.weight", Tensor::zeros((20, 30), DType::U8, &CPU).unwrap())]);
+    assert_eq!(kind(&kohya, &bytes), Err(Kind::UnsupportedDtype));
+    let flat = [
+        ("v.lora_down.weight", Tensor::zeros((0, 30), DType::F32, &CPU).unwrap()),
+        ("v.lora_up.weight", Tensor::zeros((20, 0), DType::F32, &CPU).unwrap()),
+        ("v.alpha", Tensor::new(1f32, &CPU).unwrap()),
+    ];
+    assert_eq!(kind(&saved(&path.join("flat"), &flat), &base), Err(Kind::ValueRange));
+    let large = Edit::new(&base).lora(&kohya, &LoraOptions::new().with_scale(1e39));
+    assert_eq!(large.unwrap_err().kind(), Kind::ValueRange);
+    let orphan = saved(&path.join("orphan"), &[("v.lora_up.weight", up.clone())]);
+    assert_eq!(kind(&orphan, &base), Err(Kind::MissingTensors));
     let wrong = saved(&path.join("wrong"), &[("v.weight", random(&[20, 31], DType::F32))]);
     assert_eq!(kind(&kohya, &wrong), Err(Kind::ShapeMismatch));
     let half = saved(&path.join("half"), &[("v.lora_down.weight", down)]);

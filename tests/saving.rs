@@ -105,6 +105,30 @@ fn what_was_handed_over_lands_though_it_is_changed_in_place_afterwards() {
 }
 
 #[test]
+fn a_tensor_that_cannot_be_written_spoils_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("from.safetensors"), folder.path().join("to.safetensors"));
+    let options = uel::core::safetensors::write::SaveOptions::new();
+    let meta = uel::TensorMeta::new("packed", Dtype::F4, [2, 4]);
+    let writer = uel::core::safetensors::write::StreamingWriter::create(&from, [meta], &options).unwrap();
+    writer.write("packed", Dtype::F4, &[2, 4], &[1, 2, 3, 4]).unwrap();
+    writer.finish().unwrap();
+    let packed = Checkpoint::open(&from).unwrap().tensor("packed", &CPU).unwrap();
+    let writer = IncrementalWriter::create(&to).unwrap();
+    let error = writer.write("a", &packed.t().unwrap()).unwrap_err();
+    assert_eq!((error.kind(), error.tensor(), error.path()), (Kind::UnsupportedDtype, Some("a"), Some(to.as_path())));
+    writer.write("a", &packed).unwrap();
+    writer
+        .write(
+            "empty",
+            &arange(10, DType::F32).reshape((2, 5)).unwrap().narrow(0, 2, 0).unwrap().narrow(1, 5, 0).unwrap(),
+        )
+        .unwrap();
+    assert_eq!(writer.finish().unwrap().tensor_count, 2);
+    assert_eq!(Checkpoint::open(&to).unwrap().read("a").unwrap(), [1, 2, 3, 4]);
+}
+
+#[test]
 fn a_mapped_checkpoint_is_saved_onto_itself() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");

@@ -280,7 +280,7 @@ impl Checkpoint {
     }
 
     /// The tensor that is tied to `name`, which no tensor is called.
-    fn kept(&self, name: &str) -> Option<usize> {
+    pub(crate) fn kept(&self, name: &str) -> Option<usize> {
         (0..self.sources().len()).find_map(|file| {
             let position = self.index().position(self.file_metadata(file)?.get(name)?)?;
             self.index().at(position).filter(|info| info.file() == file).map(|_| position)

@@ -114,9 +114,13 @@ impl Checkpoint {
         if mode == Mode::Mmap {
             match self.map_one(want, info) {
                 Ok(tensor) => {
+                    let asked = match self.inner.options.threads {
+                        0 => threads,
+                        asked => asked,
+                    };
                     let cold = || want.cast.is_none() && fill && self.is_cold(info);
                     if !hashes.is_empty() || cold() {
-                        self.fill_page_cache([(info, hashes)], How { threads, arrived: &|_| {} })?;
+                        self.fill_page_cache([(info, hashes)], How { threads: asked, arrived: &|_| {} })?;
                         report.bytes_read += info.byte_len();
                     }
                     if want.cast.is_none() {

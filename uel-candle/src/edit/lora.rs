@@ -7,7 +7,7 @@ use uel_core::safetensors::write::HASH_CHUNK_BYTES;
 use uel_core::{Dtype, Error, Kind, Result};
 
 use super::piece::Pieces;
-use super::{CPU, Change, Edit, Input};
+use super::{CPU, Change, Edit, Input, is_float};
 use crate::Checkpoint;
 use crate::checkpoint::candle;
 
@@ -57,6 +57,12 @@ pub(super) fn plan(mut edit: Edit, adapter: &Checkpoint, options: &LoraOptions) 
     }
     let mut updates = 0;
     for (position, info) in adapter.index().iter().enumerate() {
+        let other = FACTORS.iter().find_map(|(down, up)| Some(format!("{}{down}", info.name().strip_suffix(up)?)));
+        if let Some(down) = other
+            && adapter.index().position(&down).is_none()
+        {
+            return Err(Error::new(Kind::MissingTensors, "the adapter lacks the other factor").with_tensor(&down));
+        }
         let factor = FACTORS.iter().find_map(|(down, up)| Some((info.name().strip_suffix(down)?, *up)));
         let Some((module, up)) = factor else {
             if !is_known(info.name()) {
@@ -78,6 +84,17 @@ pub(super) fn plan(mut edit: Edit, adapter: &Checkpoint, options: &LoraOptions) 
                 .with_tensor(&target)
                 .with_got(info.name())
         })?;
+        for (input, name) in [(&planned.base, target.as_str()), (&down, info.name()), (&up, up_name.as_str())] {
+            if !is_float(input.info()?.dtype()) {
+                return Err(Error::new(
+                    Kind::UnsupportedDtype,
+                    "low-rank updates are for floats that candle computes with",
+                )
+                .with_tensor(name)
+                .with_expected("F32, F16, BF16, F64 or F8_E4M3")
+                .with_got(input.info()?.dtype()));
+            }
+        }
         let shape = planned.base.info()?.shape();
         let (a, b) = (info.shape(), up.info()?.shape());
         let rank = match (shape, a, b) {
@@ -93,6 +110,12 @@ pub(super) fn plan(mut edit: Edit, adapter: &Checkpoint, options: &LoraOptions) 
             Some(scale) => scale,
             None => alpha(adapter, module)? / rank as f64,
         };
+        if rank == 0 || !(scale as f32).is_finite() {
+            return Err(Error::new(Kind::ValueRange, "the adapter's update would make its tensor no numbers")
+                .with_tensor(&target)
+                .with_expected("a rank of at least 1, and a finite scale")
+                .with_got(format!("rank {rank}, scale {scale}")));
+        }
         if !matches!(planned.change, Change::Cast) {
             return Err(Error::new(Kind::Argument, "the tensor has an update already").with_tensor(&target));
         }

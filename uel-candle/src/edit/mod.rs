@@ -6,7 +6,7 @@ mod piece;
 
 pub use lora::LoraOptions;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,8 +28,12 @@ pub type MapFn = Arc<dyn Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>> + Sen
 /// A checkpoint that is written from others, tensor by tensor and piece by piece.
 ///
 /// Nothing is read before [`write`](Self::write), and then no more is held than some pieces of 2 MiB a thread, however large
-/// the tensors are; closures ([`map`](Self::map)) get whole tensors, one at a time. Tensors that are not changed keep their
+/// the tensors are. Closures ([`map`](Self::map)) get whole tensors, one at a time, and of a low-rank update one factor is
+/// held whole. Tensors that are not changed keep their
 /// bytes, in every dtype of the file, those that candle lacks too.
+///
+/// The inputs' hashes are not checked on the way, not even those of checkpoints that were opened to be verified, and are not
+/// taken over: `uel verify --deep` tells beforehand whether a file is what was written.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -59,6 +63,8 @@ pub struct Edit {
 #[derive(Clone, Debug)]
 struct Planned {
     name: String,
+    /// Other names under which it is found: tied weights.
+    aliases: Vec<String>,
     /// Where dtype and shape come from.
     base: Input,
     /// The dtype in the new file.
@@ -109,10 +115,7 @@ impl Edit {
     /// All tensors of `checkpoint` as they are, with its metadata. Replaced and added tensors are not seen: what is edited
     /// is the files.
     pub fn new(checkpoint: &Checkpoint) -> Self {
-        let mut metadata = checkpoint.metadata();
-        metadata.remove(HASHES_KEY);
-        let edit = Self { outputs: Vec::new(), metadata, map: None };
-        edit.with_all_of(checkpoint)
+        Self { outputs: Vec::new(), metadata: BTreeMap::new(), map: None }.merge(checkpoint)
     }
 
     /// The weighted sum of checkpoints that have the same tensors, summed in F64; for an average the weights add up to 1.
@@ -126,27 +129,37 @@ impl Edit {
         average::plan(checkpoints)
     }
 
-    fn with_all_of(mut self, checkpoint: &Checkpoint) -> Self {
+    /// Adds all tensors of another checkpoint, and its metadata where keys are new. Two tensors of one name are an error
+    /// when it is written.
+    pub fn merge(mut self, checkpoint: &Checkpoint) -> Self {
+        let mut aliases: HashMap<usize, Vec<String>> = HashMap::new();
+        for file in 0..checkpoint.sources().len() {
+            for (key, value) in checkpoint.file_metadata(file).into_iter().flatten() {
+                match checkpoint.kept(key) {
+                    // Not what the metadata says, but another name of a tensor, which follows it.
+                    Some(position) if checkpoint.index().position(key).is_none() => {
+                        let own = aliases.entry(position).or_default();
+                        if !own.contains(key) {
+                            own.push(key.clone());
+                        }
+                    }
+                    _ if key == HASHES_KEY => {}
+                    _ => {
+                        self.metadata.entry(key.clone()).or_insert_with(|| value.clone());
+                    }
+                }
+            }
+        }
         for (position, info) in checkpoint.index().iter().enumerate() {
             self.outputs.push(Planned {
                 name: info.name().to_owned(),
+                aliases: aliases.remove(&position).unwrap_or_default(),
                 base: Input { checkpoint: checkpoint.clone(), position },
                 dtype: info.dtype(),
                 change: Change::Cast,
             });
         }
         self
-    }
-
-    /// Adds all tensors of another checkpoint, and its metadata where keys are new. Two tensors of one name are an error
-    /// when it is written.
-    pub fn merge(mut self, checkpoint: &Checkpoint) -> Self {
-        for (key, value) in checkpoint.metadata() {
-            if key != HASHES_KEY {
-                self.metadata.entry(key).or_insert(value);
-            }
-        }
-        self.with_all_of(checkpoint)
     }
 
     /// Adds the low-rank updates of a LoRA adapter to the tensors that they are for: `W + scale · B·A`, computed in F32.
@@ -159,16 +172,31 @@ impl Edit {
         lora::plan(self, adapter, options)
     }
 
-    /// Keeps the tensors for whose names `keep` returns true.
+    /// Keeps the tensors for whose names `keep` returns true. A tied weight stays under those of its names that are kept.
     pub fn retain(mut self, mut keep: impl FnMut(&str) -> bool) -> Self {
-        self.outputs.retain(|planned| keep(&planned.name));
+        self.outputs.retain_mut(|planned| {
+            planned.aliases.retain(|alias| keep(alias));
+            if keep(&planned.name) {
+                return true;
+            }
+            match planned.aliases.is_empty() {
+                true => false,
+                false => {
+                    planned.name = planned.aliases.remove(0);
+                    true
+                }
+            }
+        });
         self
     }
 
-    /// Gives every tensor another name, or the same.
+    /// Gives every tensor another name, or the same. Tied weights are asked about under all their names.
     pub fn rename(mut self, mut rename: impl FnMut(&str) -> String) -> Self {
         for planned in &mut self.outputs {
             planned.name = rename(&planned.name);
+            for alias in &mut planned.aliases {
+                *alias = rename(alias);
+            }
         }
         self
     }
@@ -239,15 +267,36 @@ impl Edit {
         }
         let mut core = options.core.clone();
         let set = core.metadata().cloned();
-        if !self.metadata.is_empty() || set.is_some() {
+        let aliases = self.aliases().map_err(|error| error.with_path(path))?;
+        if !self.metadata.is_empty() || set.is_some() || !aliases.is_empty() {
             let mut metadata = self.metadata.clone();
             metadata.extend(set.into_iter().flatten());
+            metadata.extend(aliases);
             core = core.with_metadata(metadata);
         }
         match &self.map {
             Some(map) => self.write_mapped(path, map, core, options),
             None => self.write_streamed(path, &core, options),
         }
+    }
+
+    /// The metadata entries of tied weights: other name, name. Closures name what they return themselves.
+    fn aliases(&self) -> Result<Vec<(String, String)>> {
+        if self.map.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut names: HashSet<&str> = self.outputs.iter().map(|planned| planned.name.as_str()).collect();
+        let mut aliases = Vec::new();
+        for planned in &self.outputs {
+            for alias in &planned.aliases {
+                if !names.insert(alias) {
+                    return Err(Error::new(Kind::DuplicateName, "a tied weight has the name of another tensor")
+                        .with_tensor(alias));
+                }
+                aliases.push((alias.clone(), planned.name.clone()));
+            }
+        }
+        Ok(aliases)
     }
 
     fn write_streamed(&self, path: &Path, core: &write::SaveOptions, options: &SaveOptions) -> Result<SaveReport> {

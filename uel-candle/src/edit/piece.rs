@@ -162,6 +162,9 @@ impl Pieces {
         let (dtype, _) = candle_dtype(planned.dtype)?;
         let info = planned.base.info()?;
         let byte_len = planned.dtype.byte_len(info.elem_count() as u64).unwrap_or(0);
+        if byte_len == 0 {
+            return crate::placement::empty(dtype, info.shape());
+        }
         crate::memory::check(byte_len)?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(usize::try_from(byte_len).unwrap_or(usize::MAX)).map_err(|error| {
@@ -185,7 +188,11 @@ impl Pieces {
         if info.dtype() == dtype {
             return Ok(bytes);
         }
-        let ((from, _), (to, _)) = (candle_dtype(info.dtype())?, candle_dtype(dtype)?);
+        let ((from, widened), (to, _)) = (candle_dtype(info.dtype())?, candle_dtype(dtype)?);
+        if widened {
+            return Err(Error::new(Kind::UnsupportedDtype, "candle lacks the dtype, so that it cannot be cast")
+                .with_got(info.dtype()));
+        }
         self.made.clear();
         match Cast::new(from, to) {
             Some(quick) => cast_into(quick, bytes, &mut self.made)?,

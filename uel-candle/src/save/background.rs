@@ -34,7 +34,8 @@ pub enum OnDrop {
     /// They are completed first.
     #[default]
     Wait,
-    /// They are given up; their destinations stay as they were.
+    /// They are given up, but for those of which only the sync and the rename are left; the destinations of the others stay
+    /// as they were.
     Abort,
 }
 
@@ -106,7 +107,8 @@ impl BackgroundSaver {
         self
     }
 
-    /// How many saves may be under way, at least one. Each holds its tensors.
+    /// How many saves may be under way, at least one. Each holds its tensors. Saves to the same path should not be under way
+    /// together: the one that ends last is what stays there.
     pub fn with_max_in_flight(mut self, saves: usize) -> Self {
         self.max_in_flight = saves.max(1);
         self
@@ -262,7 +264,7 @@ impl SaveHandle {
         Progress { bytes_done: load(&self.state.done), bytes_total: load(&self.state.total) }
     }
 
-    /// Gives the save up, unless it is complete. [`wait`](Self::wait) then returns [`Kind::Interrupted`].
+    /// Gives the save up, unless all is written and only the sync and the rename are left. [`wait`](Self::wait) then returns [`Kind::Interrupted`].
     pub fn abort(&self) {
         self.state.abort.store(true, Ordering::Relaxed);
     }
@@ -320,7 +322,9 @@ impl Copied {
         }
         let mut bytes = match spare {
             Some(spare) if spare.len() >= total => spare,
-            _ => {
+            spare => {
+                // Too small: gone before there is another.
+                drop(spare);
                 memory::check(total as u64)?;
                 host::zeroed(total)?
             }

@@ -45,6 +45,10 @@ pub(crate) fn with_bytes_of(
     let Storage::Cpu(storage) = storage else {
         return Err(Error::new(Kind::Internal, "a tensor on the CPU must have its storage there"));
     };
+    if layout.shape().elem_count() == 0 {
+        // Its offset may lie behind the storage.
+        return take(&[]);
+    }
     let bytes = as_bytes(storage);
     let dtype = stored(storage.dtype()).unwrap_or(Dtype::U8);
     let elements = layout.shape().elem_count() as u64;
@@ -153,6 +157,7 @@ mod tests {
                 base.permute((3, 0, 2, 1)).unwrap().narrow(1, 1, 1).unwrap(),
                 base.narrow(2, 1, 1).unwrap().broadcast_as((2, 300, 4, 7)).unwrap(),
                 base.narrow(2, 1, 0).unwrap(),
+                base.narrow(3, 7, 0).unwrap().narrow(0, 2, 0).unwrap(),
                 base.i((1, 299, 4, 6)).unwrap(),
             ];
             for view in views {

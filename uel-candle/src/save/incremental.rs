@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::Tensor;
-use uel_core::Result;
+use candle_core::{Device, Tensor};
 use uel_core::safetensors::write::{self, IncrementalOptions, SaveReport, TensorMeta};
+use uel_core::{Error, Result};
 
 use super::bytes::{is_contiguous, meta, with_bytes};
+use crate::checkpoint::candle;
 
 /// Saves tensors as they come: names and shapes need not be known in advance, and no tensor has to be kept.
 ///
@@ -60,12 +61,15 @@ impl IncrementalWriter {
     /// which the writer can be used as before; [`Kind::Argument`](crate::Kind::Argument) once the file is finished;
     /// [`Kind::Io`](crate::Kind::Io) where an earlier tensor could not be written.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<()> {
-        let TensorMeta { name, dtype, shape } = meta(name, tensor)?;
-        if is_contiguous(tensor) {
-            return with_bytes(tensor, &mut |bytes| self.inner.write(&name, dtype, &shape, bytes));
+        let located = |error: Error| error.with_tensor(name).with_path(self.inner.path());
+        let TensorMeta { name, dtype, shape } = meta(name, tensor).map_err(located)?;
+        // What candle may refuse comes before the tensor has its place.
+        let tensor = tensor.to_device(&Device::Cpu).map_err(candle).map_err(located)?;
+        if is_contiguous(&tensor) || dtype.block() != (1, u64::from(dtype.bits() / 8)) {
+            return with_bytes(&tensor, &mut |bytes| self.inner.write(&name, dtype, &shape, bytes)).map_err(located);
         }
         let mut writer = self.inner.begin(&name, dtype, &shape)?;
-        with_bytes(tensor, &mut |bytes| writer.write(bytes))?;
+        with_bytes(&tensor, &mut |bytes| writer.write(bytes)).map_err(located)?;
         writer.finish()
     }
 

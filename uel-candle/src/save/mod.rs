@@ -139,7 +139,16 @@ fn write_contents(
     }
     write_all(&jobs, options)?;
     drop(jobs);
+    check_wanted(options, path)?;
     output.finish()
+}
+
+/// An error where the save was given up.
+fn check_wanted(options: &SaveOptions, path: &Path) -> Result<()> {
+    match &options.cancelled {
+        Some(cancelled) if cancelled() => Err(Error::new(Kind::Interrupted, "the save was given up").with_path(path)),
+        _ => Ok(()),
+    }
 }
 
 /// A tensor and the file it goes to.
@@ -172,9 +181,7 @@ fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
     };
     in_parallel(options.threads, tasks.len(), &|task| {
         let Some((job, start)) = tasks.get(task) else { return Ok(()) };
-        if options.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
-            return Err(Error::new(Kind::Interrupted, "the save was given up").with_path(job.writer.path()));
-        }
+        check_wanted(options, job.writer.path())?;
         match start {
             Some(start) => write_piece(job, *start, &wrote),
             None => write_whole(job, &wrote),
@@ -199,7 +206,7 @@ pub(crate) fn in_parallel(threads: usize, count: usize, work: &(dyn Fn(usize) ->
                 failed.store(true, Ordering::Relaxed);
                 error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
             }
-            engine::let_others_begin();
+            // No other work is begun here: it could wait for a lock that this save holds.
         }
     };
     let asked = if threads == 0 { engine::threads(0).min(DEFAULT_THREADS) } else { engine::threads(threads) };
@@ -214,13 +221,16 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
 
 /// Writes the bytes of a contiguous tensor from `start` on.
 fn write_piece(job: &Job<'_>, start: usize, wrote: &dyn Fn(u64)) -> Result<()> {
+    let mut written = 0;
     job.content.with_bytes(&mut |bytes| {
         let end = bytes.len().min(start + PIECE_BYTES);
         let piece = bytes.get(start..end).unwrap_or_default();
-        job.writer.write_part(&job.meta.name, start as u64, piece)?;
-        wrote(piece.len() as u64);
-        Ok(())
-    })
+        written = piece.len();
+        job.writer.write_part(&job.meta.name, start as u64, piece)
+    })?;
+    // The caller's progress is told when the tensor's lock is released.
+    wrote(written as u64);
+    Ok(())
 }
 
 /// Writes a tensor whose bytes may come in parts of any size.
@@ -232,14 +242,11 @@ fn write_whole(job: &Job<'_>, wrote: &dyn Fn(u64)) -> Result<()> {
     let mut put = |bytes: &[u8]| {
         job.writer.write_part(name, done, bytes)?;
         done += bytes.len() as u64;
-        wrote(bytes.len() as u64);
         Ok(())
     };
     job.content.with_bytes(&mut |mut bytes| {
         if bytes.len() as u64 == byte_len {
-            job.writer.write(name, *dtype, shape, bytes)?;
-            wrote(byte_len);
-            return Ok(());
+            return job.writer.write(name, *dtype, shape, bytes);
         }
         while !bytes.is_empty() {
             let (head, rest) = bytes.split_at(bytes.len().min(HASH_CHUNK_BYTES - pending.len()));
@@ -254,9 +261,7 @@ fn write_whole(job: &Job<'_>, wrote: &dyn Fn(u64)) -> Result<()> {
     })?;
     if !pending.is_empty() {
         put(&pending)?;
-    } else if byte_len == 0 {
-        // A view without elements hands nothing over.
-        let _ = job.writer.write_part(name, 0, &[]);
     }
+    wrote(byte_len);
     Ok(())
 }

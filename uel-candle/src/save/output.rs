@@ -35,8 +35,8 @@ impl Output {
             None => (Some(path), STEM),
         };
         let folder = folder.unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|error| uel_core::Error::io("create the folder", folder, error))?;
         let plan = plan_shards(metas, max_shard_bytes, stem).map_err(|error| error.with_path(path))?;
+        std::fs::create_dir_all(folder).map_err(|error| uel_core::Error::io("create the folder", folder, error))?;
         ShardedWriter::create(folder, &plan, options).map(Self::Set)
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::PoisonError;
 
+use candle_core::Var;
 use candle_nn::VarMap;
 use uel_core::{Error, Kind, Result};
 
@@ -28,7 +29,11 @@ use crate::checkpoint::candle;
 ///
 /// As [`save_with`].
 pub fn save_var_map(variables: &VarMap, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
-    let variables = variables.data().lock().unwrap_or_else(PoisonError::into_inner);
+    // The lock is not held while the save runs: progress may look at the map.
+    let variables: Vec<(String, Var)> = {
+        let variables = variables.data().lock().unwrap_or_else(PoisonError::into_inner);
+        variables.iter().map(|(name, variable)| (name.clone(), variable.clone())).collect()
+    };
     save_with(variables.iter().map(|(name, variable)| (name, variable.as_tensor())), path, options)
 }
 

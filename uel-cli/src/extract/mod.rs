@@ -65,7 +65,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
         let header = npy::header(dtype, info.shape()).map_err(located)?;
         write_bytes(args, &checkpoint, info, dtype, &header, began)
     } else {
-        let edit = Edit::new(&checkpoint).retain(|name| name == args.name).cast(dtype);
+        // A tied weight is asked for under a name that no tensor has.
+        let edit = Edit::new(&checkpoint).retain(|name| name == info.name()).rename(|_| args.name.clone()).cast(dtype);
         save::write(&edit, &args.output, args.placing.options(), None, began)
     };
     report?.print(args.json)
