@@ -130,3 +130,17 @@ fn faults_leave_nothing_behind() {
     refused(&[&"extract", &dir.path().join("none"), &"f32", &"-o", &npy]);
     assert_exit(&uel(&[&"extract", &model(&dir), &"lm_head.weight", &"-o", &bin, &"--raw"]), 0, 0);
 }
+
+#[test]
+fn a_tied_weight_is_extracted_under_the_name_that_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("model.safetensors"), dir.path().join("head.safetensors"));
+    let bytes = f32s(&[1.0, 2.0]);
+    let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![2], &bytes).unwrap();
+    let metadata = Some([("head".to_owned(), "embed".to_owned())].into());
+    safetensors::serialize_to_file([("embed", view)], metadata, &from).unwrap();
+    assert_exit(&uel(&[&"extract", &from, &"head", &"-o", &to]), 0, 0);
+    let extracted = Checkpoint::open(&to).unwrap();
+    assert_eq!(extracted.names(), ["head"]);
+    assert_eq!(extracted.read("head").unwrap(), bytes);
+}
