@@ -9,7 +9,7 @@ use uel::{Checkpoint, Mode};
 use crate::claims::{claim, of, rounds};
 use crate::files::{self, BYTES, InMemory};
 use crate::loaders;
-use crate::measure::{Candidate, dd_direct, in_turns, memcpy_gb_per_s, timed};
+use crate::measure::{Candidate, dd_direct, in_turns, memcpy_gb_per_s, timed, while_memory_is_held};
 
 /// A model in large tensors, and the same bytes in as many as a large mixture-of-experts model has.
 const FEW: u64 = 200;
@@ -117,7 +117,7 @@ fn cold() {
         (
             name.to_owned(),
             Box::new(move || {
-                files::cool(path);
+                while_memory_is_held(|| files::cool(path));
                 timed(&work).1
             }),
         )
@@ -159,7 +159,7 @@ fn auto_in(place: &str, path: &Path, cold: bool) {
             name.to_owned(),
             Box::new(move || {
                 if cold {
-                    files::cool(path);
+                    while_memory_is_held(|| files::cool(path));
                 }
                 timed(|| loaders::read_all(&loaders::uel(path, mode))).1
             }),
@@ -168,7 +168,7 @@ fn auto_in(place: &str, path: &Path, cold: bool) {
     let one_by_one = |name: &str, mode: Mode| -> Candidate<'_> {
         let work = move || {
             if cold {
-                files::cool(path);
+                while_memory_is_held(|| files::cool(path));
             }
             let read = |tensor: &_| {
                 black_box(loaders::read(tensor));

@@ -80,6 +80,21 @@ pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<C
     times
 }
 
+/// Holds memory while something takes its time, and frees it at its end: what is measured next finds it backed.
+pub(crate) fn while_memory_is_held(work: impl FnOnce()) {
+    /// A file in the page cache, and a copy of it.
+    const HELD_BYTES: usize = 4 << 30;
+    let mut memory: Vec<u8> = Vec::with_capacity(HELD_BYTES);
+    // SAFETY: the advised pages are those of the vector's own memory, and their contents do not change.
+    unsafe {
+        let start = memory.as_mut_ptr().map_addr(|address: usize| address.next_multiple_of(4096));
+        libc::madvise(start.cast(), memory.capacity() - 4096, libc::MADV_HUGEPAGE);
+    }
+    memory.resize(HELD_BYTES, 1);
+    work();
+    drop(black_box(memory));
+}
+
 /// The numbers below `count` in another order each round, the same in every run: what ran before should not always slow
 /// or help the same candidate.
 fn shuffled(count: usize, round: u64) -> Vec<usize> {
