@@ -28,6 +28,9 @@ const LAST_START: u64 = (PREFIX_BYTES + limits::MAX_HEADER_BYTES) / BLOCK_BYTES 
 /// The data of files up to this size is moved to where a header without padding ends.
 const TIGHT_BELOW_BYTES: u64 = 8 << 20;
 
+/// Bytes that are set aside beyond what is needed, so that it need not be done for each tensor.
+const RESERVED_BYTES: u64 = 256 << 20;
+
 /// Bytes that are moved at a time.
 const MOVE_BYTES: usize = 4 << 20;
 
@@ -112,6 +115,8 @@ pub struct IncrementalWriter {
 #[derive(Debug)]
 struct State {
     layout: Layout,
+    /// The end of what was set aside for the file; 0 where nothing was.
+    reserved: u64,
     /// `None` once the file is finished.
     open: Option<Open>,
 }
@@ -145,7 +150,7 @@ impl IncrementalWriter {
         let queue =
             WriteQueue::start(Arc::clone(&disk_file), path.clone(), options.threads, options.budget_bytes, hashes)?;
         let open = Some(Open { queue: Arc::new(queue), file });
-        let state = Mutex::new(State { layout: Layout::default(), open });
+        let state = Mutex::new(State { layout: Layout::default(), reserved: 0, open });
         Ok(Self { path, options: options.clone(), start, file: disk_file, state })
     }
 
@@ -256,10 +261,10 @@ impl IncrementalWriter {
     /// [`Kind::Io`] where anything could not be written, [`Kind::MissingTensors`] where bytes of a tensor are missing,
     /// [`Kind::HeaderTooLarge`], [`Kind::Argument`] the second time. The destination is then untouched.
     pub fn finish(&self) -> Result<SaveReport> {
-        let (open, layout) = {
+        let (open, layout, set_aside) = {
             let mut state = self.lock();
             let open = state.open.take().ok_or_else(|| self.finished())?;
-            (open, std::mem::take(&mut state.layout))
+            (open, std::mem::take(&mut state.layout), state.reserved > 0)
         };
         let Open { queue, file } = open;
         let pieces = queue.finish()?;
@@ -297,6 +302,10 @@ impl IncrementalWriter {
         };
         file.write_all_at(0, &header)?;
         let start = header.len() as u64;
+        if set_aside {
+            let shortened = self.file.set_len(start + data_bytes);
+            shortened.map_err(|error| Error::io("give back what was set aside for", &self.path, error))?;
+        }
         let written = self.options.save.finish(file, start + data_bytes)?;
         Ok(SaveReport {
             files: vec![written],
@@ -320,7 +329,7 @@ impl IncrementalWriter {
     /// be as many as dtype and shape say.
     fn enter(&self, metas: Vec<(TensorMeta, Option<u64>)>) -> Result<(Call, usize, Vec<ByteRange>)> {
         let mut state = self.lock();
-        let State { layout, open } = &mut *state;
+        let State { layout, reserved, open } = &mut *state;
         let queue = match open {
             Some(open) => &open.queue,
             None => return Err(self.finished()),
@@ -333,12 +342,26 @@ impl IncrementalWriter {
         };
         match metas.into_iter().map(enter).collect() {
             // Counted under this lock, so that nobody finishes the file in between.
-            Ok(ranges) => Ok((queue.call(), first, ranges)),
+            Ok(ranges) => {
+                self.set_aside(reserved, layout.data_bytes());
+                Ok((queue.call(), first, ranges))
+            }
             Err(error) => {
                 layout.truncate(first);
                 Err(error.with_path(&self.path))
             }
         }
+    }
+
+    /// Has space set aside for `data_bytes` bytes of tensors and some more, once the file is no small one.
+    fn set_aside(&self, reserved: &mut u64, data_bytes: u64) {
+        let end = self.start.saturating_add(data_bytes);
+        if data_bytes <= TIGHT_BELOW_BYTES || end <= *reserved {
+            return;
+        }
+        let wanted = end.saturating_add(RESERVED_BYTES);
+        // Where so much cannot be had, what is needed may fit still: writing it will tell.
+        *reserved = if self.file.reserve(wanted).is_ok() { wanted } else { u64::MAX };
     }
 
     /// Moves the data section up by `by` bytes. File systems do that without copying for whole blocks.
