@@ -324,8 +324,13 @@ fn run_scatter(scatter: Scatter<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Resu
 }
 
 pub(crate) fn worker_panic(panic: &(dyn Any + Send)) -> Error {
+    Error::new(Kind::WorkerPanic, format!("a reading thread panicked: {}", panic_text(panic)))
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Error::new(Kind::WorkerPanic, format!("a reading thread panicked: {}", text.unwrap_or("no message")))
+    text.unwrap_or("no message")
 }
 
 #[cfg(test)]

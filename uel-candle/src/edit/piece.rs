@@ -13,6 +13,7 @@ use crate::dtype::candle_dtype;
 use crate::engine::read_to_scratch;
 use crate::host::cast_into;
 use crate::save::bytes::with_bytes;
+use crate::save::sink::Sink;
 
 /// Elements of a weighted sum that are summed at a time.
 const SUM_ELEMENTS: usize = HASH_CHUNK_BYTES / 8;
@@ -66,52 +67,11 @@ impl Task<'_> {
             read(info.dtype().byte_len(count as u64).unwrap_or(0));
             return Ok(());
         }
-        let mut sink = Sink { writer, name: &planned.name, done: 0, pending: Vec::new() };
+        let mut sink = Sink::new(writer, &planned.name);
         pieces.each(planned, &mut |bytes| sink.take(bytes)).map_err(located)?;
         sink.finish()?;
         read(info.byte_len());
         Ok(())
-    }
-}
-
-/// Takes bytes in parts of any size, and hands them on in whole pieces.
-struct Sink<'a> {
-    writer: &'a StreamingWriter,
-    name: &'a str,
-    done: u64,
-    pending: Vec<u8>,
-}
-
-impl Sink<'_> {
-    fn take(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            if self.pending.is_empty() && bytes.len() >= HASH_CHUNK_BYTES {
-                let (head, rest) = bytes.split_at(bytes.len() - bytes.len() % HASH_CHUNK_BYTES);
-                self.writer.write_part(self.name, self.done, head)?;
-                self.done += head.len() as u64;
-                bytes = rest;
-                continue;
-            }
-            let (head, rest) = bytes.split_at(bytes.len().min(HASH_CHUNK_BYTES - self.pending.len()));
-            self.pending.extend_from_slice(head);
-            bytes = rest;
-            if self.pending.len() == HASH_CHUNK_BYTES {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.writer.write_part(self.name, self.done, &self.pending)?;
-        self.done += self.pending.len() as u64;
-        self.pending.clear();
-        Ok(())
-    }
-
-    /// Tensors without bytes are handed over too.
-    fn finish(mut self) -> Result<()> {
-        if self.pending.is_empty() && self.done > 0 { Ok(()) } else { self.flush() }
     }
 }
 

@@ -6,6 +6,7 @@ mod incremental;
 mod options;
 pub(crate) mod output;
 mod patch;
+pub(crate) mod sink;
 mod tied;
 mod var_map;
 
@@ -24,13 +25,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Layout, Storage, Tensor};
-use uel_core::safetensors::write::{self, HASH_CHUNK_BYTES, StreamingWriter};
+use uel_core::safetensors::write::{self, StreamingWriter};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::Progress;
 use crate::engine;
 use bytes::{is_contiguous, meta, with_bytes, with_bytes_of};
 use output::Output;
+use sink::Sink;
 
 /// Bytes of a large tensor that one thread writes before it looks for the next piece of work.
 const PIECE_BYTES: usize = 8 << 20;
@@ -215,8 +217,7 @@ pub(crate) fn in_parallel(threads: usize, count: usize, work: &(dyn Fn(usize) ->
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Error::new(Kind::WorkerPanic, format!("a thread panicked: {}", text.unwrap_or("no message")))
+    Error::new(Kind::WorkerPanic, format!("a thread panicked: {}", engine::panic_text(panic)))
 }
 
 /// Writes the bytes of a contiguous tensor from `start` on.
@@ -237,31 +238,16 @@ fn write_piece(job: &Job<'_>, start: usize, wrote: &dyn Fn(u64)) -> Result<()> {
 fn write_whole(job: &Job<'_>, wrote: &dyn Fn(u64)) -> Result<()> {
     let TensorMeta { name, dtype, shape } = job.meta;
     let byte_len = job.meta.byte_len()?;
-    let mut done = 0u64;
-    let mut pending: Vec<u8> = Vec::new();
-    let mut put = |bytes: &[u8]| {
-        job.writer.write_part(name, done, bytes)?;
-        done += bytes.len() as u64;
-        Ok(())
-    };
-    job.content.with_bytes(&mut |mut bytes| {
+    let mut sink = Some(Sink::new(job.writer, name));
+    job.content.with_bytes(&mut |bytes| {
         if bytes.len() as u64 == byte_len {
+            // What lies together is not gathered first.
+            sink = None;
             return job.writer.write(name, *dtype, shape, bytes);
         }
-        while !bytes.is_empty() {
-            let (head, rest) = bytes.split_at(bytes.len().min(HASH_CHUNK_BYTES - pending.len()));
-            pending.extend_from_slice(head);
-            bytes = rest;
-            if pending.len() == HASH_CHUNK_BYTES {
-                put(&pending)?;
-                pending.clear();
-            }
-        }
-        Ok(())
+        sink.as_mut().map_or(Ok(()), |sink| sink.take(bytes))
     })?;
-    if !pending.is_empty() {
-        put(&pending)?;
-    }
+    sink.map_or(Ok(()), Sink::finish)?;
     wrote(byte_len);
     Ok(())
 }
