@@ -15,6 +15,7 @@ pub mod error;
 pub mod index;
 pub mod limits;
 pub mod plan;
+pub mod pytorch;
 pub mod range;
 pub mod safetensors;
 pub mod slice;
