@@ -33,3 +33,12 @@ pub const MAX_JOURNAL_BYTES: u64 = 64 << 20;
 
 /// The most files that are opened at once.
 pub const MAX_OPEN_THREADS: usize = 16;
+
+/// The most entries of a zip archive: a checkpoint has one for each storage, and a few besides.
+pub const MAX_ARCHIVE_ENTRIES: usize = 4_000_000;
+
+/// The longest pickle of a PyTorch file in bytes. A state_dict takes some 200 bytes a tensor.
+pub const MAX_PICKLE_BYTES: u64 = 1 << 30;
+
+/// The most bytes of one compressed entry once it is inflated, which is held in memory as a whole.
+pub const MAX_INFLATED_BYTES: u64 = 16 << 30;
