@@ -82,6 +82,8 @@ kinds! {
     MissingShard = "missing-shard",
     /// The weight_map and a shard's header disagree.
     WeightMap = "weight-map",
+    /// A pickle is malformed, or not one that PyTorch writes.
+    Pickle = "pickle",
     /// No supported format is recognised.
     UnknownFormat = "unknown-format",
     /// A tensor was asked for that the checkpoint does not have.

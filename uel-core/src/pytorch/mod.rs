@@ -5,3 +5,9 @@
 
 #[allow(dead_code, reason = "the reader that fills it is being built")]
 mod contents;
+#[allow(dead_code, reason = "the reader that calls it is being built")]
+mod pickle;
+#[allow(dead_code, reason = "the reader that calls it is being built")]
+mod state_dict;
+
+pub use pickle::{Global, Verdict};
