@@ -74,9 +74,8 @@ fn folder(path: &Path) -> Result<Found> {
 fn is_shard(name: &str) -> bool {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    stem.rsplit_once("-of-").is_some_and(|(rest, total)| {
-        digits(total) && rest.rsplit_once('-').is_some_and(|(_, number)| digits(number))
-    })
+    stem.rsplit_once("-of-")
+        .is_some_and(|(rest, total)| digits(total) && rest.rsplit_once('-').is_some_and(|(_, number)| digits(number)))
 }
 
 fn several(path: &Path, what: &str, names: &[&String]) -> Error {

@@ -50,9 +50,8 @@ fn merge(opened: Vec<PytorchFile>) -> Result<CheckpointFiles> {
     let mut made = Vec::new();
     let mut numbers = Vec::with_capacity(file_count);
     for file in &opened {
-        let (first, rest) = file.sources().split_first().ok_or_else(|| {
-            Error::new(Kind::Internal, "an opened file has no source")
-        })?;
+        let (first, rest) =
+            file.sources().split_first().ok_or_else(|| Error::new(Kind::Internal, "an opened file has no source"))?;
         sources.push(Arc::clone(first));
         numbers.push(file_count + made.len());
         made.extend(rest.iter().cloned());

@@ -135,7 +135,8 @@ pub(super) fn shown(name: &str) -> &str {
 fn predicted_start(header: u64, name_bytes: usize, byte_len: u64) -> Option<u64> {
     const PADDING_HEAD: u64 = 4;
     let wide = u64::from(u32::MAX);
-    let mut start = header.checked_add(LOCAL_HEADER_BYTES)?.checked_add(name_bytes as u64)?.checked_add(PADDING_HEAD)?;
+    let mut start =
+        header.checked_add(LOCAL_HEADER_BYTES)?.checked_add(name_bytes as u64)?.checked_add(PADDING_HEAD)?;
     if byte_len >= wide || header >= wide {
         let sizes = if byte_len >= wide { ZIP64_EXTRA_BYTES } else { 4 };
         start = start.checked_add(sizes + if header >= wide { 8 } else { 0 })?;
@@ -156,7 +157,8 @@ fn settle(source: &dyn ByteSource, entries: &mut [ArchiveEntry]) -> Result<()> {
         if !fits {
             let start = local::read(source, entry)?.end();
             let range = ByteRange::from_len(start, entry.range.byte_len());
-            let place = |error: Error| error.with_offset(entry.header).with_got(format!("entry {:?}", shown(&entry.name)));
+            let place =
+                |error: Error| error.with_offset(entry.header).with_got(format!("entry {:?}", shown(&entry.name)));
             entry.range = range
                 .filter(|range| range.end() <= source.byte_len())
                 .ok_or_else(|| place(Error::new(Kind::Truncated, "an entry reaches behind the end of the file")))?;

@@ -60,7 +60,8 @@ impl DerivedSource {
         let start = self.byte_len.checked_next_multiple_of(ALIGNMENT);
         let range = start.and_then(|start| ByteRange::from_len(start, recipe.layout.byte_len()));
         let range = range.ok_or_else(|| {
-            Error::new(Kind::Overflow, "the bytes of all tensors cannot be counted in 64 bits").with_tensor(&recipe.name)
+            Error::new(Kind::Overflow, "the bytes of all tensors cannot be counted in 64 bits")
+                .with_tensor(&recipe.name)
         })?;
         self.byte_len = range.end();
         if !range.is_empty() {

@@ -7,7 +7,8 @@ use super::derived::{DerivedSource, Recipe};
 use super::gather::Strided;
 use super::inflate::{self, InflatedSource};
 use super::local::ArchiveSource;
-use super::pickle::{ContentsOptions, Global, unpickle};
+use super::pickle::{Global, unpickle};
+use super::state_dict::ContentsOptions;
 use super::{legacy, tar};
 use crate::source::{ByteSource, ByteSourceExt, MemorySource};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex, TensorIndexBuilder, limits};
@@ -233,7 +234,7 @@ pub(crate) const START_BYTES: u64 = 512;
 
 fn open(source: Arc<dyn ByteSource>, options: &PytorchOptions) -> Result<PytorchFile> {
     let start = source.read_range(ByteRange::new(0, START_BYTES.min(source.byte_len())).unwrap_or_default())?;
-    let options = ContentsOptions { state_key: options.state_key.as_deref() };
+    let options = ContentsOptions { state_key: options.state_key.as_deref(), tensors: None };
     if start.starts_with(ZIP_START) || start.starts_with(ZIP_EMPTY) {
         let (source, parts) = open_archive(source, &options)?;
         return assemble(source, parts);
@@ -317,10 +318,13 @@ fn read_entry(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<Vec<u8>> 
     let bytes = source.read_range(entry.range)?;
     let found = crc32fast::hash(&bytes);
     if found != entry.crc32 {
-        return Err(Error::new(Kind::HashMismatch, format!("the CRC of entry {:?} is another one", shown(&entry.name)))
-            .with_offset(entry.range.start())
-            .with_expected(format!("{:08x}", entry.crc32))
-            .with_got(format!("{found:08x}")));
+        return Err(Error::new(
+            Kind::HashMismatch,
+            format!("the CRC of entry {:?} is another one", shown(&entry.name)),
+        )
+        .with_offset(entry.range.start())
+        .with_expected(format!("{:08x}", entry.crc32))
+        .with_got(format!("{found:08x}")));
     }
     Ok(bytes)
 }

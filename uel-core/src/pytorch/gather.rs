@@ -199,7 +199,8 @@ impl Gather<'_> {
     fn run(&mut self, from: u64, to: u64, run: u64, ahead: u64) -> Result<()> {
         let (mut from, mut to, mut left) = (from, to as usize, run);
         while left > 0 {
-            let seen = from.checked_sub(self.window_at).map(|skip| skip as usize).filter(|&skip| skip < self.window.len());
+            let seen =
+                from.checked_sub(self.window_at).map(|skip| skip as usize).filter(|&skip| skip < self.window.len());
             let Some(skip) = seen else {
                 let len = ahead.max(left).min(WINDOW_BYTES).max(self.item);
                 let range = ByteRange::from_len(from, len).ok_or_else(|| self.outside())?;
@@ -247,9 +248,8 @@ mod tests {
 
     #[test]
     fn knows_what_is_contiguous() {
-        let contiguous = |shape: &[usize], strides: &[u64], item| {
-            Strided::new(shape, strides, item).unwrap().is_contiguous()
-        };
+        let contiguous =
+            |shape: &[usize], strides: &[u64], item| Strided::new(shape, strides, item).unwrap().is_contiguous();
         assert!(contiguous(&[2, 3], &[12, 4], 4));
         assert!(contiguous(&[], &[], 8));
         assert!(contiguous(&[1, 3, 1], &[999, 4, 7], 4));

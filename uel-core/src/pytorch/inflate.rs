@@ -18,9 +18,8 @@ const PIECE_BYTES: u64 = 256 << 10;
 pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<Vec<u8>> {
     let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
     check_size(entry).map_err(place)?;
-    let wrong = |message: &str| {
-        place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))))
-    };
+    let wrong =
+        |message: &str| place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))));
     let no_memory = || place(Error::new(Kind::OutOfMemory, "cannot reserve memory for a compressed entry"));
     let len = usize::try_from(entry.byte_len).map_err(|_| no_memory())?;
     let mut bytes = Vec::new();

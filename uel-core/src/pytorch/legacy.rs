@@ -5,7 +5,8 @@
 
 use super::contents::{Contents, StorageRef};
 use super::file::{Container, Parts, Stored};
-use super::pickle::{ContentsOptions, Global, Pickle, unpickle};
+use super::pickle::{Global, Pickle, unpickle};
+use super::state_dict::ContentsOptions;
 use crate::source::{ByteSource, ByteSourceExt};
 use crate::{ByteRange, Error, Kind, Result, limits};
 use std::collections::HashMap;
@@ -34,8 +35,8 @@ impl<'a> Pickles<'a> {
         Self { source, at: range.start(), end: range.end(), bytes: Vec::new(), start: range.start() }
     }
 
-    /// The next pickle. More and more is read until it is whole: each time four times as much.
-    pub(super) fn next(&mut self) -> Result<Pickle> {
+    /// What `use_it` makes of the next pickle. More and more is read until it is whole: each time four times as much.
+    pub(super) fn next<T>(&mut self, use_it: impl FnOnce(&Pickle<'_>) -> Result<T>) -> Result<T> {
         let mut wanted = FIRST_READ_BYTES;
         loop {
             let skip = usize::try_from(self.at - self.start).unwrap_or(usize::MAX);
@@ -44,8 +45,9 @@ impl<'a> Pickles<'a> {
             if !there.is_empty() {
                 match unpickle(there) {
                     Ok((pickle, used)) => {
+                        let made = use_it(&pickle)?;
                         self.at += used as u64;
-                        return Ok(pickle);
+                        return Ok(made);
                     }
                     Err(error) if error.kind() != Kind::UnexpectedEof || there.len() as u64 >= rest => {
                         return Err(error);
@@ -59,8 +61,9 @@ impl<'a> Pickles<'a> {
                     .with_expected(format!("at most {} bytes", limits::MAX_PICKLE_BYTES)));
             }
             if rest == 0 {
-                return Err(Error::new(Kind::UnexpectedEof, "the file ends where a pickle was expected")
-                    .with_offset(self.at));
+                return Err(
+                    Error::new(Kind::UnexpectedEof, "the file ends where a pickle was expected").with_offset(self.at)
+                );
             }
             wanted = wanted.max(there.len() as u64 * 4).min(rest).min(limits::MAX_PICKLE_BYTES);
             let range = ByteRange::from_len(self.at, wanted).unwrap_or_default();
@@ -90,45 +93,59 @@ impl<'a> Pickles<'a> {
     }
 }
 
+/// What is wanted of the pickle that describes the tensors.
+type Described = (Vec<Global>, Contents, HashMap<String, u64>);
+
+fn describe(pickle: &Pickle<'_>, options: &ContentsOptions<'_>) -> Result<Described> {
+    let contents = pickle.contents(options)?;
+    let sizes = |contents: &Contents| -> HashMap<String, u64> {
+        let root = |storage: &StorageRef| root(storage).to_owned();
+        contents.storages.iter().map(|storage| (root(storage), storage.element_bytes)).collect()
+    };
+    let mut all = sizes(&contents);
+    // Storages that nothing under `state_key` uses have sizes too.
+    if options.state_key.is_some() {
+        all.extend(sizes(&pickle.contents(&ContentsOptions { state_key: None, ..*options })?));
+    }
+    Ok((pickle.globals().to_vec(), contents, all))
+}
+
+/// The storage that stands in the file.
+fn root(storage: &StorageRef) -> &str {
+    storage.view.as_ref().map_or(&storage.key, |view| &view.root)
+}
+
 pub(super) fn open(source: &dyn ByteSource, options: &ContentsOptions<'_>) -> Result<Parts> {
     let whole = ByteRange::new(0, source.byte_len()).unwrap_or_default();
     let mut pickles = Pickles::new(source, whole);
-    let first = pickles.next()?;
-    if first.as_int() != Some(MAGIC) {
-        return plain(first, options);
+    let plain = pickles.next(|first| match first.as_int() {
+        Some(MAGIC) => Ok(None),
+        _ => plain(first, options).map(Some),
+    })?;
+    if let Some(plain) = plain {
+        return Ok(plain);
     }
-    let protocol = pickles.next()?.as_int();
+    let protocol = pickles.next(|pickle| Ok(pickle.as_int()))?;
     if protocol != Some(PROTOCOL) {
         return Err(Error::new(Kind::Pickle, "the protocol of the file is unknown")
             .with_expected(PROTOCOL)
             .with_got(protocol.map_or_else(|| "no number".to_owned(), |protocol| protocol.to_string())));
     }
     // What the system was like says nothing of use: numbers are little-endian whatever it was.
-    pickles.next()?;
-    let object = pickles.next()?;
+    pickles.next(|_| Ok(()))?;
+    let (globals, contents, sizes) = pickles.next(|object| describe(object, options))?;
     let at = pickles.at;
-    let keys = pickles.next()?.as_str_list().ok_or_else(|| {
-        Error::new(Kind::Pickle, "the keys of the storages are no list of names").with_offset(at)
-    })?;
-    let contents = object.contents(options)?;
-    let mut by_key: HashMap<&str, &StorageRef> = HashMap::with_capacity(contents.storages.len());
-    for storage in &contents.storages {
-        by_key.insert(&storage.key, storage);
-    }
-    // Keys in the list that no tensor under `state_key` uses have sizes too.
-    let all = if options.state_key.is_some() { Some(object.contents(&ContentsOptions { state_key: None })?) } else { None };
-    for storage in all.iter().flat_map(|all| &all.storages) {
-        by_key.entry(&storage.key).or_insert(storage);
-    }
+    let keys = pickles
+        .next(|pickle| Ok(pickle.as_str_list()))?
+        .ok_or_else(|| Error::new(Kind::Pickle, "the keys of the storages are no list of names").with_offset(at))?;
     let mut ranges: HashMap<String, ByteRange> = HashMap::with_capacity(keys.len());
     for key in keys {
         let at = pickles.at;
-        let wrong = |kind, message: &str| {
-            Error::new(kind, message).with_offset(at).with_got(format!("storage {key:?}"))
-        };
+        let wrong =
+            |kind, message: &str| Error::new(kind, message).with_offset(at).with_got(format!("storage {key:?}"));
         let elements = pickles.number()?;
-        let storage = by_key.get(&*key).ok_or_else(|| wrong(Kind::Pickle, "a storage that no tensor names has no size"))?;
-        let byte_len = u64::try_from(elements).ok().and_then(|elements| elements.checked_mul(storage.element_bytes));
+        let size = sizes.get(&*key).ok_or_else(|| wrong(Kind::Pickle, "a storage that no tensor names has no size"))?;
+        let byte_len = u64::try_from(elements).ok().and_then(|elements| elements.checked_mul(*size));
         let byte_len = byte_len.ok_or_else(|| wrong(Kind::Overflow, "the bytes of a storage cannot be counted"))?;
         let range = pickles.skip(byte_len).ok_or_else(|| wrong(Kind::Truncated, "the file ends within a storage"))?;
         if ranges.insert(key.clone(), range).is_some() {
@@ -136,7 +153,7 @@ pub(super) fn open(source: &dyn ByteSource, options: &ContentsOptions<'_>) -> Re
         }
     }
     let storages = contents.storages.iter().map(|storage| placed(storage, &ranges)).collect::<Result<_>>()?;
-    Ok(parts(Container::Legacy, object.globals(), contents, storages))
+    Ok(parts(Container::Legacy, globals, contents, storages))
 }
 
 /// Where the bytes of a storage are, which may be part of another one.
@@ -145,12 +162,12 @@ pub(super) fn placed(storage: &StorageRef, ranges: &HashMap<String, ByteRange>) 
         Error::new(Kind::MissingField, "the file lacks a storage that the pickle names")
             .with_got(format!("storage {:?}", storage.key))
     };
-    let root = *ranges.get(&storage.key).ok_or_else(missing)?;
+    let root = *ranges.get(root(storage)).ok_or_else(missing)?;
     let range = match &storage.view {
         None => Some(root),
         Some(view) => {
             let start = view.offset.checked_mul(storage.element_bytes).and_then(|skip| root.start().checked_add(skip));
-            let byte_len = view.elements.checked_mul(storage.element_bytes);
+            let byte_len = storage.elements.checked_mul(storage.element_bytes);
             start.zip(byte_len).and_then(|(start, byte_len)| ByteRange::from_len(start, byte_len))
         }
     };
@@ -162,15 +179,15 @@ pub(super) fn placed(storage: &StorageRef, ranges: &HashMap<String, ByteRange>) 
 }
 
 /// A pickle without storages: numpy arrays, or nothing but values.
-fn plain(pickle: Pickle, options: &ContentsOptions<'_>) -> Result<Parts> {
+fn plain(pickle: &Pickle<'_>, options: &ContentsOptions<'_>) -> Result<Parts> {
     let contents = pickle.contents(options)?;
     if let Some(storage) = contents.storages.first() {
         return Err(Error::new(Kind::MissingField, "the pickle names storages, and the file has none")
             .with_got(format!("storage {:?}", storage.key)));
     }
-    Ok(parts(Container::Pickle, pickle.globals(), contents, Vec::new()))
+    Ok(parts(Container::Pickle, pickle.globals().to_vec(), contents, Vec::new()))
 }
 
-pub(super) fn parts(container: Container, globals: &[Global], contents: Contents, storages: Vec<Stored>) -> Parts {
-    Parts { container, big_endian: false, globals: globals.to_vec(), contents, storages, entries: Vec::new() }
+pub(super) fn parts(container: Container, globals: Vec<Global>, contents: Contents, storages: Vec<Stored>) -> Parts {
+    Parts { container, big_endian: false, globals, contents, storages, entries: Vec::new() }
 }

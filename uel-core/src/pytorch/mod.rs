@@ -14,8 +14,9 @@ mod inflate;
 mod legacy;
 mod local;
 mod pickle;
+mod state_dict;
 mod tar;
 
 pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail};
-pub use pickle::Global;
 pub(crate) use file::{START_BYTES, is_pytorch};
+pub use pickle::{Global, Verdict};

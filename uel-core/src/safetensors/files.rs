@@ -99,7 +99,8 @@ impl SafetensorsFiles {
     ///
     /// As [`open`](Self::open), where it does not concern index files and folders.
     pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, rules: Rules) -> Result<Self> {
-        let headers = parallel::try_map(&sources, open_threads(sources.len()), |_, source| Header::read(&**source, rules))?;
+        let headers =
+            parallel::try_map(&sources, open_threads(sources.len()), |_, source| Header::read(&**source, rules))?;
         Self::merge(sources.into_iter().zip(headers).collect())
     }
 
