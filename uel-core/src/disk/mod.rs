@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 /// Whether a save goes past the page cache.
 ///
-/// Direct writes are the faster ones where a save is synced, and neither need memory for the page cache nor push anything
-/// out of it. What was saved is then not in the page cache: who loads it next reads it from the disk. Where the
-/// file system takes no direct writes, they go through the page cache whatever is asked for.
+/// A save that is synced waits for the disk anyway. Direct writes go there at once, need no memory of the page cache and
+/// push nothing out of it. What was saved is then not in the page cache: who loads it next reads it from the disk. Where
+/// the file system takes no direct writes they go through the page cache, whatever is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Direct {

@@ -3,7 +3,6 @@
 use super::*;
 use proptest::prelude::*;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
@@ -219,7 +218,7 @@ proptest! {
         check_file(&std::fs::read(temporary.path()).unwrap(), &expected);
         writes.target().sync_all().unwrap();
         #[cfg(target_os = "linux")]
-        rustix::fs::fadvise(temporary.as_file().as_fd(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        rustix::fs::fadvise(temporary.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
         check_file(&std::fs::read(temporary.path()).unwrap(), &expected);
     }
 }
