@@ -14,7 +14,7 @@
 mod chunk;
 mod chunks;
 mod pool;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 
 use crate::limits;
@@ -73,7 +73,7 @@ impl<T: Target> Writes<T> {
     }
 
     /// Writes with buffers of their own.
-    #[cfg(all(test, unix))]
+    #[cfg(test)]
     fn with_pool(target: T, pool: &Arc<Pool>, kept_limit: usize) -> Self {
         Self { pool: Some(Arc::clone(pool)), kept_limit, ..Self::new(target, false) }
     }

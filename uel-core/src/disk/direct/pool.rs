@@ -55,7 +55,7 @@ impl Pool {
     }
 
     /// Buffers in use, and those that wait to be.
-    #[cfg(all(test, unix))]
+    #[cfg(test)]
     pub(super) fn held(&self) -> (usize, usize) {
         let state = self.lock();
         (state.in_use, state.spare.len())
