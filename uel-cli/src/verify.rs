@@ -160,7 +160,7 @@ fn write_text(
         let mut table =
             Table::new([("global", Align::Left), ("byte", Align::Right), ("what loading means", Align::Left)]);
         for global in globals {
-            table.row([one_line(&global.global).into_owned(), global.offset.to_string(), global.in_words().to_owned()]);
+            table.row([one_line(&global.global), global.offset.to_string(), global.in_words().to_owned()]);
         }
         table.write(out)?;
         let refused = globals.iter().filter(|global| global.verdict != "allowed").count();
