@@ -20,17 +20,18 @@
 mod claims;
 #[path = "../load/measure.rs"]
 mod measure;
+#[path = "../python/worker.rs"]
+mod worker;
 
 use std::cell::RefCell;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use candle_core::{Device, pickle};
 use claims::{claim, of, rounds};
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
 use uel::{Checkpoint, Mode};
+use worker::Worker;
 
 #[global_allocator]
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
@@ -38,46 +39,6 @@ static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 const BYTES: u64 = 2_000_000_000;
 const FEW: u64 = 200;
 const MANY: u64 = 10_000;
-
-/// A Python process that does what it is told and says how long it took.
-struct Worker {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-impl Worker {
-    fn start() -> Self {
-        let python = std::env::var_os("UEL_TORCH").expect("UEL_TORCH names a Python with torch and zipslicer");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pytorch/worker.py");
-        let mut child =
-            Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python");
-        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut worker = Self { child, to, from };
-        println!("torch {}", worker.answer().trim_start_matches("ready "));
-        worker
-    }
-
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.from.read_line(&mut line).unwrap();
-        assert!(!line.is_empty(), "the Python process ended");
-        line.trim().to_owned()
-    }
-
-    fn run(&mut self, what: &str, path: &Path, rest: &str) -> Duration {
-        writeln!(self.to, "{what} {} {rest}", path.display()).unwrap();
-        self.to.flush().unwrap();
-        Duration::from_secs_f64(self.answer().parse().unwrap())
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// A file of `count` bf16 tensors, saved by torch. It is kept for the next run.
 fn file(worker: &RefCell<Worker>, count: u64) -> PathBuf {
@@ -98,7 +59,7 @@ fn open(path: &Path, mode: Mode) -> Checkpoint {
 
 fn main() {
     println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
-    let worker = RefCell::new(Worker::start());
+    let worker = RefCell::new(Worker::start().expect("UEL_TORCH names a Python with torch and zipslicer"));
     opening(&worker);
     loading(&worker);
 }

@@ -40,6 +40,9 @@ pub const MAX_ARCHIVE_ENTRIES: usize = 4_000_000;
 /// The longest pickle of a PyTorch file in bytes. A state_dict takes some 200 bytes a tensor.
 pub const MAX_PICKLE_BYTES: u64 = 1 << 30;
 
+/// The longest pickle in bytes that another tool compressed: a file of 64 KiB could hold one of 64 MiB.
+pub const MAX_INFLATED_PICKLE_BYTES: u64 = 64 << 20;
+
 /// The most bytes of one compressed entry once it is inflated, which is held in memory as a whole.
 pub const MAX_INFLATED_BYTES: u64 = 16 << 30;
 /// The most values of one pickle, and the most that stand on its stack at once. A tensor takes about 15 of them, so
