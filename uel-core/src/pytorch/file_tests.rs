@@ -177,3 +177,15 @@ fn every_truncation_and_every_flipped_bit_ends_in_a_value() {
         }
     }
 }
+
+#[test]
+fn opens_archives_of_many_entries() {
+    let (pickle, floats) = (pickle(), floats());
+    let others: Vec<String> = (1..12_000).map(|n| format!("bf16-2000000000-10000/data/{n}")).collect();
+    let mut entries: Vec<(&str, &[u8])> =
+        vec![("bf16-2000000000-10000/data.pkl", &pickle), ("bf16-2000000000-10000/data/0", &floats)];
+    entries.extend(others.iter().map(|name| (name.as_str(), floats.as_slice())));
+    let file = open(archive(&entries, Some(64))).unwrap();
+    assert_eq!(file.entries().len(), 12_001);
+    assert_eq!(read(&file, "w"), [0., 1., 2., 3., 4., 5.]);
+}
