@@ -49,6 +49,12 @@ pub const MAX_INFLATED_BYTES: u64 = 16 << 30;
 /// these are over four million tensors; each value costs up to 100 bytes of memory.
 pub const MAX_PICKLE_VALUES: usize = 1 << 26;
 
+/// The most classes and functions that one pickle names. A whole saved model names some hundred.
+pub const MAX_PICKLE_GLOBALS: usize = 1 << 16;
+
+/// The most bytes in the module and name of one of them, and in the key or device of a storage.
+pub const MAX_PICKLE_NAME_BYTES: usize = 1000;
+
 /// How deeply dicts, lists and objects of a checkpoint may nest, and wrappers around one tensor. What is nested more
 /// deeply is left out, and its tensors are listed as unreadable.
 pub const MAX_PICKLE_DEPTH: usize = 200;
