@@ -5,3 +5,4 @@
 
 #[allow(dead_code, reason = "the reader that fills it is being built")]
 mod contents;
+pub mod write;
