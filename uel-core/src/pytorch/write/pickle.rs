@@ -118,6 +118,7 @@ impl Pickler {
         self.batches(len, SET_ITEM, SET_ITEMS, &mut item)
     }
 
+    /// Writes items as CPython's pickler does: a dict whose last batch is full ends with an empty one.
     fn batches(
         &mut self,
         len: usize,
@@ -125,12 +126,16 @@ impl Pickler {
         many: u8,
         item: &mut dyn FnMut(&mut Self, usize) -> Result<()>,
     ) -> Result<()> {
-        for start in (0..len).step_by(BATCH) {
-            let batch = start..len.min(start + BATCH);
-            let alone = batch.len() == 1;
-            self.out.extend((!alone).then_some(MARK));
-            batch.into_iter().try_for_each(|at| item(self, at))?;
-            self.out.push(if alone { one } else { many });
+        if len == 1 {
+            item(self, 0)?;
+            self.out.push(one);
+        }
+        let ends_full = many == SET_ITEMS && len > 0 && len.is_multiple_of(BATCH);
+        let behind = if ends_full { len + 1 } else { len };
+        for start in (0..behind).step_by(BATCH).filter(|_| len != 1) {
+            self.out.push(MARK);
+            (start..len.min(start + BATCH)).try_for_each(|at| item(self, at))?;
+            self.out.push(many);
         }
         Ok(())
     }

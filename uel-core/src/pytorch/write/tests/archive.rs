@@ -107,7 +107,8 @@ fn large_files_are_read_by_others() {
     assert_eq!(crc_of_zeros(1_000_003), crc32fast::hash(&vec![0; 1_000_003]));
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("m.pth");
-    let len = (1u64 << 32) - 1;
+    // Of 2^32 - 1 zeros the checksum is that of none.
+    let len = (1u64 << 32) + 5;
     let metas = [TensorMeta::new("large", Dtype::U8, [len as usize]), small("far", &[3]), small("none", &[0])];
     let bytes = write_sparse(&path, &metas);
     assert_eq!(bytes, std::fs::metadata(&path).unwrap().len());
@@ -152,6 +153,16 @@ fn offsets_are_those_of_torch() {
     assert_eq!(at + tail.len() as u64, layout.file_bytes());
     let far = b"\x01\0\x18\0\0\0\0\0\x02\0\0\0\0\0\0\0\x02\0\0\0\xc0\x04\0\x40\x01\0\0\0PK\x01\x02";
     assert!(tail.windows(far.len()).any(|window| window == far));
+}
+
+#[test]
+fn wide_numbers_begin_where_those_of_torch_do() {
+    for (len, descriptor) in [((1u64 << 32) - 2, 16), ((1 << 32) - 1, 24), (1 << 32, 24)] {
+        let metas = [TensorMeta::new("large", Dtype::U8, [len as usize])];
+        let layout = super::super::layout::Layout::new(StateDict::new(metas)).unwrap();
+        let entry = layout.storage(0).unwrap();
+        assert_eq!(entry.end() - entry.data() - len, descriptor, "{len}");
+    }
 }
 
 #[test]
