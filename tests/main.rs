@@ -20,6 +20,8 @@ mod memory;
 mod python;
 mod saving;
 mod tied;
+#[path = "torch/written.rs"]
+mod torch_written;
 mod tracing;
 mod var_builder;
 mod verified;

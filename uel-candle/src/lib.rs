@@ -33,8 +33,8 @@ pub use dict::{dict_to_tensor, tensor_to_dict};
 pub use edit::{Edit, LoraOptions, MapFn};
 pub use mapped::{MappedAllocator, Stats};
 pub use save::{
-    BackgroundSaver, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport, Snapshot,
-    TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
+    BackgroundSaver, FileFormat, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport,
+    Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
 pub use uel_core::slice::Bounds;
 pub use uel_core::{Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};

@@ -1,4 +1,4 @@
-//! `uel convert`: a checkpoint from another, cast, filtered, renamed, in other files.
+//! `uel convert`: a checkpoint from another, cast, filtered, renamed, in other files or in another format.
 
 use crate::args::{Opening, Selecting, Writing, parse_dtype, parse_size};
 use crate::{Stop, save};
@@ -7,20 +7,24 @@ use std::time::Instant;
 use uel_candle::Edit;
 use uel_core::{Dtype, Result};
 
-/// Convert a checkpoint: cast, filter, rename, put into one file or into shards.
+/// Convert a checkpoint: cast, filter, rename, put into one file or into shards, or into PyTorch's format.
 ///
-/// Without options it is a copy: the bytes of all tensors, whatever their dtypes, and the metadata. The whole never is
-/// in memory, and DST may be SRC: what is there is replaced once the new file is complete.
+/// Without options it is a copy: the bytes of all tensors, whatever their dtypes, and the metadata. A DST that ends in .pth,
+/// .pt or .bin is written as torch.save does, without metadata. The whole never is in memory, and DST may be SRC: what is
+/// there is replaced once the new file is complete.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  \
                   uel convert model.safetensors half.safetensors --dtype bf16\n  \
                   uel convert sharded/ model.safetensors\n  \
+                  uel convert model.safetensors model.pth\n  \
+                  uel convert model.safetensors out/pytorch_model.bin --shard-size 5GB\n  \
                   uel convert model.safetensors sharded/ --shard-size 5GB --hashes\n  \
                   uel convert in.safetensors out.safetensors --exclude '*.bias' --rename '^h\\.(\\d+)=layers.$1'")]
 pub(crate) struct Args {
     /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
     src: PathBuf,
-    /// The file to write; with --shard-size a folder, or a path in it that ends in .safetensors and gives the name
+    /// The file to write; with --shard-size a folder, or a path in it that ends in .safetensors, .pth, .pt or .bin
+    /// and gives the name
     dst: PathBuf,
     #[command(flatten)]
     opening: Opening,

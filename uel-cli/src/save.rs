@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
-use uel_candle::{Edit, SaveOptions, Written};
+use uel_candle::{Edit, FileFormat, SaveOptions, Written};
 use uel_core::safetensors::write::plan_shards;
 use uel_core::{Error, Kind, Result};
 
@@ -54,7 +54,8 @@ impl Report {
     }
 }
 
-/// Writes `edit` to `path`: one file, or shards of at most `shard_bytes` bytes of tensors.
+/// Writes `edit` to `path`: one file, or shards of at most `shard_bytes` bytes of tensors, in the format that its
+/// extension stands for.
 pub(crate) fn write(
     edit: &Edit,
     path: &Path,
@@ -65,6 +66,7 @@ pub(crate) fn write(
     // Folders that come into being for the shards go again where those do not.
     let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let new_folders: Vec<&Path> = path.ancestors().take_while(is_new).filter(|_| shard_bytes.is_some()).collect();
+    options = options.with_format(FileFormat::of_path(path));
     if let Some(bytes) = shard_bytes {
         check_index_stays_true(edit, path, bytes)?;
         options = options.with_max_shard_bytes(bytes);
@@ -83,12 +85,7 @@ pub(crate) fn write(
 /// An error where everything fits in one file, which has no index file, and an old index file in the folder would go on
 /// naming old shards.
 fn check_index_stays_true(edit: &Edit, path: &Path, shard_bytes: u64) -> Result<()> {
-    // A path that ends in .safetensors gives the files their name; others are folders.
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let index = match name.strip_suffix(".safetensors") {
-        Some(stem) => path.with_file_name(format!("{stem}.safetensors.index.json")),
-        None => path.join("model.safetensors.index.json"),
-    };
+    let index = FileFormat::of_path(path).index_path(path);
     if !index.exists() {
         return Ok(());
     }

@@ -18,8 +18,8 @@ use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
 
 use crate::checkpoint::{Checkpoint, Progress, is_cast, is_same};
 use crate::dtype::{Mapping, mapping};
-use crate::save::output::Output;
-use crate::save::{IncrementalWriter, SaveOptions, in_parallel, threads};
+use crate::save::output::{Output, Target};
+use crate::save::{FileFormat, IncrementalWriter, SaveOptions, in_parallel, threads};
 use piece::Pieces;
 
 /// What a closure makes of a tensor: any number of tensors, with their names.
@@ -272,7 +272,8 @@ impl Edit {
     }
 
     /// Writes the new checkpoint: one file, or with [`SaveOptions::with_max_shard_bytes`] a set of shards. The inputs may
-    /// be at the destination: they are replaced only when the new files are complete.
+    /// be at the destination: they are replaced only when the new files are complete. A PyTorch file
+    /// ([`SaveOptions::with_format`]) has the tensors in the order of the inputs, and not their metadata.
     ///
     /// # Errors
     ///
@@ -293,15 +294,20 @@ impl Edit {
         let mut core = options.core.clone();
         let set = core.metadata().cloned();
         let aliases = self.aliases().map_err(|error| error.with_path(path))?;
-        if !self.metadata.is_empty() || set.is_some() || !aliases.is_empty() {
+        let is_pytorch = options.format == FileFormat::PyTorch;
+        if !is_pytorch && (!self.metadata.is_empty() || set.is_some()) {
             let mut metadata = self.metadata.clone();
             metadata.extend(set.into_iter().flatten());
-            metadata.extend(aliases);
             core = core.with_metadata(metadata);
         }
         match &self.map {
+            Some(_) if is_pytorch => Err(Error::new(
+                Kind::Argument,
+                "what a closure returns is not known in advance, which a PyTorch file has to be",
+            )
+            .with_path(path)),
             Some(map) => self.write_mapped(path, map, core, options),
-            None => self.write_streamed(path, &core, options),
+            None => self.write_streamed(path, &Target::new(options.format, core, aliases), options),
         }
     }
 
@@ -324,8 +330,8 @@ impl Edit {
         Ok(aliases)
     }
 
-    fn write_streamed(&self, path: &Path, core: &write::SaveOptions, options: &SaveOptions) -> Result<SaveReport> {
-        let output = Output::create(path, self.metas()?, options.max_shard_bytes, core)?;
+    fn write_streamed(&self, path: &Path, target: &Target, options: &SaveOptions) -> Result<SaveReport> {
+        let output = Output::create(path, self.metas()?, options.max_shard_bytes, target)?;
         let by_name: HashMap<&str, &Planned> =
             self.outputs.iter().map(|planned| (planned.name.as_str(), planned)).collect();
         let mut tasks = Vec::new();

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use candle_core::{DType, Tensor};
-use uel_core::safetensors::write::{HASH_CHUNK_BYTES, StreamingWriter};
+use uel_core::safetensors::write::HASH_CHUNK_BYTES;
 use uel_core::{Dtype, Error, Kind, Result};
 
 use super::{CPU, Change, Input, Planned};
@@ -13,6 +13,7 @@ use crate::dtype::candle_dtype;
 use crate::engine::read_to_scratch;
 use crate::host::cast_into;
 use crate::save::bytes::with_bytes;
+use crate::save::output::Writer;
 use crate::save::sink::Sink;
 
 /// Elements of a weighted sum that are summed at a time.
@@ -21,13 +22,13 @@ const SUM_ELEMENTS: usize = HASH_CHUNK_BYTES / 8;
 /// A part of the work that one thread does.
 pub(super) struct Task<'a> {
     planned: &'a Planned,
-    writer: &'a StreamingWriter,
+    writer: Writer<'a>,
     /// The first byte in the new file's tensor, and how many; `None` for the whole tensor.
     part: Option<(u64, usize)>,
 }
 
 /// Cuts what is done element by element into pieces. An update, which is made row by row, is one piece of work.
-pub(super) fn tasks<'a>(planned: &'a Planned, writer: &'a StreamingWriter, tasks: &mut Vec<Task<'a>>) -> Result<()> {
+pub(super) fn tasks<'a>(planned: &'a Planned, writer: Writer<'a>, tasks: &mut Vec<Task<'a>>) -> Result<()> {
     let info = planned.base.info()?;
     let by_element = !matches!(planned.change, Change::Lora(_));
     let byte_len = planned.dtype.byte_len(info.elem_count() as u64).unwrap_or(0);
@@ -67,7 +68,7 @@ impl Task<'_> {
             read(info.dtype().byte_len(count as u64).unwrap_or(0));
             return Ok(());
         }
-        let mut sink = Sink::new(writer, &planned.name);
+        let mut sink = Sink::new(*writer, &planned.name);
         pieces.each(planned, &mut |bytes| sink.take(bytes)).map_err(located)?;
         sink.finish()?;
         read(info.byte_len());

@@ -132,7 +132,7 @@ impl BackgroundSaver {
         let ticket = Ticket(Arc::clone(&self.shared));
         let mut options = options.clone();
         let listed: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
-        let (listed, core) = prepare(listed, &options).map_err(|error| error.with_path(&path))?;
+        let (listed, target) = prepare(listed, &options).map_err(|error| error.with_path(&path))?;
         let copied = match self.snapshot {
             Snapshot::Copy => Some(Copied::new(&listed, spare).map_err(|error| error.with_path(&path))?),
             Snapshot::Take => None,
@@ -179,7 +179,7 @@ impl BackgroundSaver {
                     Ok(contents)
                 }
             };
-            let saved = contents.and_then(|contents| write_contents(contents, &destination, &core, &options));
+            let saved = contents.and_then(|contents| write_contents(contents, &destination, &target, &options));
             drop(guards);
             if let Some(copied) = copied {
                 ticket.0.lock().spare.push(copied.bytes);

@@ -2,6 +2,7 @@
 
 mod background;
 pub(crate) mod bytes;
+mod format;
 mod incremental;
 mod options;
 pub(crate) mod output;
@@ -11,6 +12,7 @@ mod tied;
 mod var_map;
 
 pub use background::{BackgroundSaver, OnDrop, SaveHandle, Snapshot};
+pub use format::FileFormat;
 pub use incremental::IncrementalWriter;
 pub use options::SaveOptions;
 pub use patch::patch;
@@ -25,13 +27,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Layout, Storage, Tensor};
-use uel_core::safetensors::write::{self, StreamingWriter};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::Progress;
 use crate::engine;
 use bytes::{is_contiguous, meta, with_bytes, with_bytes_of};
-use output::Output;
+use output::{Output, Target, Writer};
 use sink::Sink;
 
 /// Bytes of a large tensor that one thread writes before it looks for the next piece of work.
@@ -69,7 +70,7 @@ pub fn save<K: AsRef<str>>(tensors: &HashMap<K, Tensor>, path: impl AsRef<Path>)
     save_with(tensors.iter().map(|(name, tensor)| (name.as_ref(), tensor)), path, &SaveOptions::new())
 }
 
-/// As [`save`], with options: durability, metadata, hashes, shards, tied weights.
+/// As [`save`], with options: the format, durability, metadata, hashes, shards, tied weights.
 ///
 /// # Errors
 ///
@@ -81,12 +82,12 @@ pub fn save_with<'t, K: AsRef<str>>(
 ) -> Result<SaveReport> {
     let path = path.as_ref();
     let tensors = tensors.into_iter().map(|(name, tensor)| (name.as_ref().to_owned(), tensor)).collect();
-    let contents = prepare(tensors, options).and_then(|(tensors, core)| {
+    let contents = prepare(tensors, options).and_then(|(tensors, target)| {
         let content = |(name, tensor): (String, _)| Ok((meta(&name, tensor)?, Content::Tensor(tensor)));
-        Ok((tensors.into_iter().map(content).collect::<Result<Vec<_>>>()?, core))
+        Ok((tensors.into_iter().map(content).collect::<Result<Vec<_>>>()?, target))
     });
-    let (contents, core) = contents.map_err(|error| error.with_path(path))?;
-    write_contents(contents, path, &core, options)
+    let (contents, target) = contents.map_err(|error| error.with_path(path))?;
+    write_contents(contents, path, &target, options)
 }
 
 /// What a tensor's bytes are taken from.
@@ -116,25 +117,29 @@ impl Content<'_> {
     }
 }
 
-/// The tensors that are written, sorted by name, and the options with what they add to the metadata.
+/// The tensors that are written, sorted by name, and the file with their other names.
 fn prepare<'t>(
     mut tensors: Vec<(String, &'t Tensor)>,
     options: &SaveOptions,
-) -> Result<(Vec<(String, &'t Tensor)>, write::SaveOptions)> {
+) -> Result<(Vec<(String, &'t Tensor)>, Target)> {
     tensors.sort_by(|left, right| left.0.cmp(&right.0));
-    let core = options.core.clone();
-    let core = if options.tied { tied::untie(&mut tensors, core)? } else { core };
-    Ok((tensors, core))
+    let tied = if options.tied { tied::untie(&mut tensors) } else { Vec::new() };
+    let taken = |other: &str| options.core.metadata().is_some_and(|metadata| metadata.contains_key(other));
+    if let Some((other, _)) = tied.iter().find(|(other, _)| taken(other)) {
+        return Err(Error::new(Kind::NameCollision, "the metadata has an entry of a tied weight's name already")
+            .with_tensor(other));
+    }
+    Ok((tensors, Target::new(options.format, options.core.clone(), tied)))
 }
 
 fn write_contents(
     contents: Vec<(TensorMeta, Content<'_>)>,
     path: &Path,
-    core: &write::SaveOptions,
+    target: &Target,
     options: &SaveOptions,
 ) -> Result<SaveReport> {
     let metas = contents.iter().map(|(meta, _)| meta.clone()).collect();
-    let output = Output::create(path, metas, options.max_shard_bytes, core)?;
+    let output = Output::create(path, metas, options.max_shard_bytes, target)?;
     let by_name: HashMap<&str, &(TensorMeta, Content<'_>)> =
         contents.iter().map(|content| (content.0.name.as_str(), content)).collect();
     let mut jobs = Vec::with_capacity(contents.len());
@@ -159,7 +164,7 @@ fn check_wanted(options: &SaveOptions, path: &Path) -> Result<()> {
 
 /// A tensor and the file it goes to.
 struct Job<'a> {
-    writer: &'a StreamingWriter,
+    writer: Writer<'a>,
     content: Content<'a>,
     meta: &'a TensorMeta,
 }

@@ -7,9 +7,10 @@ use uel_core::disk::Disk;
 use uel_core::safetensors::write;
 use uel_core::{Direct, Durability, Symlinks};
 
+use super::FileFormat;
 use crate::checkpoint::{Progress, ProgressFn};
 
-/// How tensors are saved. The defaults: one file, an [atomic](Durability::Atomic) save, no metadata, no hashes.
+/// How tensors are saved. The defaults: one safetensors file, an [atomic](Durability::Atomic) save, no metadata, no hashes.
 ///
 /// ```
 /// use uel_candle::{Durability, SaveOptions};
@@ -22,6 +23,7 @@ use crate::checkpoint::{Progress, ProgressFn};
 /// ```
 #[derive(Clone, Default)]
 pub struct SaveOptions {
+    pub(crate) format: FileFormat,
     pub(crate) core: write::SaveOptions,
     pub(crate) max_shard_bytes: Option<u64>,
     pub(crate) tied: bool,
@@ -34,6 +36,7 @@ pub struct SaveOptions {
 impl fmt::Debug for SaveOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SaveOptions")
+            .field("format", &self.format)
             .field("core", &self.core)
             .field("max_shard_bytes", &self.max_shard_bytes)
             .field("tied", &self.tied)
@@ -46,6 +49,23 @@ impl SaveOptions {
     /// The defaults.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The format of the file or the shards, whatever the destination is called.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use std::collections::HashMap;
+    /// use uel_candle::{FileFormat, SaveOptions};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("model.pth");
+    /// let tensors = HashMap::from([("w", Tensor::ones((2, 3), DType::BF16, &Device::Cpu)?)]);
+    /// uel_candle::save_with(&tensors, &path, &SaveOptions::new().with_format(FileFormat::PyTorch))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_format(mut self, format: FileFormat) -> Self {
+        self.format = format;
+        self
     }
 
     /// What the save survives.
@@ -100,14 +120,14 @@ impl SaveOptions {
     }
 
     /// Splits what is saved into files of at most so many bytes of tensors, with an index file, as transformers does. The
-    /// destination is then the folder, or a path in it that ends in `.safetensors` and gives the files their names.
+    /// destination is then the folder, or a path in it that ends as files of the format do and gives them their names.
     pub fn with_max_shard_bytes(mut self, bytes: u64) -> Self {
         self.max_shard_bytes = Some(bytes);
         self
     }
 
     /// Writes tensors that share all their memory once, under the first of their names, with an entry in the metadata for
-    /// each other name, as the Python package's `save_model` does. A [`Checkpoint`](crate::Checkpoint) finds them under
+    /// each other name, as the Python package's `save_model` does; in a PyTorch file they share one storage. A [`Checkpoint`](crate::Checkpoint) finds them under
     /// all names.
     pub fn with_tied(mut self, tied: bool) -> Self {
         self.tied = tied;

@@ -1,18 +1,20 @@
 //! A tensor's bytes, gathered into the pieces that a writer takes.
 
 use uel_core::Result;
-use uel_core::safetensors::write::{HASH_CHUNK_BYTES, StreamingWriter};
+use uel_core::safetensors::write::HASH_CHUNK_BYTES;
+
+use super::output::Writer;
 
 /// Takes bytes in parts of any size, and hands them on in whole pieces.
 pub(crate) struct Sink<'a> {
-    writer: &'a StreamingWriter,
+    writer: Writer<'a>,
     name: &'a str,
     done: u64,
     pending: Vec<u8>,
 }
 
 impl<'a> Sink<'a> {
-    pub(crate) fn new(writer: &'a StreamingWriter, name: &'a str) -> Self {
+    pub(crate) fn new(writer: Writer<'a>, name: &'a str) -> Self {
         Self { writer, name, done: 0, pending: Vec::new() }
     }
 

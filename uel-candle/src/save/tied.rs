@@ -4,15 +4,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use candle_core::Tensor;
-use uel_core::safetensors::write;
-use uel_core::{Error, Kind, Result};
 
-/// Leaves of tensors that share all their memory the first alone, and enters the others in the metadata: `other name →
-/// first name`, the form of the Python package's `save_model`.
-pub(super) fn untie(
-    tensors: &mut Vec<(String, &Tensor)>,
-    mut options: write::SaveOptions,
-) -> Result<write::SaveOptions> {
+/// Leaves of tensors that share all their memory the first alone, and returns the others: other name, first name.
+pub(super) fn untie(tensors: &mut Vec<(String, &Tensor)>) -> Vec<(String, String)> {
     let mut first: HashMap<(usize, usize, Vec<usize>, Vec<usize>), String> = HashMap::new();
     let mut aliases = Vec::new();
     tensors.retain(|(name, tensor)| {
@@ -34,12 +28,5 @@ pub(super) fn untie(
             }
         }
     });
-    for (alias, kept) in aliases {
-        if options.metadata().is_some_and(|metadata| metadata.contains_key(&alias)) {
-            return Err(Error::new(Kind::NameCollision, "the metadata has an entry of a tied weight's name already")
-                .with_tensor(&alias));
-        }
-        options = options.with_metadata_entry(alias, kept);
-    }
-    Ok(options)
+    aliases
 }

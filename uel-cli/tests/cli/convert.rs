@@ -240,3 +240,105 @@ fn usage() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
     }
 }
+
+/// The PyTorch file that holds the tensors of `names` in their order, as they stand in `src`.
+fn pth_of(src: &Path, names: &[&str], tied: &[(&str, &str)]) -> Vec<u8> {
+    use uel_core::pytorch::write::{PthWriter, StateDict};
+    let checkpoint = Checkpoint::open(src).unwrap();
+    let metas = names.iter().map(|name| {
+        let info = checkpoint.info(name).unwrap();
+        uel_candle::TensorMeta::new(*name, info.dtype(), info.shape())
+    });
+    let dict = tied.iter().fold(StateDict::new(metas), |dict, (other, name)| dict.with_tied(*other, *name));
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("expected.pth");
+    let writer = PthWriter::create(&path, dict, &uel_core::safetensors::write::SaveOptions::new()).unwrap();
+    for name in names {
+        let info = checkpoint.info(name).unwrap();
+        writer.write(name, info.dtype(), info.shape(), &checkpoint.read(name).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn pytorch_files_are_written_in_the_order_of_the_source() {
+    let dir = TempDir::new().unwrap();
+    let (src, half) = (dir.path().join("src.safetensors"), dir.path().join("half.safetensors"));
+    let values: Vec<f32> = (0..900_000).map(|n| (n as f32 - 4e5) * 1e-3).collect();
+    write(
+        &src,
+        &[
+            ("w", Dtype::F32, &[900, 1000], f32s(&values)),
+            ("ids", Dtype::I64, &[1], vec![9; 8]),
+            ("none", Dtype::F16, &[0, 3], vec![]),
+            ("four", Dtype::F4, &[2, 2], vec![1, 2]),
+        ],
+    );
+    let checkpoint = Checkpoint::open(&src).unwrap();
+    let names: Vec<&str> = checkpoint.infos().map(|info| info.name()).collect();
+    for extension in ["pth", "pt", "bin"] {
+        let dst = dir.path().join(format!("dst.{extension}"));
+        let output = uel(&[&"convert", &src, &dst, &"--json"]);
+        assert_exit(&output, 0, 0);
+        let report = json_of(&output);
+        let bytes = std::fs::read(&dst).unwrap();
+        assert_eq!(report["written"], json!([{"path": dst.to_str().unwrap(), "bytes": bytes.len()}]));
+        assert_eq!(report["tensor_count"], 4);
+        assert!(bytes == pth_of(&src, &names, &[]));
+        assert_exit(&uel(&[&"convert", &src, &half, &"--dtype", &"bf16"]), 0, 0);
+        assert_exit(&uel(&[&"convert", &src, &dst, &"--dtype", &"bf16"]), 0, 0);
+        assert!(std::fs::read(&dst).unwrap() == pth_of(&half, &names, &[]));
+        std::fs::remove_file(dst).unwrap();
+    }
+    let dst = dir.path().join("dst.pth");
+    for args in [["--hashes", "--follow-symlinks"], ["--metadata", "k=v"]] {
+        let told = refused(&[&"convert", &src, &dst, &args[0], &args[1]]);
+        assert!(told.contains("neither metadata nor hashes"), "{told}");
+    }
+    every_kind(&src);
+    let told = refused(&[&"convert", &src, &dst]);
+    assert!(told.contains("\"six\"") && told.contains("6-bit"), "{told}");
+    assert_eq!(names_in(dir.path()), ["half.safetensors", "src.safetensors"]);
+    assert_exit(&uel(&[&"convert", &src, &dst, &"--exclude", &"six"]), 0, 0);
+}
+
+#[test]
+fn pytorch_shards_are_named_and_indexed_as_transformers_does() {
+    let dir = TempDir::new().unwrap();
+    let (src, out) = (dir.path().join("src.safetensors"), dir.path().join("out"));
+    let tensors: [(_, _, &[usize], _); 3] = [
+        ("a", Dtype::F32, &[3], vec![1; 12]),
+        ("b", Dtype::F32, &[3], vec![2; 12]),
+        ("c", Dtype::F32, &[2], vec![3; 8]),
+    ];
+    write(&src, &tensors);
+    let dst = out.join("pytorch_model.bin");
+    assert_exit(&uel(&[&"convert", &src, &dst, &"--shard-size", &"20"]), 0, 0);
+    let shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"];
+    assert_eq!(names_in(&out), [shards[0], shards[1], "pytorch_model.bin.index.json"]);
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("pytorch_model.bin.index.json")).unwrap()).unwrap();
+    let expected = json!({
+        "metadata": { "total_size": 32 },
+        "weight_map": { "a": shards[0], "b": shards[1], "c": shards[1] },
+    });
+    assert_eq!(index, expected);
+    assert!(std::fs::read(out.join(shards[0])).unwrap() == pth_of(&src, &["a"], &[]));
+    assert!(std::fs::read(out.join(shards[1])).unwrap() == pth_of(&src, &["b", "c"], &[]));
+    let told = refused(&[&"convert", &src, &dst, &"--shard-size", &"1GB"]);
+    assert!(told.contains("pytorch_model.bin.index.json"), "{told}");
+}
+
+#[test]
+fn tied_weights_share_a_storage_in_a_pytorch_file() {
+    let dir = TempDir::new().unwrap();
+    let (src, dst) = (dir.path().join("src.safetensors"), dir.path().join("dst.pth"));
+    let w = Tensor::arange(0f32, 6., &Device::Cpu).unwrap();
+    let options = uel_candle::SaveOptions::new().with_tied(true);
+    uel_candle::save_with([("a", &w), ("b", &w)], &src, &options).unwrap();
+    let output = uel(&[&"convert", &src, &dst, &"--json"]);
+    assert_exit(&output, 0, 0);
+    assert_eq!(json_of(&output)["tensor_count"], 2);
+    assert!(std::fs::read(&dst).unwrap() == pth_of(&src, &["a"], &[("b", "a")]));
+}

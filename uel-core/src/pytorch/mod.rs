@@ -18,6 +18,7 @@ mod local;
 mod pickle;
 mod state_dict;
 mod tar;
+pub mod write;
 
 pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail, scan_globals};
 pub(crate) use file::{START_BYTES, is_pytorch};

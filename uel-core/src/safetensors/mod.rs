@@ -20,7 +20,7 @@ mod patch;
 mod patch_tests;
 #[cfg(test)]
 mod power_tests;
-mod set;
+pub(crate) mod set;
 mod strict;
 #[cfg(test)]
 mod tests;

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A finished file of a set.
 #[derive(Debug)]
-pub(super) struct Member {
-    pub(super) file: AtomicFile,
-    pub(super) bytes: u64,
+pub(crate) struct Member {
+    pub(crate) file: AtomicFile,
+    pub(crate) bytes: u64,
 }
 
 /// The file that says which renames are under way in its folder.
@@ -39,7 +39,7 @@ struct Journal {
 }
 
 /// Puts the files of a set in their places, the last of them last. All stand in `folder`.
-pub(super) fn commit_set(
+pub(crate) fn commit_set(
     disk: &Arc<dyn Disk>,
     folder: &Path,
     mut files: Vec<AtomicFile>,

@@ -15,4 +15,5 @@ pub use hashes::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_hash};
 pub use incremental::{IncrementalOptions, IncrementalWriter, TensorWriter};
 pub use options::{SaveOptions, SaveReport, TensorMeta, Written};
 pub use shards::{ShardPlan, ShardedWriter, plan_shards};
+pub(crate) use shards::{check_shard_names, index_text, plan_shards_named};
 pub use streaming::StreamingWriter;

@@ -131,7 +131,7 @@ impl SaveOptions {
     }
 
     /// The size from which a file is written directly, if at all.
-    pub(super) fn direct_from(&self) -> Option<u64> {
+    pub(crate) fn direct_from(&self) -> Option<u64> {
         match (self.direct, self.durability) {
             (Direct::Never, _) | (Direct::Auto, Durability::Fast) => None,
             (Direct::Auto, Durability::Atomic | Durability::Durable) => Some(limits::DIRECT_SAVE_BYTES),
@@ -139,11 +139,30 @@ impl SaveOptions {
         }
     }
 
-    pub(super) fn create(&self, path: &Path) -> Result<AtomicFile> {
+    /// What the save survives, as it was set.
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// Whether hashes are stored.
+    pub fn has_hashes(&self) -> bool {
+        self.hashes
+    }
+
+    /// Whether the finished file gets its name.
+    pub(crate) fn is_renamed(&self) -> bool {
+        self.rename
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub(crate) fn create(&self, path: &Path) -> Result<AtomicFile> {
         AtomicFile::create(path, Arc::clone(&self.disk), self.durability, self.symlinks)
     }
 
-    pub(super) fn finish(&self, file: AtomicFile, bytes: u64) -> Result<Written> {
+    pub(crate) fn finish(&self, file: AtomicFile, bytes: u64) -> Result<Written> {
         let path = match self.rename {
             true => {
                 // What a patch of the old file kept must never be written back into the new one.

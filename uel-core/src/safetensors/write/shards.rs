@@ -38,6 +38,16 @@ pub struct ShardPlan {
 ///
 /// Where a tensor's size cannot be counted, and [`Kind::Limit`] for too many files.
 pub fn plan_shards(metas: impl IntoIterator<Item = TensorMeta>, max_shard_bytes: u64, stem: &str) -> Result<ShardPlan> {
+    plan_shards_named(metas, max_shard_bytes, stem, "safetensors")
+}
+
+/// As [`plan_shards`], for files of any extension.
+pub(crate) fn plan_shards_named(
+    metas: impl IntoIterator<Item = TensorMeta>,
+    max_shard_bytes: u64,
+    stem: &str,
+    extension: &str,
+) -> Result<ShardPlan> {
     let mut shards: Vec<Vec<TensorMeta>> = Vec::new();
     let (mut current, mut current_bytes, mut total) = (Vec::new(), 0u64, 0u64);
     for meta in metas {
@@ -67,8 +77,8 @@ pub fn plan_shards(metas: impl IntoIterator<Item = TensorMeta>, max_shard_bytes:
             .with_got(count));
     }
     let names = match count {
-        1 => vec![format!("{stem}.safetensors")],
-        _ => (1..=count).map(|n| format!("{stem}-{n:05}-of-{count:05}.safetensors")).collect(),
+        1 => vec![format!("{stem}.{extension}")],
+        _ => (1..=count).map(|n| format!("{stem}-{n:05}-of-{count:05}.{extension}")).collect(),
     };
     Ok(ShardPlan { names, shards, total_bytes: total })
 }
@@ -117,7 +127,7 @@ impl ShardedWriter {
                 Error::new(Kind::Argument, "a set of shards cannot be left under temporary names").with_path(folder)
             );
         }
-        check_names(plan).map_err(|error| error.with_path(folder))?;
+        check_shard_names(plan).map_err(|error| error.with_path(folder))?;
         let mut owners = HashMap::new();
         for (shard, metas) in plan.shards.iter().enumerate() {
             for meta in metas {
@@ -220,11 +230,17 @@ impl ShardedWriter {
         for (name, shard) in &self.owners {
             weight_map.insert(name.as_str(), self.names.get(*shard).map_or("", String::as_str));
         }
-        let index = serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
-        let text = serde_json::to_string_pretty(&index)
-            .map_err(|error| Error::new(Kind::Internal, "an index must be encodable as JSON").with_source(error))?;
-        Ok(Some((self.folder.join(format!("{stem}.safetensors.index.json")), ascii(&text) + "\n")))
+        let text = index_text(total_bytes, &weight_map)?;
+        Ok(Some((self.folder.join(format!("{stem}.safetensors.index.json")), text)))
     }
+}
+
+/// The text of an index file, as transformers writes it.
+pub(crate) fn index_text(total_bytes: u64, weight_map: &BTreeMap<&str, &str>) -> Result<String> {
+    let index = serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
+    let text = serde_json::to_string_pretty(&index)
+        .map_err(|error| Error::new(Kind::Internal, "an index must be encodable as JSON").with_source(error))?;
+    Ok(ascii(&text) + "\n")
 }
 
 /// The text as Python writes it: whatever is not ASCII as escapes.
@@ -240,7 +256,7 @@ fn ascii(json: &str) -> String {
 }
 
 /// Each shard has a name of its own, and it is that of a file in the folder.
-fn check_names(plan: &ShardPlan) -> Result<()> {
+pub(crate) fn check_shard_names(plan: &ShardPlan) -> Result<()> {
     if plan.names.len() != plan.shards.len() || plan.names.is_empty() {
         return Err(Error::new(Kind::Argument, "a plan must have a name for each shard")
             .with_expected(format!("{} names, at least one", plan.shards.len()))

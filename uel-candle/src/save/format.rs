@@ -1,0 +1,75 @@
+//! The formats that files are written in.
+
+use std::path::{Path, PathBuf};
+
+/// The format of a file that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileFormat {
+    /// `.safetensors`.
+    #[default]
+    Safetensors,
+    /// `.pth`, `.pt` or `.bin`: an archive as `torch.save` writes it for a dict of tensors, which `torch.load` reads with
+    /// `weights_only=True` and can map. It holds neither metadata nor hashes.
+    PyTorch,
+}
+
+impl FileFormat {
+    /// The extensions of files of the format.
+    pub const fn extensions(self) -> &'static [&'static str] {
+        match self {
+            FileFormat::Safetensors => &["safetensors"],
+            FileFormat::PyTorch => &["pth", "pt", "bin"],
+        }
+    }
+
+    /// The format that the extension of `path` stands for: safetensors unless it is one of PyTorch's.
+    ///
+    /// ```
+    /// use uel_candle::FileFormat;
+    /// assert_eq!(FileFormat::of_path("out/pytorch_model.bin"), FileFormat::PyTorch);
+    /// assert_eq!(FileFormat::of_path("out/model.safetensors"), FileFormat::Safetensors);
+    /// assert_eq!(FileFormat::of_path("out"), FileFormat::Safetensors);
+    /// ```
+    pub fn of_path(path: impl AsRef<Path>) -> Self {
+        match FileFormat::PyTorch.own_extension(path.as_ref()) {
+            Some(_) => FileFormat::PyTorch,
+            None => FileFormat::Safetensors,
+        }
+    }
+
+    /// The index file of the shards that are written to `path`: see
+    /// [`SaveOptions::with_max_shard_bytes`](crate::SaveOptions::with_max_shard_bytes).
+    pub fn index_path(self, path: impl AsRef<Path>) -> PathBuf {
+        let (folder, stem, extension) = self.shard_names(path.as_ref());
+        folder.join(format!("{stem}.{extension}.index.json"))
+    }
+
+    /// The extension of `path` where it is one of the format.
+    fn own_extension(self, path: &Path) -> Option<&'static str> {
+        let extension = path.extension()?;
+        self.extensions().iter().find(|own| extension == **own).copied()
+    }
+
+    /// The folder, stem and extension of shards that are written to `path`: a folder, or the name that they share.
+    pub(super) fn shard_names(self, path: &Path) -> (PathBuf, String, String) {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let own = self.extensions().iter().find_map(|own| {
+            let stem = name.strip_suffix(own)?.strip_suffix('.')?;
+            Some((stem.to_owned(), (*own).to_owned()))
+        });
+        match own {
+            Some((stem, extension)) => {
+                let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                (folder.unwrap_or(Path::new(".")).to_path_buf(), stem, extension)
+            }
+            None => {
+                let (stem, extension) = match self {
+                    FileFormat::Safetensors => ("model", "safetensors"),
+                    FileFormat::PyTorch => ("pytorch_model", "bin"),
+                };
+                (path.to_path_buf(), stem.to_owned(), extension.to_owned())
+            }
+        }
+    }
+}
