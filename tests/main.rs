@@ -20,6 +20,7 @@ mod memory;
 mod python;
 mod saving;
 mod tied;
+mod torch;
 mod tracing;
 mod var_builder;
 mod verified;

@@ -132,6 +132,9 @@ def containers(corpus):
     }.items():
         data = archive if name == "zip_from_memory" else craft.rezip(archive, **options)
         corpus.add(name + ".pth", data, load(archive))
+    # A name of 21 characters makes the first entry of the directory as long as the records behind the directory, which
+    # misled readers that look for the directory from the end.
+    corpus.saved("name_of_21_characters.pth", value)
     for alignment in (1, 8, 128, 4096):
         torch.utils.serialization.config.save.storage_alignment = alignment
         corpus.saved(f"zip_storage_alignment_{alignment}.pth", value)
