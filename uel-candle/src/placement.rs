@@ -96,6 +96,8 @@ pub(crate) enum NotMapped {
     Misaligned,
     NoAllocator,
     Unmappable,
+    /// It does not stand in the file as it is wanted.
+    Layout,
 }
 
 impl MappedFiles {
@@ -140,12 +142,13 @@ impl MappedFiles {
         if forever {
             *lock(&self.forever) = true;
         }
-        let block = region.find(info.range().start()).ok_or(NotMapped::Unmappable)?;
-        if let Ok(tensor) = make(region, block) {
+        let byte_len = usize::try_from(info.byte_len()).map_err(|_| NotMapped::Unmappable)?;
+        let block = region.find(info.range().start()).filter(|&block| region.byte_len_of(block) == Some(byte_len));
+        if let Some(Ok(tensor)) = block.map(|block| make(region, block)) {
             return Ok(tensor);
         }
-        // The tensor was handed out before, and its owner may have changed it: a second request gets a mapping of its
-        // own, as long as there are not too many.
+        // The tensor was handed out before, and its owner may have changed it, or it shares its bytes with another one: it
+        // gets a mapping of its own, as long as there are not too many.
         if MappedAllocator::stats().regions >= MAX_REGIONS {
             return Err(NotMapped::Unmappable);
         }
@@ -192,8 +195,14 @@ unsafe fn map_tensors(index: &TensorIndex, file: usize, source: &dyn ByteSource)
     let first = index.partition_point(|info| info.file() < file);
     let end = index.partition_point(|info| info.file() <= file);
     let ranges = (first..end).filter_map(|position| index.at(position)).map(|info| info.range());
+    // Of tensors that share bytes the first is mapped here.
+    let apart = ranges.filter(|range| !range.is_empty()).scan(0, |reached, range| {
+        let shares = range.start() < *reached;
+        *reached = (*reached).max(range.end());
+        Some((!shares).then_some(range))
+    });
     // SAFETY: passed on.
-    unsafe { map_ranges(source, ranges.filter(|range| !range.is_empty())) }
+    unsafe { map_ranges(source, apart.flatten()) }
 }
 
 /// # Safety

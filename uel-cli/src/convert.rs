@@ -1,10 +1,10 @@
 //! `uel convert`: a checkpoint from another, cast, filtered, renamed, in other files.
 
-use crate::args::{Selecting, Writing, parse_dtype, parse_size};
+use crate::args::{Opening, Selecting, Writing, parse_dtype, parse_size};
 use crate::{Stop, save};
 use std::path::PathBuf;
 use std::time::Instant;
-use uel_candle::{Checkpoint, Edit};
+use uel_candle::Edit;
 use uel_core::{Dtype, Result};
 
 /// Convert a checkpoint: cast, filter, rename, put into one file or into shards.
@@ -18,10 +18,12 @@ use uel_core::{Dtype, Result};
                   uel convert model.safetensors sharded/ --shard-size 5GB --hashes\n  \
                   uel convert in.safetensors out.safetensors --exclude '*.bias' --rename '^h\\.(\\d+)=layers.$1'")]
 pub(crate) struct Args {
-    /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
     src: PathBuf,
     /// The file to write; with --shard-size a folder, or a path in it that ends in .safetensors and gives the name
     dst: PathBuf,
+    #[command(flatten)]
+    opening: Opening,
     #[command(flatten)]
     shaping: Shaping,
     /// Print one JSON object instead of text
@@ -39,16 +41,28 @@ pub(crate) struct Shaping {
     /// Write shards of at most S bytes of tensors, such as 5GB, 500MB or 2GiB, with an index file
     #[arg(long, value_name = "S", value_parser = parse_size)]
     pub(crate) shard_size: Option<u64>,
+    /// How often weights are written that several names share
+    #[arg(long, value_enum, default_value = "once", hide_possible_values = false)]
+    tied: Tied,
     #[command(flatten)]
     pub(crate) selecting: Selecting,
     #[command(flatten)]
     pub(crate) writing: Writing,
 }
 
+/// What becomes of tied weights.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Tied {
+    /// Under their first name; the metadata has the others
+    Once,
+    /// Under every name, for loaders that know nothing of ties
+    Copies,
+}
+
 impl Shaping {
     /// `edit` with its tensors filtered, renamed and cast.
     pub(crate) fn apply(&self, edit: Edit) -> Result<Edit> {
-        let edit = self.selecting.apply(edit)?;
+        let edit = self.selecting.apply(if self.tied == Tied::Copies { edit.untie() } else { edit })?;
         Ok(match self.dtype {
             Some(dtype) => edit.cast(dtype),
             None => edit,
@@ -58,7 +72,7 @@ impl Shaping {
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let began = Instant::now();
-    let checkpoint = Checkpoint::open(&args.src)?;
+    let checkpoint = args.opening.checkpoint(&args.src)?;
     let edit = args.shaping.apply(Edit::new(&checkpoint)).map_err(|error| error.with_path(&args.src))?;
     let Shaping { writing, shard_size, .. } = &args.shaping;
     save::write(&edit, &args.dst, writing.options(), *shard_size, began)?.print(args.json)

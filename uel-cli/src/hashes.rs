@@ -1,6 +1,6 @@
 //! The hashes in the metadata of a checkpoint's files.
 
-use uel_core::safetensors::SafetensorsFiles;
+use uel_core::checkpoint::CheckpointFiles;
 use uel_core::safetensors::write::{HASH_CHUNK_BYTES, Hashes};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
@@ -12,7 +12,7 @@ pub(crate) struct FileHashes {
 
 impl FileHashes {
     /// Reads the hashes of all files. Those that cannot be read become faults.
-    pub(crate) fn read(files: &SafetensorsFiles) -> (Self, Vec<Error>) {
+    pub(crate) fn read(files: &CheckpointFiles) -> (Self, Vec<Error>) {
         let mut faults = Vec::new();
         let of_file = |file| {
             let hashes = files.file_metadata(file).map_or(Ok(None), Hashes::from_metadata);

@@ -1,5 +1,6 @@
 //! `uel inspect`: what a checkpoint holds, from its headers alone.
 
+use crate::args::Opening;
 use crate::table::{Align, Table, count, escape, one_line, size};
 use crate::{Stop, html, to_stdout, write_json};
 use globset::{Glob, GlobMatcher};
@@ -8,16 +9,19 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use uel_core::TensorInfo;
+use uel_core::checkpoint::CheckpointFiles;
+use uel_core::safetensors::Metadata;
 use uel_core::safetensors::write::HASHES_KEY;
-use uel_core::safetensors::{Metadata, Rules, SafetensorsFiles};
 
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'\n  uel inspect model.safetensors --html model.html"
 )]
 pub(crate) struct Args {
-    /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
+    #[command(flatten)]
+    opening: Opening,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -80,7 +84,7 @@ struct TensorEntry<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
-    let files = SafetensorsFiles::open(&args.path, Rules::Strict)?;
+    let files = args.opening.files(&args.path)?;
     let wanted = |info: &TensorInfo<'_>| args.filter.as_ref().is_none_or(|filter| filter.matches(info.name()));
     let infos: Vec<_> = files.index().iter().filter(wanted).collect();
     if let Some(path) = &args.html {
@@ -93,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     })
 }
 
-fn report<'a>(path: &Path, files: &'a SafetensorsFiles, infos: &[TensorInfo<'a>]) -> Report<'a> {
+fn report<'a>(path: &Path, files: &'a CheckpointFiles, infos: &[TensorInfo<'a>]) -> Report<'a> {
     let file_entry = |(path, bytes): (&Path, u64)| FileEntry { path: path.to_string_lossy().into_owned(), bytes };
     let tensor_entry = |info: &TensorInfo<'a>| TensorEntry {
         name: info.name(),
@@ -105,8 +109,8 @@ fn report<'a>(path: &Path, files: &'a SafetensorsFiles, infos: &[TensorInfo<'a>]
     };
     Report {
         path: path.to_string_lossy().into_owned(),
-        format: "safetensors",
-        files: files.sources().iter().map(|source| file_entry((source.path(), source.byte_len()))).collect(),
+        format: files.format().as_str(),
+        files: files.files().iter().map(|source| file_entry((source.path(), source.byte_len()))).collect(),
         metadata: files.to_metadata(),
         tensors: infos.iter().map(tensor_entry).collect(),
         total_bytes: total(infos),
@@ -114,7 +118,7 @@ fn report<'a>(path: &Path, files: &'a SafetensorsFiles, infos: &[TensorInfo<'a>]
     }
 }
 
-fn write_tables(out: &mut dyn Write, files: &SafetensorsFiles, infos: &[TensorInfo<'_>]) -> io::Result<()> {
+fn write_tables(out: &mut dyn Write, files: &CheckpointFiles, infos: &[TensorInfo<'_>]) -> io::Result<()> {
     let mut tensors = Table::new([
         ("name", Align::Left),
         ("dtype", Align::Left),
@@ -138,7 +142,7 @@ fn write_tables(out: &mut dyn Write, files: &SafetensorsFiles, infos: &[TensorIn
 
     writeln!(out)?;
     let mut shards = Table::new([("file", Align::Left), ("size", Align::Right)]);
-    for source in files.sources() {
+    for source in files.files() {
         shards.row([source.path().to_string_lossy().into_owned(), size(source.byte_len())]);
     }
     shards.write(out)?;
@@ -159,10 +163,10 @@ fn write_tables(out: &mut dyn Write, files: &SafetensorsFiles, infos: &[TensorIn
 }
 
 /// How much there is of everything, in one line.
-pub(crate) fn summary(files: &SafetensorsFiles, infos: &[TensorInfo<'_>]) -> String {
+pub(crate) fn summary(files: &CheckpointFiles, infos: &[TensorInfo<'_>]) -> String {
     let (bytes, all) = (total(infos), files.index().len());
     let of = if infos.len() == all { String::new() } else { format!(" (of {all})") };
-    let (tensors, shards) = (count(infos.len(), "tensor"), count(files.sources().len(), "file"));
+    let (tensors, shards) = (count(infos.len(), "tensor"), count(files.files().len(), "file"));
     format!("{tensors}{of}, {} ({bytes} bytes), {shards}", size(bytes))
 }
 

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use uel_core::safetensors::SafetensorsFiles;
+use uel_core::checkpoint::CheckpointFiles;
 use uel_core::safetensors::write::{HASH_CHUNK_BYTES, Hashes};
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{ByteRange, Dtype, Error, Kind, Result, TensorInfo};
@@ -46,11 +46,11 @@ pub(crate) struct NotFinite {
 }
 
 /// Reads every tensor. What comes of it does not depend on how the threads run.
-pub(crate) fn scan(files: &SafetensorsFiles) -> Scan {
+pub(crate) fn scan(files: &CheckpointFiles) -> Scan {
     scan_on(files, processors().min(MAX_THREADS))
 }
 
-fn scan_on(files: &SafetensorsFiles, threads: usize) -> Scan {
+fn scan_on(files: &CheckpointFiles, threads: usize) -> Scan {
     let infos: Vec<TensorInfo<'_>> = files.index().iter().collect();
     let pieces = Pieces::new(infos.iter().map(TensorInfo::byte_len), PIECE_BYTES);
     let counts: Vec<(AtomicU64, AtomicU64)> = infos.iter().map(|_| Default::default()).collect();
@@ -129,7 +129,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The NaN and infinite values of `part` of a tensor, which is one piece of it, and the error where its hash is another
 /// one.
 fn scan_piece(
-    files: &SafetensorsFiles,
+    files: &CheckpointFiles,
     info: TensorInfo<'_>,
     part: Range<u64>,
     hashes: Option<&Hashes>,
@@ -208,7 +208,7 @@ count!(count_64, u64, 4096);
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use uel_core::safetensors::Rules;
+    use uel_core::checkpoint::FilesOptions;
     use uel_core::source::MemorySource;
     use uel_core::source::decorators::FaultSource;
 
@@ -260,8 +260,8 @@ mod tests {
         (header.len() as u64).to_le_bytes().into_iter().chain(header.into_bytes()).chain(data).collect()
     }
 
-    fn open(source: impl ByteSource + 'static) -> SafetensorsFiles {
-        SafetensorsFiles::from_sources(vec![Arc::new(source)], Rules::Strict).unwrap()
+    fn open(source: impl ByteSource + 'static) -> CheckpointFiles {
+        CheckpointFiles::from_sources(vec![Arc::new(source)], &FilesOptions::new()).unwrap()
     }
 
     #[test]

@@ -1,19 +1,22 @@
 //! `uel verify`: every fault of a checkpoint, and on demand a scan of its values and a check of its hashes.
 
+use crate::args::Opening;
 use crate::scan::{Scan, scan};
 use crate::table::{Align, Table, count, one_line};
 use crate::{Stop, to_stdout, write_json};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use uel_core::safetensors::{Rules, SafetensorsFiles};
+use uel_core::checkpoint::CheckpointFiles;
 use uel_core::{Error, Kind, Result};
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  uel verify model.safetensors.index.json --deep")]
 pub(crate) struct Args {
-    /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
+    #[command(flatten)]
+    opening: Opening,
     /// Read every tensor too: check the hashes of files that have them, and count NaN and infinite values (which are
     /// reported, and no faults)
     #[arg(long)]
@@ -58,7 +61,7 @@ impl<'a> From<&'a Error> for Fault<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
-    let mut faults = SafetensorsFiles::faults(&args.path);
+    let mut faults = CheckpointFiles::faults(&args.path, &args.opening.options());
     let scan = if args.deep { Some(deep_scan(args, &mut faults)?) } else { None };
 
     // Where there is no checkpoint at all there is nothing to report on, and the error is the one line.
@@ -114,7 +117,7 @@ fn write_text(out: &mut dyn Write, args: &Args, faults: &[Error], scan: Option<&
 
 /// Reads every tensor. One that cannot be read becomes a fault, and so does every piece with a wrong hash; of a checkpoint that cannot be opened nothing is read.
 fn deep_scan(args: &Args, faults: &mut Vec<Error>) -> Result<Scan> {
-    match SafetensorsFiles::open(&args.path, Rules::Strict) {
+    match args.opening.files(&args.path) {
         Ok(files) => {
             let mut scan = scan(&files);
             faults.append(&mut scan.faults);

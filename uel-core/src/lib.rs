@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic;
+pub mod checkpoint;
 pub mod disk;
 pub mod dtype;
 pub mod error;

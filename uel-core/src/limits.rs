@@ -33,3 +33,32 @@ pub const MAX_JOURNAL_BYTES: u64 = 64 << 20;
 
 /// The most files that are opened at once.
 pub const MAX_OPEN_THREADS: usize = 16;
+
+/// The most entries of a zip archive: a checkpoint has one for each storage, and a few besides.
+pub const MAX_ARCHIVE_ENTRIES: usize = 4_000_000;
+
+/// The longest pickle of a PyTorch file in bytes. A state_dict takes some 200 bytes a tensor.
+pub const MAX_PICKLE_BYTES: u64 = 1 << 30;
+
+/// The most bytes of one compressed entry once it is inflated, which is held in memory as a whole.
+pub const MAX_INFLATED_BYTES: u64 = 16 << 30;
+/// The most values of one pickle, and the most that stand on its stack at once. A tensor takes about 15 of them, so
+/// these are over four million tensors; each value costs up to 100 bytes of memory.
+pub const MAX_PICKLE_VALUES: usize = 1 << 26;
+
+/// How deeply dicts, lists and objects of a checkpoint may nest, and wrappers around one tensor. What is nested more
+/// deeply is left out, and its tensors are listed as unreadable.
+pub const MAX_PICKLE_DEPTH: usize = 200;
+
+/// The most values that are no tensors of one checkpoint: a training history of some million numbers has room.
+pub const MAX_CHECKPOINT_VALUES: usize = 1 << 23;
+
+/// The most bytes in all of the names of one checkpoint's tensors and of the texts among its values.
+pub const MAX_CHECKPOINT_TEXT_BYTES: usize = 1 << 28;
+
+/// How often the values of a pickle may be visited for each of its bytes, [`MIN_PICKLE_VISITS`] aside. A value that is
+/// shared is visited under each of its names; without sharing there is less than one visit for a byte.
+pub const MAX_PICKLE_VISITS_PER_BYTE: u64 = 4;
+
+/// How often the values of any pickle may be visited, however short it is.
+pub const MIN_PICKLE_VISITS: u64 = 1 << 18;

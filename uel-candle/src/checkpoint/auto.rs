@@ -106,7 +106,8 @@ impl Checkpoint {
         if bytes < MAP_FROM {
             return Err("little to load".to_owned());
         }
-        for source in self.sources() {
+        // What is made from the files is read in any case.
+        for source in self.inner.files.files() {
             let Some(file) = source.as_file() else { return Err("the source is no local file".to_owned()) };
             match file_system(file) {
                 Some(FileSystem::Network(name)) => return Err(format!("a network file system ({name})")),
@@ -134,7 +135,7 @@ impl Checkpoint {
 
     /// The share of the tensors' files that the page cache holds, where that can be told.
     fn residency(&self, positions: impl Iterator<Item = usize>) -> Option<f64> {
-        let mut spans: Vec<Option<(u64, u64)>> = vec![None; self.sources().len()];
+        let mut spans: Vec<Option<(u64, u64)>> = vec![None; self.inner.files.files().len()];
         for info in positions.filter_map(|position| self.index().at(position)) {
             let range = info.range();
             if let Some(span) = spans.get_mut(info.file()) {

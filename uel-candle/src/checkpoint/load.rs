@@ -72,11 +72,18 @@ impl Checkpoint {
         let (wanted, replaced) = self.select(options)?;
         let choice = self.choose(options, &wanted)?;
         let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let (wanted, tied) = self.without_tied(wanted);
         let loaded = self.place(&wanted, &choice, options, &mut report)?;
-        let mut tensors = HashMap::with_capacity(loaded.len() + replaced.len());
+        let mut tensors = HashMap::with_capacity(loaded.len() + tied.len() + replaced.len());
+        let name = |want: &mut Wanted| want.renamed.take().unwrap_or_else(|| self.name_at(want.position));
+        for (mut want, kept) in tied {
+            if let Some(tensor) = loaded.get(kept) {
+                tensors.insert(name(&mut want), tensor.clone());
+                (report.tensors, report.tied) = (report.tensors + 1, report.tied + 1);
+            }
+        }
         for (mut want, tensor) in wanted.into_iter().zip(loaded) {
-            let name = want.renamed.take().unwrap_or_else(|| self.name_at(want.position));
-            tensors.insert(name, tensor);
+            tensors.insert(name(&mut want), tensor);
         }
         for (name, tensor) in replaced {
             let tensor = convert::replaced(&tensor, options.dtype, &options.device);
@@ -86,6 +93,24 @@ impl Checkpoint {
         report.duration = began.elapsed();
         self.note(&report);
         Ok(Loaded { tensors, report })
+    }
+
+    /// Takes out the tensors that are another one under a second name, each with the place of that one among the rest.
+    fn without_tied(&self, wanted: Vec<Wanted>) -> (Vec<Wanted>, Vec<(Wanted, usize)>) {
+        let mut rest: Vec<Wanted> = Vec::with_capacity(wanted.len());
+        let mut tied = Vec::new();
+        for want in wanted {
+            // They are neighbours in the index, unless tensors of other shapes share the bytes too.
+            let same = |kept: &Wanted| {
+                let (kept, this) = (self.index().at(kept.position), self.index().at(want.position));
+                kept.zip(this).is_some_and(|(kept, this)| is_same(kept, this))
+            };
+            match rest.last().is_some_and(same) {
+                true => tied.push((want, rest.len() - 1)),
+                false => rest.push(want),
+            }
+        }
+        (rest, tied)
     }
 
     fn name_at(&self, position: usize) -> String {
@@ -131,7 +156,7 @@ impl Checkpoint {
                 let on_the_way = want.cast_on_the_way().is_some();
                 if on_the_way { copied.push(at) } else { converted.push(at) }
             } else if choice.mode == Mode::Mmap {
-                match self.map_one(want, info) {
+                match self.map_one(want, info).map_err(|error| self.located(error, info))? {
                     Ok(tensor) => {
                         report.add_mapped(info.byte_len());
                         placed[at] = Some(tensor);
@@ -212,15 +237,21 @@ impl Checkpoint {
     }
 
     /// One tensor as a view of its file.
-    pub(super) fn map_one(&self, want: &Wanted, info: TensorInfo<'_>) -> Result<Tensor, NotMapped> {
-        let Some(fallback) = self.inner.options.mmap else { return Err(NotMapped::Unmappable) };
-        let source = self.source(info.file()).map_err(|_| NotMapped::Unmappable)?;
+    ///
+    /// # Errors
+    ///
+    /// Within, why it has to be copied; outside, an error that copying would not mend.
+    pub(super) fn map_one(&self, want: &Wanted, info: TensorInfo<'_>) -> Result<Result<Tensor, NotMapped>> {
+        let Some(fallback) = self.inner.options.mmap else { return Ok(Err(NotMapped::Unmappable)) };
+        if info.file() >= self.inner.files.files().len() {
+            return Ok(Err(NotMapped::Layout));
+        }
+        let source = self.source(info.file())?;
+        source.check(info.range())?;
         let forever = fallback == MmapFallback::ProcessLifetime;
         // SAFETY: `options.mmap` is set only by `OpenOptions::with_mmap`, whose caller answers for the files.
         #[allow(unsafe_code)]
-        unsafe {
-            self.inner.mapped.tensor(self.index(), want.position, want.dtype, source, forever)
-        }
+        Ok(unsafe { self.inner.mapped.tensor(self.index(), want.position, want.dtype, source, forever) })
     }
 
     /// Copies tensors whose bytes are used as they stand, or cast by the reading threads: into large buffers where the
@@ -243,7 +274,18 @@ impl Checkpoint {
             false => (Vec::new(), infos),
         };
         let mut single: Vec<(usize, TensorInfo<'_>)> = single;
-        let buffered: Vec<(usize, TensorInfo<'_>)> = buffered;
+        let mut buffered: Vec<(usize, TensorInfo<'_>)> = buffered;
+        // In a buffer each byte belongs to one tensor; of those that share bytes the later ones get their own.
+        let mut reached = (0, 0);
+        buffered.retain(|(at, info)| {
+            let (file, end) = reached;
+            let shares = info.file() == file && info.range().start() < end;
+            match shares {
+                true => single.push((*at, *info)),
+                false => reached = (info.file(), info.range().end()),
+            }
+            !shares
+        });
 
         let requests: Vec<Request> = buffered.iter().map(|(_, info)| request(info)).collect();
         let plan = ReadPlan::new(&requests, PlanOptions { gap: BUFFER_GAP, chunk: u64::MAX });
@@ -431,6 +473,14 @@ fn of<'a>(hashes: &[&'a [u64]], at: usize) -> &'a [u64] {
     hashes.get(at).copied().unwrap_or_default()
 }
 
+/// Whether two tensors are one: the same bytes, read in the same way.
+pub(crate) fn is_same(one: TensorInfo<'_>, other: TensorInfo<'_>) -> bool {
+    let bytes = |info: &TensorInfo<'_>| (info.file(), info.range());
+    bytes(&one) == bytes(&other)
+        && !one.range().is_empty()
+        && (one.dtype(), one.shape()) == (other.dtype(), other.shape())
+}
+
 fn request(info: &TensorInfo<'_>) -> Request {
     Request { file: info.file(), range: info.range() }
 }
@@ -440,5 +490,6 @@ pub(super) fn copy_reason(why: NotMapped) -> CopyReason {
         NotMapped::Misaligned => CopyReason::Misaligned,
         NotMapped::NoAllocator => CopyReason::NoAllocator,
         NotMapped::Unmappable => CopyReason::Unmappable,
+        NotMapped::Layout => CopyReason::Layout,
     }
 }

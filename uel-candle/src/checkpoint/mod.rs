@@ -13,6 +13,7 @@ mod verified;
 
 pub(crate) use convert::{candle, cast};
 pub use load::Loaded;
+pub(crate) use load::is_same;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};
@@ -25,8 +26,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use candle_core::{Device, Tensor};
+use uel_core::checkpoint::{CheckpointFiles, Format};
+use uel_core::pytorch::PytorchFile;
+use uel_core::safetensors::header_range;
 use uel_core::safetensors::write::Hashes;
-use uel_core::safetensors::{SafetensorsFiles, header_range};
 use uel_core::source::{ByteSource, ByteSourceExt, FileSource};
 use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
 
@@ -34,7 +37,7 @@ use crate::mapped::recycle::Claim;
 use crate::placement::MappedFiles;
 use crate::view::{TensorView, Views};
 
-/// A checkpoint in one or many safetensors files, and how its tensors become candle tensors.
+/// A checkpoint in one or many safetensors or PyTorch files, and how its tensors become candle tensors.
 ///
 /// Opening reads headers only. Tensors are then loaded one by one ([`tensor`](Self::tensor)), in part
 /// ([`slice`](Self::slice)), or many at once ([`load_all`](Self::load_all), [`load`](Self::load)), in the [`Mode`] that
@@ -65,7 +68,7 @@ pub struct Checkpoint {
 
 #[derive(Debug)]
 struct Inner {
-    files: SafetensorsFiles,
+    files: CheckpointFiles,
     options: OpenOptions,
     mapped: MappedFiles,
     views: Views,
@@ -85,8 +88,8 @@ struct Inner {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, a folder of shards, or a `*.safetensors.index.json`, with the default options: mode
-    /// `auto`, nothing is mapped.
+    /// Opens a file, a folder of shards, or the `index.json` of a sharded checkpoint, with the default options: mode
+    /// `auto`, nothing is mapped. A file is safetensors or PyTorch's by its first bytes, whatever its name is.
     ///
     /// # Errors
     ///
@@ -115,24 +118,24 @@ impl Checkpoint {
     ///
     /// As [`open`](Self::open).
     pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, options: OpenOptions) -> Result<Self> {
-        let files = SafetensorsFiles::from_sources(sources, options.rules)?;
+        let files = CheckpointFiles::from_sources(sources, &options.files())?;
         Self::new(files, options)
     }
 
     pub(crate) fn open_with(options: OpenOptions, path: &Path) -> Result<Self> {
         let _span = tracing::debug_span!("open", path = %path.display()).entered();
-        let files = SafetensorsFiles::open_with(path, options.rules, &open_file)?;
+        let files = CheckpointFiles::open_with(path, &options.files(), &open_file)?;
         Self::new(files, options)
     }
 
     pub(crate) fn open_files_with<P: AsRef<Path>>(options: OpenOptions, paths: &[P]) -> Result<Self> {
         let _span = tracing::debug_span!("open", files = paths.len()).entered();
         let paths: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
-        let files = SafetensorsFiles::open_list_with(&paths, options.rules, &open_file)?;
+        let files = CheckpointFiles::open_list_with(&paths, &options.files(), &open_file)?;
         Self::new(files, options)
     }
 
-    fn new(files: SafetensorsFiles, options: OpenOptions) -> Result<Self> {
+    fn new(files: CheckpointFiles, options: OpenOptions) -> Result<Self> {
         if options.mode == Mode::Mmap && options.mmap.is_none() {
             return Err(Error::new(Kind::Argument, "mode mmap must be allowed by OpenOptions::with_mmap"));
         }
@@ -217,10 +220,28 @@ impl Checkpoint {
 
     /// The files, in the order of [`TensorInfo::file`].
     pub fn paths(&self) -> Vec<PathBuf> {
-        self.sources().iter().map(|source| source.path().to_path_buf()).collect()
+        self.inner.files.files().iter().map(|source| source.path().to_path_buf()).collect()
     }
 
-    /// The sources that bytes are read from, in the order of [`TensorInfo::file`].
+    /// The format of the files.
+    pub fn format(&self) -> Format {
+        self.inner.files.format()
+    }
+
+    /// What is special about the files of a PyTorch checkpoint: their values that are no tensors, the globals that their
+    /// pickles name, strides and storages. None of another format.
+    pub fn pytorch(&self) -> &[PytorchFile] {
+        self.inner.files.pytorch()
+    }
+
+    /// What the PyTorch file has besides tensors, such as `epoch`, in the nesting of the file, with the names of tensors in
+    /// the place of tensors; of several files those of the first. `None` for another format.
+    pub fn values(&self) -> Option<&serde_json::Value> {
+        self.pytorch().first().map(PytorchFile::values)
+    }
+
+    /// The sources that bytes are read from, in the order of [`TensorInfo::file`]: the files, then sources that are made
+    /// from them, for tensors that do not stand in their file as candle wants them.
     pub fn sources(&self) -> &[Arc<dyn ByteSource>] {
         self.inner.files.sources()
     }
@@ -232,6 +253,9 @@ impl Checkpoint {
     /// Where there is no such file, or it cannot be read.
     pub fn raw_header(&self, file: usize) -> Result<String> {
         let source = self.source(file)?;
+        if self.format() != Format::Safetensors {
+            return Err(Error::new(Kind::Argument, "only safetensors files have a header").with_path(source.path()));
+        }
         let range = header_range(source.read_array(0)?, source.byte_len());
         let range = range.map_err(|error| error.with_path(source.path()))?;
         String::from_utf8(source.read_range(range)?).map_err(|error| {
@@ -261,6 +285,7 @@ impl Checkpoint {
     pub fn view(&self, name: &str) -> Result<TensorView> {
         let (_, info) = self.find(name)?;
         let source = self.source(info.file())?;
+        source.check(info.range()).map_err(|error| error.with_tensor(name))?;
         self.inner.views.view(info, source, self.inner.options.mmap.is_some())
     }
 
@@ -360,6 +385,15 @@ impl Checkpoint {
     /// The error for a name that is not there. Most such names have a prefix too many or too few.
     #[cold]
     fn unknown(&self, name: &str) -> Error {
+        for file in self.pytorch() {
+            if let Some((_, why)) = file.unreadable().iter().find(|(unreadable, _)| unreadable == name) {
+                let error = Error::new(Kind::UnsupportedDtype, format!("the tensor cannot be read: {why}"));
+                return match file.sources().first() {
+                    Some(source) => error.with_tensor(name).with_path(source.path()),
+                    None => error.with_tensor(name),
+                };
+            }
+        }
         const SHOWN: usize = 3;
         let ends_with_part = |long: &str, short: &str| {
             long.strip_suffix(short).is_some_and(|rest| rest.ends_with('.')) && !short.is_empty()

@@ -112,7 +112,7 @@ impl Checkpoint {
             return self.read_cast(want, info, hashes);
         }
         if mode == Mode::Mmap {
-            match self.map_one(want, info) {
+            match self.map_one(want, info)? {
                 Ok(tensor) => {
                     let asked = match self.inner.options.threads {
                         0 => threads,

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use uel_core::Result;
+use uel_core::checkpoint::FilesOptions;
+use uel_core::pytorch::PytorchOptions;
 pub use uel_core::safetensors::Rules;
 
 use super::Checkpoint;
@@ -72,6 +74,7 @@ pub struct OpenOptions {
     pub(crate) mmap: Option<MmapFallback>,
     pub(crate) rules: Rules,
     pub(crate) verified: bool,
+    pub(crate) state_key: Option<String>,
 }
 
 impl OpenOptions {
@@ -97,6 +100,20 @@ impl OpenOptions {
     pub fn with_rules(mut self, rules: Rules) -> Self {
         self.rules = rules;
         self
+    }
+
+    /// Takes from PyTorch files only what stands under `key`, a dotted path such as `model` or `checkpoint.ema`; names then
+    /// begin behind it. Of no effect on safetensors files.
+    pub fn with_state_key(mut self, key: impl Into<String>) -> Self {
+        self.state_key = Some(key.into());
+        self
+    }
+
+    /// How the files are opened, format by format.
+    pub(crate) fn files(&self) -> FilesOptions {
+        let mut pytorch = PytorchOptions::new();
+        pytorch.state_key.clone_from(&self.state_key);
+        FilesOptions::new().with_rules(self.rules).with_pytorch(pytorch)
     }
 
     /// Checks what is loaded against the hashes that [`SaveOptions::with_hashes`](crate::SaveOptions::with_hashes) stored in

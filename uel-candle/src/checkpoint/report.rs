@@ -25,6 +25,8 @@ pub enum CopyReason {
     NoAllocator,
     /// The source is no local file, or the system refused to map it.
     Unmappable,
+    /// Its elements do not stand in the file contiguous, uncompressed and little-endian.
+    Layout,
     /// Only a slice was asked for.
     Slice,
     /// The tensor goes to another device.
@@ -41,6 +43,7 @@ impl CopyReason {
             CopyReason::Cast => "cast",
             CopyReason::NoAllocator => "no MappedAllocator installed",
             CopyReason::Unmappable => "could not be mapped",
+            CopyReason::Layout => "laid out otherwise in the file",
             CopyReason::Slice => "slice",
             CopyReason::Device => "other device",
         }
@@ -57,6 +60,8 @@ pub struct LoadReport {
     pub reason: String,
     /// How many tensors of the files were handed out; replaced and added ones do not count.
     pub tensors: usize,
+    /// How many of them are tied: they share the storage of another one of this load, and were not loaded again.
+    pub tied: usize,
     /// Bytes of tensors that are views of the page cache.
     pub bytes_mapped: u64,
     /// Bytes of tensors that were copied into memory.
@@ -96,6 +101,7 @@ impl LoadReport {
         self.chosen = other.chosen;
         self.reason.clone_from(&other.reason);
         self.tensors += other.tensors;
+        self.tied += other.tied;
         self.bytes_mapped += other.bytes_mapped;
         self.bytes_copied += other.bytes_copied;
         self.bytes_read += other.bytes_read;
@@ -124,6 +130,9 @@ impl fmt::Display for LoadReport {
         }
         if !self.copied.is_empty() {
             f.write_str(")")?;
+        }
+        if self.tied > 0 {
+            write!(f, "; {} tied to another one", self.tied)?;
         }
         if self.bytes_verified > 0 {
             write!(f, "; {:.1} MB verified", mega(self.bytes_verified))?;

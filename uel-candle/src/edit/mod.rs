@@ -16,7 +16,7 @@ use uel_core::safetensors::write::{self, HASHES_KEY, IncrementalOptions, SaveRep
 use uel_core::source::ByteSource;
 use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
 
-use crate::checkpoint::{Checkpoint, Progress, is_cast};
+use crate::checkpoint::{Checkpoint, Progress, is_cast, is_same};
 use crate::dtype::{Mapping, mapping};
 use crate::save::output::Output;
 use crate::save::{IncrementalWriter, SaveOptions, in_parallel};
@@ -150,7 +150,16 @@ impl Edit {
                 }
             }
         }
+        let mut last: Option<TensorInfo<'_>> = None;
         for (position, info) in checkpoint.index().iter().enumerate() {
+            // In PyTorch files a tied weight is one storage under several names, which are neighbours in the index.
+            if let (Some(kept), Some(planned)) = (last, self.outputs.last_mut())
+                && is_same(kept, info)
+            {
+                planned.aliases.push(info.name().to_owned());
+                continue;
+            }
+            last = Some(info);
             self.outputs.push(Planned {
                 name: info.name().to_owned(),
                 aliases: aliases.remove(&position).unwrap_or_default(),
@@ -170,6 +179,22 @@ impl Edit {
     /// fit, [`Kind::Argument`] where the adapter holds no updates or does not say how to scale them.
     pub fn lora(self, adapter: &Checkpoint, options: &LoraOptions) -> Result<Self> {
         lora::plan(self, adapter, options)
+    }
+
+    /// Writes tied weights under every one of their names, for loaders that do not know that they are tied. Otherwise they
+    /// are written once, and the metadata has the other names: `other name → first name`.
+    pub fn untie(mut self) -> Self {
+        let tied: Vec<Planned> = self
+            .outputs
+            .iter_mut()
+            .flat_map(|planned| {
+                let aliases = std::mem::take(&mut planned.aliases);
+                let again = |name: String| Planned { name, ..planned.clone() };
+                aliases.into_iter().map(again).collect::<Vec<_>>()
+            })
+            .collect();
+        self.outputs.extend(tied);
+        self
     }
 
     /// Keeps the tensors for whose names `keep` returns true. A tied weight stays under those of its names that are kept.

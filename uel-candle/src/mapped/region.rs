@@ -349,6 +349,11 @@ impl Region {
         self.inner().blocks.binary_search_by_key(&start, |block| block.start).ok()
     }
 
+    /// The bytes of block `position`.
+    pub(crate) fn byte_len_of(&self, position: usize) -> Option<usize> {
+        self.inner().blocks.get(position).map(|block| block.byte_len)
+    }
+
     /// Hands block `position` out as a vector that is never freed: for programs without a
     /// [`MappedAllocator`](super::MappedAllocator).
     ///

@@ -144,6 +144,10 @@ pub(crate) mod region {
             match self.0 {}
         }
 
+        pub(crate) fn byte_len_of(&self, _: usize) -> Option<usize> {
+            match self.0 {}
+        }
+
         pub(crate) fn discard(&self, _: usize) {
             match self.0 {}
         }

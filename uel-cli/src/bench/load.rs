@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use uel_core::safetensors::{Rules, SafetensorsFiles};
+use uel_core::checkpoint::{CheckpointFiles, FilesOptions};
 
 /// Runs before each that counts, at most.
 const MAX_WARM_UPS: usize = 3;
@@ -27,8 +27,8 @@ struct Loader {
 }
 
 pub(super) fn run(args: &LoadArgs) -> Result<(), Stop> {
-    let files = SafetensorsFiles::open(&args.path, Rules::Strict)?;
-    let paths: Vec<PathBuf> = files.sources().iter().map(|source| source.path().to_path_buf()).collect();
+    let files = CheckpointFiles::open(&args.path, &FilesOptions::new())?;
+    let paths: Vec<PathBuf> = files.files().iter().map(|source| source.path().to_path_buf()).collect();
     let mut loaders = loaders(args, &paths);
     let progress = Progress::of_steps(u64::from(args.runs) * loaders.len() as u64 + 1);
     if !args.cold {
@@ -173,7 +173,7 @@ fn measure_memcpy(args: &LoadArgs) -> Result<memcpy::Measured, Stop> {
 
 fn report(
     args: &LoadArgs,
-    files: &SafetensorsFiles,
+    files: &CheckpointFiles,
     loaders: &[Loader],
     memcpy: &memcpy::Measured,
 ) -> Result<Report, Stop> {

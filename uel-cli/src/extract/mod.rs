@@ -4,7 +4,7 @@ mod bytes;
 mod npy;
 
 use crate::Stop;
-use crate::args::{Placing, is_float, parse_dtype};
+use crate::args::{Opening, Placing, is_float, parse_dtype};
 use crate::progress::Progress;
 use crate::save::{self, Report};
 use bytes::Extract;
@@ -23,7 +23,7 @@ use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
                   uel extract sharded/ model.norm.weight -o norm.safetensors\n  \
                   uel extract model.safetensors ids -o ids.bin --raw")]
 pub(crate) struct Args {
-    /// A .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     /// The tensor's name
     name: String,
@@ -36,6 +36,8 @@ pub(crate) struct Args {
     /// Write the bytes alone, row by row and little-endian
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    opening: Opening,
     #[command(flatten)]
     placing: Placing,
     /// Print one JSON object instead of text
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
         let usage = "the name of OUT says what is written: it ends in .safetensors or .npy, or --raw is given";
         return Err(Stop::Usage(usage.to_owned()));
     }
-    let checkpoint = Checkpoint::open(&args.path)?;
+    let checkpoint = args.opening.checkpoint(&args.path)?;
     let info = checkpoint.info(&args.name)?;
     let located = |error: Error| error.with_tensor(info.name()).with_path(&args.path);
     let dtype = args.dtype.unwrap_or(info.dtype());

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use uel_core::TensorInfo;
-use uel_core::safetensors::SafetensorsFiles;
+use uel_core::checkpoint::CheckpointFiles;
 
 const HEAD: &str = include_str!("head.html");
 const STYLE: &str = include_str!("page.css");
@@ -21,11 +21,11 @@ const SCRIPT: &str = include_str!("page.js");
 pub(crate) fn write_file(
     path: &Path,
     about: &Path,
-    files: &SafetensorsFiles,
+    files: &CheckpointFiles,
     infos: &[TensorInfo<'_>],
 ) -> Result<(), Stop> {
     let same = |file: &Path| fs::canonicalize(file).ok().is_some_and(|file| fs::canonicalize(path).ok() == Some(file));
-    let mut own = files.sources().iter().map(|source| source.path()).chain(files.index_file());
+    let mut own = files.files().iter().map(|source| source.path()).chain(files.index_file());
     let written = match own.any(same) {
         true => Err(io::Error::other("it is a file of the checkpoint")),
         false => replace(path, |out| write_page(out, about, files, infos)),
@@ -62,7 +62,7 @@ fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     done
 }
 
-fn write_page(out: &mut dyn Write, about: &Path, files: &SafetensorsFiles, infos: &[TensorInfo<'_>]) -> io::Result<()> {
+fn write_page(out: &mut dyn Write, about: &Path, files: &CheckpointFiles, infos: &[TensorInfo<'_>]) -> io::Result<()> {
     let title = text(&about.to_string_lossy());
     writeln!(out, "{HEAD}<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>")?;
     writeln!(out, "<body>\n<h1>{title}</h1>\n<p>{}</p>", text(&summary(files, infos)))?;
@@ -71,7 +71,7 @@ fn write_page(out: &mut dyn Write, about: &Path, files: &SafetensorsFiles, infos
     write_totals(out, "module", &totals(infos, |info| module(info.name())))?;
 
     writeln!(out, "<h2>Files</h2>\n<table>\n<tr><th>file<th class=n>size</tr>")?;
-    for source in files.sources() {
+    for source in files.files() {
         writeln!(out, "<tr><td>{}{}</tr>", text(&source.path().to_string_lossy()), byte_cell(source.byte_len()))?;
     }
     writeln!(out, "</table>")?;

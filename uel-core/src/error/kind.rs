@@ -82,6 +82,10 @@ kinds! {
     MissingShard = "missing-shard",
     /// The weight_map and a shard's header disagree.
     WeightMap = "weight-map",
+    /// A pickle is malformed, or not one that PyTorch writes.
+    Pickle = "pickle",
+    /// A zip archive contradicts itself, or uses what no checkpoint does.
+    Archive = "archive",
     /// No supported format is recognised.
     UnknownFormat = "unknown-format",
     /// A tensor was asked for that the checkpoint does not have.

@@ -5,7 +5,8 @@ use crate::Dtype;
 /// A storage that a pickle names: a run of elements that stands elsewhere in the file, shared by any number of tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StorageRef {
-    /// The name of its entry below `data/`, or its key in a legacy file.
+    /// The name of its entry below `data/`, or its key in a legacy file. Two may have the same one where a file
+    /// contradicts itself.
     pub(crate) key: String,
     /// What its elements are; `None` for an untyped storage, whose `elements` are bytes.
     pub(crate) dtype: Option<Dtype>,
@@ -22,8 +23,12 @@ pub(crate) struct StorageRef {
 /// A storage that is part of another one, as files of torch before 0.4 have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StorageView {
+    /// The key of the storage that it is a part of.
     pub(crate) root: String,
+    /// Where it begins in that one, in elements. It ends within: `offset` and the part's own elements are at most
+    /// `elements`.
     pub(crate) offset: u64,
+    /// How many elements the pickle says that the whole one has.
     pub(crate) elements: u64,
 }
 
@@ -46,6 +51,7 @@ pub(crate) struct TensorSpec {
     /// Its dimensions, outermost first.
     pub(crate) shape: Vec<usize>,
     /// For each dimension the distance of neighbours, in bytes; never negative, 0 where it was expanded.
+    /// Two neighbours of `F4` share a byte: its last stride is 1 and means the bytes, as if they were elements.
     pub(crate) strides: Vec<u64>,
     pub(crate) place: Place,
     /// How many bytes are swapped together where the file's byte order is not this format's: 1 for bytes, 4 for `F32`

@@ -1,7 +1,22 @@
 //! PyTorch checkpoints (`.pth`, `.pt`, `.bin`): read without executing anything, and written.
 //!
 //! A file is a zip archive with one pickle, which describes tensors over storages, and one stored entry for each
-//! storage. The pickle is interpreted by a machine that builds plain data and nothing else.
+//! storage. The pickle is interpreted by a machine that builds plain data and nothing else. Older containers hold the same
+//! pickles otherwise.
 
-#[allow(dead_code, reason = "the reader that fills it is being built")]
+mod archive;
+mod cache;
 mod contents;
+mod derived;
+mod file;
+mod gather;
+mod inflate;
+mod legacy;
+mod local;
+mod pickle;
+mod state_dict;
+mod tar;
+
+pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail};
+pub(crate) use file::{START_BYTES, is_pytorch};
+pub use pickle::{Global, Verdict};

@@ -30,10 +30,10 @@ pub type Opener<'a> = dyn Fn(&Path) -> Result<Arc<dyn ByteSource>> + Sync + 'a;
 /// ```
 #[derive(Debug)]
 pub struct SafetensorsFiles {
-    sources: Vec<Arc<dyn ByteSource>>,
-    metadata: Vec<Option<Metadata>>,
-    index: TensorIndex,
-    index_file: Option<PathBuf>,
+    pub(crate) sources: Vec<Arc<dyn ByteSource>>,
+    pub(crate) metadata: Vec<Option<Metadata>>,
+    pub(crate) index: TensorIndex,
+    pub(crate) index_file: Option<PathBuf>,
 }
 
 impl SafetensorsFiles {
@@ -82,7 +82,7 @@ impl SafetensorsFiles {
     ///
     /// As [`open_with`](Self::open_with).
     pub fn open_list_with<P: AsRef<Path> + Sync>(paths: &[P], rules: Rules, open: &Opener<'_>) -> Result<Self> {
-        let opened = parallel::try_map(paths, threads(paths.len()), |_, path| {
+        let opened = parallel::try_map(paths, open_threads(paths.len()), |_, path| {
             let source = open(path.as_ref())?;
             if source.as_file().is_some() {
                 check_not_patching(path.as_ref())?;
@@ -99,7 +99,8 @@ impl SafetensorsFiles {
     ///
     /// As [`open`](Self::open), where it does not concern index files and folders.
     pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, rules: Rules) -> Result<Self> {
-        let headers = parallel::try_map(&sources, threads(sources.len()), |_, source| Header::read(&**source, rules))?;
+        let headers =
+            parallel::try_map(&sources, open_threads(sources.len()), |_, source| Header::read(&**source, rules))?;
         Self::merge(sources.into_iter().zip(headers).collect())
     }
 
@@ -107,7 +108,7 @@ impl SafetensorsFiles {
         let json = read_index_file(path, open)?;
         let index_file = IndexFile::decode(&json, &mut Faults::Stop)?;
         let shards = shard_paths(path, &index_file);
-        let opened = parallel::try_map(&shards, threads(shards.len()), |_, shard| {
+        let opened = parallel::try_map(&shards, open_threads(shards.len()), |_, shard| {
             let source = open(shard).map_err(|error| missing_shard(error, shard, path))?;
             if source.as_file().is_some() {
                 check_not_patching(shard)?;
@@ -297,7 +298,7 @@ fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
 }
 
 /// Threads that open `files` files. Opening waits more than it computes, so there may be more threads than processors.
-fn threads(files: usize) -> usize {
+pub(crate) fn open_threads(files: usize) -> usize {
     // The answer takes twenty system calls where there are control groups: more than opening one file takes.
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     if files < 2 {
@@ -307,7 +308,7 @@ fn threads(files: usize) -> usize {
     processors.saturating_mul(2).min(limits::MAX_OPEN_THREADS)
 }
 
-fn read_index_file(path: &Path, open: &Opener<'_>) -> Result<Vec<u8>> {
+pub(crate) fn read_index_file(path: &Path, open: &Opener<'_>) -> Result<Vec<u8>> {
     let source = open(path)?;
     let len = source.byte_len();
     if len > limits::MAX_INDEX_FILE_BYTES {
@@ -319,12 +320,12 @@ fn read_index_file(path: &Path, open: &Opener<'_>) -> Result<Vec<u8>> {
     source.read_range(ByteRange::from_len(0, len).unwrap_or_default())
 }
 
-fn shard_paths(index_path: &Path, index_file: &IndexFile<'_>) -> Vec<PathBuf> {
+pub(crate) fn shard_paths(index_path: &Path, index_file: &IndexFile<'_>) -> Vec<PathBuf> {
     index_file.shards.iter().map(|shard| index_path.with_file_name(&**shard)).collect()
 }
 
 /// Says that it was the index file that named a file which is not there.
-fn missing_shard(error: Error, shard: &Path, index_path: &Path) -> Error {
+pub(crate) fn missing_shard(error: Error, shard: &Path, index_path: &Path) -> Error {
     if io_cause(&error) != Some(ErrorKind::NotFound) {
         return error;
     }
@@ -367,7 +368,7 @@ fn faults_of(
     open: &Opener<'_>,
     explain: impl Fn(Error, &Path) -> Error + Sync,
 ) -> (Option<SafetensorsFiles>, Vec<Error>) {
-    let checked = parallel::try_map(paths, threads(paths.len()), |_, path| {
+    let checked = parallel::try_map(paths, open_threads(paths.len()), |_, path| {
         Ok(check_file(path, open)
             .map_err(|list| list.into_iter().map(|error| explain(error, path)).collect::<Vec<_>>()))
     });

@@ -26,6 +26,11 @@ pub(super) fn layout(path: &Path) -> Result<Layout> {
     Ok(Layout::Files(vec![path.to_path_buf()]))
 }
 
+/// Why a folder holds no safetensors files at all; `None` where it holds some, in whatever state.
+pub(crate) fn folder_layout_error(path: &Path) -> Option<Error> {
+    folder(path).err().filter(|error| error.kind() == Kind::UnknownFormat)
+}
+
 fn folder(path: &Path) -> Result<Layout> {
     let (mut files, mut indexes) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(path).map_err(|error| Error::io("list", path, error))? {
@@ -53,7 +58,7 @@ fn folder(path: &Path) -> Result<Layout> {
     if files.is_empty() {
         return Err(Error::new(Kind::UnknownFormat, "the folder holds no checkpoint")
             .with_path(path)
-            .with_expected("files whose names end with .safetensors"));
+            .with_expected("files whose names end with .safetensors, .bin, .pth or .pt"));
     }
     if let Some(missing) = missing_shard(&files) {
         return Err(Error::new(Kind::MissingShard, "a shard is not in the folder")

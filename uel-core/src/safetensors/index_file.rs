@@ -9,16 +9,21 @@ use std::collections::HashMap;
 
 /// A decoded index file, borrowing from its text.
 #[derive(Debug)]
-pub(super) struct IndexFile<'a> {
+pub(crate) struct IndexFile<'a> {
     /// File names of the shards, sorted.
-    pub(super) shards: Vec<Cow<'a, str>>,
+    pub(crate) shards: Vec<Cow<'a, str>>,
     /// Tensor names and their shards' positions in `shards`, in the order of the file. A name may stand twice.
-    pub(super) weights: Vec<(Cow<'a, str>, usize)>,
+    pub(crate) weights: Vec<(Cow<'a, str>, usize)>,
     /// The `total_size` of the metadata, where it has one, or what is wrong with it.
-    pub(super) total_size: Option<Result<u64>>,
+    pub(crate) total_size: Option<Result<u64>>,
 }
 
 impl<'a> IndexFile<'a> {
+    /// As [`decode`](Self::decode), ending at the first fault.
+    pub(crate) fn decode_strictly(json: &'a [u8]) -> Result<Self> {
+        Self::decode(json, &mut Faults::Stop)
+    }
+
     /// Decodes the text of an index file. Keys other than `metadata` and `weight_map` are passed over.
     pub(super) fn decode(json: &'a [u8], faults: &mut Faults) -> Result<Self> {
         let mut scan = Scanner::new(strict::utf8(json, 0)?, 0);

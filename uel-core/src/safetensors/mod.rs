@@ -26,6 +26,11 @@ mod strict;
 mod tests;
 pub mod write;
 
+pub(crate) use files::{missing_shard, open_threads, read_index_file, shard_paths};
+pub(crate) use folder::folder_layout_error;
+pub(crate) use index_file::IndexFile;
+pub(crate) use parallel::try_map;
+
 pub use files::{Opener, SafetensorsFiles};
 pub use header::{Header, Metadata, Rules, header_range};
 pub use patch::{patch, undo_patch};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// them: items are taken in order, so that all before it were worked on.
 ///
 /// The calling thread takes part; a thread that cannot be had is done without.
-pub(super) fn try_map<T: Sync, R: Send>(
+pub(crate) fn try_map<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
     work: impl Fn(usize, &T) -> Result<R> + Sync,

@@ -108,6 +108,10 @@ impl<S: ByteSource> ByteSource for RecordingSource<S> {
         self.inner.as_file().filter(|_| self.show_file)
     }
 
+    fn check(&self, range: ByteRange) -> Result<()> {
+        self.inner.check(range)
+    }
+
     fn version(&self) -> Version {
         self.inner.version()
     }
@@ -251,6 +255,10 @@ impl<S: ByteSource> ByteSource for FaultSource<S> {
 
     fn as_file(&self) -> Option<&File> {
         self.inner.as_file().filter(|_| self.show_file)
+    }
+
+    fn check(&self, range: ByteRange) -> Result<()> {
+        self.inner.check(range)
     }
 
     fn version(&self) -> Version {

@@ -80,6 +80,17 @@ pub trait ByteSource: Send + Sync + Debug {
         None
     }
 
+    /// Checks what a format promises of `range` besides its bytes, where there is anything to check. Reads do it by
+    /// themselves; who uses the bytes of [`as_file`](Self::as_file) without reading them calls it first.
+    ///
+    /// # Errors
+    ///
+    /// Where the promise does not hold, or reading what it is checked against fails.
+    fn check(&self, range: ByteRange) -> Result<()> {
+        let _ = range;
+        Ok(())
+    }
+
     /// What identifies this version of the content, as far as the storage can tell.
     fn version(&self) -> Version {
         Version { byte_len: self.byte_len(), modified: None }
@@ -109,6 +120,10 @@ macro_rules! forward {
 
             fn as_file(&self) -> Option<&File> {
                 (**self).as_file()
+            }
+
+            fn check(&self, range: ByteRange) -> Result<()> {
+                (**self).check(range)
             }
 
             fn version(&self) -> Version {

@@ -1,0 +1,241 @@
+//! Checkpoints of any format: what a path stands for, and one index over all its tensors.
+
+mod folder;
+mod format;
+mod pytorch;
+
+pub use format::Format;
+
+use crate::pytorch::{PytorchFile, PytorchOptions};
+use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, open_threads, try_map};
+use crate::source::{ByteSource, FileSource};
+use crate::{Error, Kind, Result, TensorIndex};
+use folder::Found;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How checkpoints are opened, format by format.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct FilesOptions {
+    /// Which rules safetensors headers are held to.
+    pub rules: Rules,
+    /// What is taken from PyTorch files.
+    pub pytorch: PytorchOptions,
+}
+
+impl FilesOptions {
+    /// Strict rules, everything in a PyTorch file.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Holds safetensors headers to `rules`.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Opens PyTorch files with `options`.
+    #[must_use]
+    pub fn with_pytorch(mut self, options: PytorchOptions) -> Self {
+        self.pytorch = options;
+        self
+    }
+}
+
+/// Any number of files of one format, with one index over all their tensors.
+///
+/// ```no_run
+/// use uel_core::checkpoint::{CheckpointFiles, FilesOptions};
+/// let files = CheckpointFiles::open("model.pth", &FilesOptions::new())?;
+/// println!("{}: {} tensors", files.format(), files.index().len());
+/// # Ok::<(), uel_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct CheckpointFiles {
+    format: Format,
+    sources: Vec<Arc<dyn ByteSource>>,
+    /// How many of the sources are files; those behind are made from them.
+    file_count: usize,
+    metadata: Vec<Option<Metadata>>,
+    index: TensorIndex,
+    index_file: Option<PathBuf>,
+    pytorch: Vec<PytorchFile>,
+}
+
+impl CheckpointFiles {
+    /// Opens a file, a folder, or the index file of a sharded checkpoint. A file's first bytes say which format it has,
+    /// whatever its name is; a folder is searched for safetensors files, then for PyTorch files.
+    ///
+    /// # Errors
+    ///
+    /// As [`SafetensorsFiles::open`] and [`PytorchFile::open`].
+    pub fn open(path: impl AsRef<Path>, options: &FilesOptions) -> Result<Self> {
+        Self::open_with(path, options, &open_file)
+    }
+
+    /// Like [`open`](Self::open), with files opened by `open`. Only folders are listed by this function itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and those of `open`.
+    pub fn open_with(path: impl AsRef<Path>, options: &FilesOptions, open: &Opener<'_>) -> Result<Self> {
+        let path = path.as_ref();
+        match folder::find(path, open)? {
+            Found::Safetensors => Ok(SafetensorsFiles::open_with(path, options.rules, open)?.into()),
+            Found::PytorchIndex(index_path) => {
+                let opened = pytorch::open_index_file(&index_path, &options.pytorch, open);
+                opened.map_err(|error| error.with_path(&index_path))
+            }
+            Found::Pytorch(paths) => Self::open_list_with(&paths, options, open),
+            Found::File => {
+                let source = open(path)?;
+                if Format::of(&*source)? == Format::Pytorch {
+                    return pytorch::open_sources(vec![source], &options.pytorch);
+                }
+                let opened = |_: &Path| Ok(Arc::clone(&source));
+                Ok(SafetensorsFiles::open_with(path, options.rules, &opened)?.into())
+            }
+        }
+    }
+
+    /// Opens the files of a list, numbered in its order, with files opened by `open`.
+    ///
+    /// # Errors
+    ///
+    /// As [`open_with`](Self::open_with); [`Kind::Argument`] where they have different formats.
+    pub fn open_list_with<P: AsRef<Path> + Sync>(
+        paths: &[P],
+        options: &FilesOptions,
+        open: &Opener<'_>,
+    ) -> Result<Self> {
+        let sources = try_map(paths, open_threads(paths.len()), |_, path| open(path.as_ref()))?;
+        if common_format(&sources)? == Format::Pytorch {
+            return pytorch::open_sources(sources, &options.pytorch);
+        }
+        let opened = |wanted: &Path| {
+            let found = paths.iter().zip(&sources).find(|(path, _)| path.as_ref() == wanted);
+            found.map_or_else(|| open(wanted), |(_, source)| Ok(Arc::clone(source)))
+        };
+        Ok(SafetensorsFiles::open_list_with(paths, options.rules, &opened)?.into())
+    }
+
+    /// Opens sources, numbered in their order.
+    ///
+    /// # Errors
+    ///
+    /// As [`open_list_with`](Self::open_list_with).
+    pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, options: &FilesOptions) -> Result<Self> {
+        match common_format(&sources)? {
+            Format::Pytorch => pytorch::open_sources(sources, &options.pytorch),
+            Format::Safetensors => Ok(SafetensorsFiles::from_sources(sources, options.rules)?.into()),
+        }
+    }
+
+    /// Every fault of the checkpoint at `path`; empty where it is sound. Of a PyTorch file the first is found.
+    pub fn faults(path: impl AsRef<Path>, options: &FilesOptions) -> Vec<Error> {
+        let path = path.as_ref();
+        let found = match folder::find(path, &open_file) {
+            Ok(found) => found,
+            // What concerns safetensors says more.
+            Err(error) => return vec![error],
+        };
+        let pytorch = match found {
+            Found::Safetensors => false,
+            Found::Pytorch(_) | Found::PytorchIndex(_) => true,
+            Found::File => match open_file(path).and_then(|source| Format::of(&*source)) {
+                Ok(format) => format == Format::Pytorch,
+                Err(error) => return vec![error],
+            },
+        };
+        if pytorch {
+            return Self::open(path, options).err().into_iter().collect();
+        }
+        SafetensorsFiles::faults(path)
+    }
+
+    /// The format of the files.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The tensors of all files.
+    pub fn index(&self) -> &TensorIndex {
+        &self.index
+    }
+
+    /// Where bytes are read from, in the order of [`TensorInfo::file`]: the files, then sources that are made from them.
+    pub fn sources(&self) -> &[Arc<dyn ByteSource>] {
+        &self.sources
+    }
+
+    /// The files alone.
+    pub fn files(&self) -> &[Arc<dyn ByteSource>] {
+        self.sources.get(..self.file_count).unwrap_or(&self.sources)
+    }
+
+    /// The path of source number `file`, empty where there is none.
+    pub fn path(&self, file: usize) -> &Path {
+        self.sources.get(file).map_or(Path::new(""), |source| source.path())
+    }
+
+    /// The index file that named the shards, where there was one.
+    pub fn index_file(&self) -> Option<&Path> {
+        self.index_file.as_deref()
+    }
+
+    /// The `__metadata__` of safetensors file number `file`.
+    pub fn file_metadata(&self, file: usize) -> Option<&Metadata> {
+        self.metadata.get(file)?.as_ref()
+    }
+
+    /// The `__metadata__` of all files together. Where files disagree on a key, the first file's value stands.
+    pub fn to_metadata(&self) -> Metadata {
+        let mut merged = Metadata::new();
+        for (key, value) in self.metadata.iter().flatten().flatten() {
+            if !merged.contains_key(key) {
+                merged.insert(key.clone(), value.clone());
+            }
+        }
+        merged
+    }
+
+    /// The bytes of all files, headers included.
+    pub fn file_bytes(&self) -> u64 {
+        self.files().iter().map(|source| source.byte_len()).fold(0, u64::saturating_add)
+    }
+
+    /// The PyTorch files, in the order of [`files`](Self::files); none of another format.
+    pub fn pytorch(&self) -> &[PytorchFile] {
+        &self.pytorch
+    }
+}
+
+impl From<SafetensorsFiles> for CheckpointFiles {
+    fn from(files: SafetensorsFiles) -> Self {
+        let SafetensorsFiles { sources, metadata, index, index_file } = files;
+        let file_count = sources.len();
+        Self { format: Format::Safetensors, sources, file_count, metadata, index, index_file, pytorch: Vec::new() }
+    }
+}
+
+fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
+    Ok(Arc::new(FileSource::open(path)?))
+}
+
+/// The format of all the sources; safetensors where there is none.
+fn common_format(sources: &[Arc<dyn ByteSource>]) -> Result<Format> {
+    let mut common = None;
+    for source in sources {
+        let format = Format::of(&**source)?;
+        if *common.get_or_insert(format) != format {
+            return Err(Error::new(Kind::Argument, "the files of one checkpoint must have one format")
+                .with_path(source.path())
+                .with_expected(common.unwrap_or(format))
+                .with_got(format));
+        }
+    }
+    Ok(common.unwrap_or(Format::Safetensors))
+}

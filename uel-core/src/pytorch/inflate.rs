@@ -1,0 +1,103 @@
+//! Entries that another tool compressed.
+
+use super::archive::{ArchiveEntry, shown};
+use super::cache::Cache;
+use crate::source::{ByteSource, ByteSourceExt};
+use crate::{ByteRange, Error, Kind, Result, limits};
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Deflate makes at most 1032 bytes of one; a directory that promises more lies.
+const MAX_RATIO: u64 = 1032;
+
+/// How many compressed bytes are read at a time.
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// All bytes of a deflated entry, checked against its CRC.
+pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<Vec<u8>> {
+    let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
+    check_size(entry).map_err(place)?;
+    let wrong =
+        |message: &str| place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))));
+    let no_memory = || place(Error::new(Kind::OutOfMemory, "cannot reserve memory for a compressed entry"));
+    let len = usize::try_from(entry.byte_len).map_err(|_| no_memory())?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
+    let mut stream = flate2::Decompress::new(false);
+    let mut at = entry.range.start();
+    let mut ended = false;
+    while !ended && at < entry.range.end() {
+        let end = entry.range.end().min(at.saturating_add(PIECE_BYTES));
+        let piece = source.read_range(ByteRange::new(at, end).unwrap_or_default())?;
+        at = end;
+        let mut rest = piece.as_slice();
+        while !rest.is_empty() && !ended {
+            let (taken, made) = (stream.total_in(), stream.total_out());
+            // It never grows beyond what was reserved, whatever the stream holds.
+            let status = stream
+                .decompress_vec(rest, &mut bytes, flate2::FlushDecompress::None)
+                .map_err(|error| wrong("a compressed entry is broken").with_source(error))?;
+            ended = status == flate2::Status::StreamEnd;
+            let used = (stream.total_in() - taken) as usize;
+            if used == 0 && stream.total_out() == made && !ended {
+                return Err(wrong("a compressed entry holds more bytes than the directory says"));
+            }
+            rest = rest.get(used..).unwrap_or_default();
+        }
+    }
+    if !ended || bytes.len() != len {
+        return Err(wrong("a compressed entry holds another number of bytes than the directory says"));
+    }
+    if crc32fast::hash(&bytes) != entry.crc32 {
+        return Err(wrong("the CRC of an entry is not the directory's"));
+    }
+    Ok(bytes)
+}
+
+/// Refuses sizes that no stream of this length can have.
+pub(super) fn check_size(entry: &ArchiveEntry) -> Result<()> {
+    let possible = entry.range.byte_len().saturating_mul(MAX_RATIO);
+    let limit = possible.min(limits::MAX_INFLATED_BYTES);
+    if entry.byte_len <= limit {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Limit, "a compressed entry is too large")
+        .with_expected(format!("at most {limit} bytes"))
+        .with_got(format!("{} bytes in entry {:?}", entry.byte_len, shown(&entry.name))))
+}
+
+/// A deflated entry as a source of its own. It is inflated as a whole when the first byte is read.
+#[derive(Debug)]
+pub(super) struct InflatedSource {
+    source: Arc<dyn ByteSource>,
+    entry: ArchiveEntry,
+    cache: Arc<Cache>,
+    /// Its number in the cache, which the entries of an archive share.
+    number: usize,
+}
+
+impl InflatedSource {
+    pub(super) fn new(source: Arc<dyn ByteSource>, entry: ArchiveEntry, cache: Arc<Cache>, number: usize) -> Self {
+        Self { source, entry, cache, number }
+    }
+}
+
+impl ByteSource for InflatedSource {
+    fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    fn byte_len(&self) -> u64 {
+        self.entry.byte_len
+    }
+
+    fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        self.check_range(offset, buffer.len())?;
+        let bytes = self.cache.get(self.number, || inflate(&*self.source, &self.entry))?;
+        let start = offset as usize;
+        let part = bytes.get(start..start + buffer.len()).unwrap_or_default();
+        let len = part.len().min(buffer.len());
+        Ok(buffer.split_at_mut(len).0.write_copy_of_slice(part))
+    }
+}
