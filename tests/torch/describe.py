@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -61,7 +62,7 @@ class Description:
             self.unreadable.append(name)
             return ANY
         if tensor.is_nested:
-            self.tensor(name + ".buffer", tensor.values())
+            self.tensor(name + ".values", tensor.values())
             self.tensor(name + ".sizes", tensor._nested_tensor_size())
             self.tensor(name + ".strides", tensor._nested_tensor_strides())
             self.tensor(name + ".storage_offsets", tensor._nested_tensor_storage_offsets())
@@ -110,14 +111,16 @@ class Description:
     def value(self, name, value):
         """The JSON of a value; what is a tensor in it is added by its dotted name."""
         if isinstance(value, torch.Tensor):
-            return self.tensor(name or "tensor", value)
+            place = self.tensor(name or "tensor", value)
+            state = {key: item for key, item in vars(value).items() if not key.startswith("_")}
+            return {"__tensor__": place, **self.mapping(name, state)} if state else place
         if isinstance(value, torch.nn.Module):
             self.mapping(name, value.state_dict())
             return ANY
         if isinstance(value, (torch.storage.TypedStorage, torch.UntypedStorage)):
             dtype = value.dtype if isinstance(value, torch.storage.TypedStorage) else torch.uint8
             untyped = value._untyped_storage if isinstance(value, torch.storage.TypedStorage) else value
-            return self.tensor(name or "storage", torch.empty(0, dtype=dtype).set_(untyped))
+            return self.tensor(name or "tensor", torch.empty(0, dtype=dtype).set_(untyped))
         if isinstance(value, np.ndarray):
             return self.array(name or "tensor", value)
         if isinstance(value, enum.Enum):
@@ -141,7 +144,7 @@ class Description:
                 return [self.value(f"{name}.{i}" if name else str(i), item) for i, item in enumerate(value)]
             finally:
                 self.within.discard(id(value))
-        if dataclasses.is_dataclass(value) or type(value).__module__ in ("argparse", "types", "__main__"):
+        if dataclasses.is_dataclass(value) or type(value).__module__ in ("argparse", "types", "cases"):
             # Its attributes are named as a dictionary's are; how an object is written as JSON is UEL's own affair.
             if getattr(value, "__dict__", None):
                 self.mapping(name, vars(value))
@@ -150,7 +153,11 @@ class Description:
 
     def mapping(self, name, mapping):
         keys = [(key, key if isinstance(key, str) else str(key)) for key in mapping]
-        return {text: self.value(f"{name}.{text}" if name else text, mapping[key]) for key, text in keys}
+        values = {text: self.value(f"{name}.{text}" if name else text, mapping[key]) for key, text in keys}
+        # An attribute of the OrderedDict that state_dict() gives: the versions of the modules.
+        if hasattr(mapping, "_metadata"):
+            values["_metadata"] = self.value(f"{name}._metadata" if name else "_metadata", mapping._metadata)
+        return values
 
     def json(self, **more):
         return {"tensors": self.tensors, "unreadable": self.unreadable, **more}
@@ -167,8 +174,17 @@ def raw(tensor):
 
 def script(description, module):
     """A TorchScript module's tensors: parameters, buffers and attributes, by the path to them."""
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    seen = dict([*module.named_parameters(), *module.named_buffers()])
+    for name, tensor in seen.items():
         description.tensor(name, tensor)
+    for path, part in module.named_modules():
+        native = part._c
+        # There is no list of the attributes' names but the printed one.
+        for name in sorted(set(re.findall(r"^ *(\w+) = ", native.dump_to_str(False, True, False), re.MULTILINE))):
+            place = f"{path}.{name}" if path else name
+            value = native.getattr(name) if native.hasattr(name) else None
+            if place not in seen and isinstance(value, (torch.Tensor, list, tuple, dict)):
+                description.value(place, value)
 
 
 def write(folder, file, value, as_script=False, **more):

@@ -6,7 +6,8 @@ use super::Expect::{Cheap, Refused, Sound, Unreadable};
 use super::pickle::{Pickle, dict};
 use super::{Corpus, archives, six_floats};
 
-const SHORT: &[&str] = &["truncated", "unexpected-eof", "pickle", "limit", "number-too-large", "archive"];
+const SHORT: &[&str] =
+    &["truncated", "unexpected-eof", "pickle", "limit", "overflow", "archive", "missing-field", "size-mismatch"];
 
 /// The legacy form: magic number, version, machine, object, keys, and each storage behind its length.
 fn legacy(magic: [u8; 10], object: Vec<u8>, keys: &[&str], storages: &[(i64, Vec<u8>)]) -> Vec<u8> {
@@ -132,7 +133,7 @@ pub(super) fn add(corpus: &mut Corpus) {
     corpus.file(
         "text",
         Refused(&["unknown-format", "header-too-large", "header-truncated", "header-too-small"], &["format", "header"]),
-        { b"this is no checkpoint at all, and was never one".to_vec() },
+        b"this is no checkpoint at all, and was never one".to_vec(),
     );
     let empty = &["unknown-format", "header-too-small", "truncated"];
     corpus.file("empty file", Refused(empty, &["format", "empty", "short", "bytes", "header"]), Vec::new());

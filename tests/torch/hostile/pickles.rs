@@ -8,7 +8,7 @@ use super::zip::archive;
 
 const PICKLE: &[&str] = &["pickle", "limit", "truncated", "unexpected-eof"];
 /// What an error about a tensor's place may be.
-const PLACE: &[&str] = &["pickle", "truncated", "number-too-large", "limit"];
+const PLACE: &[&str] = &["pickle", "truncated", "size-mismatch", "overflow", "limit"];
 
 impl Corpus {
     fn pickle(&mut self, name: &'static str, expect: Expect, pickle: Vec<u8>) {
@@ -38,18 +38,17 @@ fn tensors(corpus: &mut Corpus) {
     corpus.tensor("sizes that overflow", overflow(), |p| p.tensor(6, 0, &[i64::MAX, i64::MAX], &[0, 0]));
     corpus.tensor("offset that overflows", overflow(), |p| p.tensor(6, i64::MAX, &[1], &[1]));
     corpus.tensor("storage of too many bytes", overflow(), |p| p.tensor(i64::MAX, 0, &[2], &[1]));
-    let negative = || Unreadable(&["pickle", "number-too-large"], &["negative", "-1", "-2", "-5"]);
+    let negative = || Unreadable(&["pickle", "overflow"], &["negative", "-1", "-2", "-5", "persistent id"]);
     corpus.tensor("negative size", negative(), |p| p.tensor(6, 0, &[-1], &[1]));
     corpus.tensor("negative stride", negative(), |p| p.tensor(6, 5, &[6], &[-1]));
     corpus.tensor("negative offset", negative(), |p| p.tensor(6, -2, &[1], &[1]));
     corpus.tensor("storage of a negative length", negative(), |p| p.tensor(-5, 0, &[0], &[1]));
     // 4.4e12 floats over one: the view itself is legal, its bytes are not to be had.
-    let huge =
-        Unreadable(&["limit", "out-of-memory", "pickle", "number-too-large", "memory"], &["bytes", "memory", "large"]);
+    let huge = Unreadable(&["limit", "out-of-memory", "pickle", "overflow", "memory"], &["bytes", "memory", "large"]);
     corpus.tensor("view of 17.6 TB", huge, |p| p.tensor(6, 0, &[1 << 21, 1 << 21], &[0, 0]));
     let rank = Unreadable(&["limit", "pickle"], &["dimension", "rank"]);
     corpus.tensor("65 dimensions", rank, |p| p.tensor(6, 0, &[1; 65], &[1; 65]));
-    let unequal = || Unreadable(&["pickle"], &["stride", "dimension"]);
+    let unequal = || Unreadable(&["pickle", "shape-mismatch"], &["stride", "dimension"]);
     corpus.tensor("fewer strides than sizes", unequal(), |p| p.tensor(6, 0, &[2, 3], &[1]));
     corpus.tensor("more strides than sizes", unequal(), |p| p.tensor(6, 0, &[6], &[1, 1]));
     corpus.tensor(
@@ -137,7 +136,11 @@ fn machine(corpus: &mut Corpus) {
     }
     corpus.pickle("unknown opcode", Refused(&["pickle"], &["opcode"]), Pickle::new().raw(b"\xFE").stop());
     corpus.pickle("unknown protocol", Refused(&["pickle"], &["protocol"]), b"\x80\x63}.".to_vec());
-    corpus.pickle("out-of-band buffer", Refused(&["pickle"], &["buffer"]), b"\x80\x05\x97.".to_vec());
+    corpus.pickle(
+        "out-of-band buffer",
+        Refused(&["pickle"], &["buffer", "parts that are not in this file"]),
+        b"\x80\x05\x97.".to_vec(),
+    );
     let deep = |open: &[u8], close: &[u8]| Pickle::new().raw(open.repeat(100_000)).raw(close.repeat(99_999)).stop();
     corpus.pickle("100,000 nested lists", Cheap, deep(b"]", b"a"));
     corpus.pickle("100,000 nested tuples", Cheap, deep(b"(", b"t"));
@@ -147,13 +150,21 @@ fn machine(corpus: &mut Corpus) {
         |p: Pickle| (0..40u8).fold(p.raw(b"]"), |p, n| p.raw([b'q', n]).raw([b'0', b'(', b'h', n, b'h', n]).raw(b"l"));
     corpus.pickle("2^40 paths to nothing", Cheap, doubled(Pickle::new()).stop());
     let paths = |p: Pickle| (0..40u8).fold(w(p), |p, n| p.raw([b'q', n]).raw([b'0', b'(', b'h', n, b'h', n]).raw(b"l"));
-    corpus.pickle("2^40 paths to a tensor", Refused(&["limit"], &["tensor", "name"]), paths(Pickle::new()).stop());
+    corpus.pickle(
+        "2^40 paths to a tensor",
+        Refused(&["limit"], &["tensor", "name", "refers"]),
+        paths(Pickle::new()).stop(),
+    );
     corpus.pickle("a dictionary in itself", Sound, {
         let begun = w(Pickle::new().raw(b"}q\x00(").text("w"));
         begun.text("again").raw(b"h\x00u").stop()
     });
     corpus.pickle("a list in itself", Cheap, Pickle::new().raw(b"]q\x00h\x00a").stop());
-    corpus.pickle("bytes behind STOP", Sound, [dict(&[("w", &w)]), vec![0xFF; 1000]].concat());
+    corpus.pickle(
+        "bytes behind STOP",
+        Refused(&["pickle"], &["behind the end"]),
+        [dict(&[("w", &w)]), vec![0xFF; 1000]].concat(),
+    );
     corpus.pickle("one name twice", Cheap, dict(&[("w", &w), ("w", &w)]));
     corpus.pickle("a name of a megabyte", Cheap, dict(&[(&"n".repeat(1 << 20), &w)]));
     corpus.pickle("a name of two megabytes", Cheap, dict(&[(&"n".repeat(2 << 20), &w)]));

@@ -54,11 +54,6 @@ impl Entry {
         self
     }
 
-    pub(super) fn central(mut self, change: impl Fn(&mut Fields)) -> Self {
-        change(&mut self.central);
-        self
-    }
-
     pub(super) fn at(mut self, offset: u32) -> Self {
         self.offset = Some(offset);
         self
