@@ -11,8 +11,8 @@ use candle_nn::{Init, VarMap};
 use proptest::prelude::*;
 use uel::core::disk::{Disk, DiskFile, Entry, FaultDisk, LocalDisk};
 use uel::{
-    BackgroundSaver, Checkpoint, Dtype, Durability, IncrementalOptions, IncrementalWriter, Kind, OnDrop, SaveOptions,
-    Snapshot,
+    BackgroundSaver, Checkpoint, Direct, Dtype, Durability, IncrementalOptions, IncrementalWriter, Kind, OnDrop,
+    SaveOptions, Snapshot,
 };
 
 use crate::checkpoint::{CPU, any_tensor, mapping, same};
@@ -202,6 +202,26 @@ fn tied_weights_are_written_once_on_request() {
     let checkpoint = Checkpoint::open(&path).unwrap();
     assert_eq!(checkpoint.names().iter().filter(|name| name.ends_with("weight")).count(), 1);
     assert_eq!(checkpoint.metadata()["wte.weight"], "lm_head.weight");
+}
+
+/// Contiguous, strided and small tensors, more than is written through the page cache by itself.
+#[test]
+fn large_saves_are_the_same_past_the_page_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tensors: HashMap<String, Tensor> =
+        (0..5).map(|n| (format!("t{n}"), arange(1_200_001 + 7 * n, DType::F32))).collect();
+    tensors.insert("view".to_owned(), arange(2_000_000, DType::F32).reshape((1000, 2000)).unwrap().t().unwrap());
+    let save = |direct, hashes| {
+        let path = folder.path().join(format!("{direct:?}.safetensors"));
+        let options = SaveOptions::new().with_direct(direct).with_hashes(hashes);
+        uel::save_with(tensors.iter(), &path, &options).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    for hashes in [false, true] {
+        let plain = save(Direct::Never, hashes);
+        assert!(plain.len() as u64 > uel::core::limits::DIRECT_SAVE_BYTES);
+        assert!(save(Direct::Auto, hashes) == plain && save(Direct::Always, hashes) == plain);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod args;
 mod bench;
 mod buffer;
 mod convert;
+mod crc;
 mod diff;
 mod extract;
 mod hashes;

@@ -3,11 +3,13 @@
 use crate::args::Opening;
 use crate::scan::{Scan, scan};
 use crate::table::{Align, Table, count, one_line};
-use crate::{Stop, to_stdout, write_json};
+use crate::{Stop, crc, to_stdout, write_json};
 use serde::Serialize;
 use std::io::{self, Write};
-use std::path::PathBuf;
-use uel_core::checkpoint::CheckpointFiles;
+use std::path::{Path, PathBuf};
+use uel_core::checkpoint::{CheckpointFiles, Format};
+use uel_core::pytorch::{Global, PytorchFile, Verdict, scan_globals};
+use uel_core::source::FileSource;
 use uel_core::{Error, Kind, Result};
 
 #[derive(clap::Args, Debug)]
@@ -17,8 +19,8 @@ pub(crate) struct Args {
     path: PathBuf,
     #[command(flatten)]
     opening: Opening,
-    /// Read every tensor too: check the hashes of files that have them, and count NaN and infinite values (which are
-    /// reported, and no faults)
+    /// Read every tensor too: check the hashes and CRCs of files that have them, and count NaN and infinite values (which
+    /// are reported, and no faults)
     #[arg(long)]
     deep: bool,
     /// Print one JSON object instead of text
@@ -31,8 +33,48 @@ struct Report<'a> {
     path: String,
     ok: bool,
     faults: Vec<Fault<'a>>,
+    /// What the pickles of PyTorch files name; absent for other formats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    globals: Option<&'a [GlobalEntry]>,
     #[serde(flatten)]
     scan: Option<&'a Scan>,
+}
+
+/// A class or function that a pickle names.
+#[derive(Serialize)]
+struct GlobalEntry {
+    global: String,
+    offset: u64,
+    verdict: &'static str,
+    called: bool,
+    file: String,
+}
+
+impl GlobalEntry {
+    fn new(global: &Global, path: &Path) -> Self {
+        Self {
+            global: format!("{}.{}", global.module(), global.name()),
+            offset: global.offset(),
+            verdict: match global.verdict() {
+                Verdict::Allowed => "allowed",
+                Verdict::Dangerous => "dangerous",
+                _ => "unknown",
+            },
+            called: global.is_called(),
+            file: path.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// What `torch.load` would do with it.
+    fn in_words(&self) -> &'static str {
+        match (self.verdict, self.called) {
+            ("allowed", _) => "makes tensors or plain data",
+            ("dangerous", true) => "DANGEROUS: torch.load(weights_only=False) would run it",
+            ("dangerous", false) => "DANGEROUS: torch.load(weights_only=False) would import it",
+            (_, true) => "torch.load(weights_only=False) would run it; weights_only=True refuses it",
+            (_, false) => "torch.load(weights_only=False) would import it; weights_only=True refuses it",
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -63,6 +105,7 @@ impl<'a> From<&'a Error> for Fault<'a> {
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let mut faults = CheckpointFiles::faults(&args.path, &args.opening.options());
     let scan = if args.deep { Some(deep_scan(args, &mut faults)?) } else { None };
+    let globals = globals_of(args);
 
     // Where there is no checkpoint at all there is nothing to report on, and the error is the one line.
     if !args.json && faults.len() == 1 && faults.iter().all(|fault| is_absent(fault, args)) {
@@ -75,10 +118,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
                 path: args.path.to_string_lossy().into_owned(),
                 ok: faults.is_empty(),
                 faults: faults.iter().map(Fault::from).collect(),
+                globals: globals.as_deref(),
                 scan: scan.as_ref(),
             },
         ),
-        false => write_text(out, args, &faults, scan.as_ref()),
+        false => write_text(out, args, &faults, globals.as_deref(), scan.as_ref()),
     })?;
     if faults.is_empty() {
         return Ok(());
@@ -91,7 +135,42 @@ fn is_absent(fault: &Error, args: &Args) -> bool {
     matches!(fault.kind(), Kind::Io | Kind::UnknownFormat | Kind::Argument) && fault.path() == Some(&*args.path)
 }
 
-fn write_text(out: &mut dyn Write, args: &Args, faults: &[Error], scan: Option<&Scan>) -> io::Result<()> {
+/// What the pickles of PyTorch files name: of files that cannot be opened too, as far as their pickles can be read.
+fn globals_of(args: &Args) -> Option<Vec<GlobalEntry>> {
+    if let Ok(files) = args.opening.files(&args.path) {
+        let entries = |file: &PytorchFile| {
+            let path = file.sources().first().map_or(PathBuf::new(), |source| source.path().to_path_buf());
+            file.globals().iter().map(|global| GlobalEntry::new(global, &path)).collect::<Vec<_>>()
+        };
+        return (files.format() == Format::Pytorch).then(|| files.pytorch().iter().flat_map(entries).collect());
+    }
+    let source = FileSource::open(&args.path).ok()?;
+    let globals = scan_globals(&source).ok()?;
+    Some(globals.iter().map(|global| GlobalEntry::new(global, &args.path)).collect())
+}
+
+fn write_text(
+    out: &mut dyn Write,
+    args: &Args,
+    faults: &[Error],
+    globals: Option<&[GlobalEntry]>,
+    scan: Option<&Scan>,
+) -> io::Result<()> {
+    if let Some(globals) = globals {
+        let mut table =
+            Table::new([("global", Align::Left), ("byte", Align::Right), ("what loading means", Align::Left)]);
+        for global in globals {
+            table.row([one_line(&global.global), global.offset.to_string(), global.in_words().to_owned()]);
+        }
+        table.write(out)?;
+        let refused = globals.iter().filter(|global| global.verdict != "allowed").count();
+        let dangerous = globals.iter().filter(|global| global.verdict == "dangerous").count();
+        writeln!(
+            out,
+            "{} named, {refused} that weights_only=True refuses, {dangerous} dangerous; UEL runs none",
+            count(globals.len(), "global")
+        )?;
+    }
     for fault in faults {
         writeln!(out, "{}: {}", fault.kind(), one_line(&fault.to_string()))?;
     }
@@ -121,6 +200,7 @@ fn deep_scan(args: &Args, faults: &mut Vec<Error>) -> Result<Scan> {
         Ok(files) => {
             let mut scan = scan(&files);
             faults.append(&mut scan.faults);
+            faults.extend(crc::faults(&files));
             Ok(scan)
         }
         // The faults say why already.

@@ -120,14 +120,14 @@ impl AtomicFile {
             .map_err(|error| Error::io("write", &self.destination, error).with_offset(offset))
     }
 
-    /// Makes what was written last, as far as the durability asks for it. [`commit`](Self::commit) does so too.
+    /// Makes what was written last, as far as the durability asks for it; at least it is in the file then. [`commit`](Self::commit) does so too.
     ///
     /// # Errors
     ///
     /// [`Kind::Io`].
     pub fn sync(&self) -> Result<()> {
         match self.durability {
-            Durability::Fast => Ok(()),
+            Durability::Fast => self.file.flush().map_err(|error| Error::io("write", &self.destination, error)),
             Durability::Atomic | Durability::Durable => {
                 self.file.sync().map_err(|error| Error::io("sync", &self.destination, error))
             }

@@ -23,6 +23,7 @@ pub mod slice;
 pub mod source;
 
 pub use atomic::{Durability, Symlinks};
+pub use disk::Direct;
 pub use dtype::Dtype;
 pub use error::{Error, Kind, Result};
 pub use index::{TensorIndex, TensorIndexBuilder, TensorInfo};

@@ -62,3 +62,18 @@ pub const MAX_PICKLE_VISITS_PER_BYTE: u64 = 4;
 
 /// How often the values of any pickle may be visited, however short it is.
 pub const MIN_PICKLE_VISITS: u64 = 1 << 18;
+/// From this size on, saves that are synced go past the page cache unless told otherwise.
+pub const DIRECT_SAVE_BYTES: u64 = 16 << 20;
+
+/// Bytes of one direct write.
+pub const DIRECT_CHUNK_BYTES: usize = 4 << 20;
+
+/// Buffers of [`DIRECT_CHUNK_BYTES`] that all direct saves of a process hold together, and one more for each thread that
+/// writes where that is not enough.
+pub const DIRECT_BUFFERS: usize = 8;
+
+/// Bytes of partly covered blocks that a file in direct mode keeps in memory.
+pub const DIRECT_KEPT_BYTES: usize = 4 << 20;
+
+/// The most separate runs of bytes that a buffer for a direct write gathers.
+pub const DIRECT_RUNS: usize = 64;

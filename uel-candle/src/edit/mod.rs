@@ -19,7 +19,7 @@ use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
 use crate::checkpoint::{Checkpoint, Progress, is_cast, is_same};
 use crate::dtype::{Mapping, mapping};
 use crate::save::output::Output;
-use crate::save::{IncrementalWriter, SaveOptions, in_parallel};
+use crate::save::{IncrementalWriter, SaveOptions, in_parallel, threads};
 use piece::Pieces;
 
 /// What a closure makes of a tensor: any number of tensors, with their names.
@@ -342,7 +342,7 @@ impl Edit {
                 progress(Progress { bytes_done, bytes_total: total });
             }
         };
-        in_parallel(options.threads, tasks.len(), &|at| match tasks.get(at) {
+        in_parallel(threads(options, &output), tasks.len(), &|at| match tasks.get(at) {
             Some(task) => task.run(&read),
             None => Ok(()),
         })?;

@@ -41,6 +41,10 @@ const PIECE_BYTES: usize = 8 << 20;
 /// let one thread write to a file at a time.
 const DEFAULT_THREADS: usize = 2;
 
+/// Threads for files that go past the page cache. They wait for the disk most of the time, which takes several writes at
+/// once, so that their number does not depend on that of processors.
+const DIRECT_THREADS: usize = 4;
+
 /// Saves tensors to a safetensors file at `path`, which is replaced only when the new file is complete.
 ///
 /// Views are written as they are seen, row by row; nothing is copied in memory. Tensors on other devices are brought to
@@ -139,7 +143,7 @@ fn write_contents(
             jobs.push(Job { writer: output.writer(&name)?, content: *content, meta });
         }
     }
-    write_all(&jobs, options)?;
+    write_all(&jobs, threads(options, &output), options)?;
     drop(jobs);
     check_wanted(options, path)?;
     output.finish()
@@ -161,7 +165,7 @@ struct Job<'a> {
 }
 
 /// Writes all tensors, large contiguous ones in pieces by several threads.
-fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
+fn write_all(jobs: &[Job<'_>], threads: usize, options: &SaveOptions) -> Result<()> {
     let mut tasks = Vec::new();
     let mut total = 0;
     for job in jobs {
@@ -181,7 +185,7 @@ fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
             progress(Progress { bytes_done, bytes_total: total });
         }
     };
-    in_parallel(options.threads, tasks.len(), &|task| {
+    in_parallel(threads, tasks.len(), &|task| {
         let Some((job, start)) = tasks.get(task) else { return Ok(()) };
         check_wanted(options, job.writer.path())?;
         match start {
@@ -190,6 +194,15 @@ fn write_all(jobs: &[Job<'_>], options: &SaveOptions) -> Result<()> {
         }
         .map_err(|error| error.with_tensor(&job.meta.name).with_path(job.writer.path()))
     })
+}
+
+/// How many threads write `output`.
+pub(crate) fn threads(options: &SaveOptions, output: &Output) -> usize {
+    match options.threads {
+        0 if output.is_direct() => DIRECT_THREADS,
+        0 => engine::threads(0).min(DEFAULT_THREADS),
+        asked => asked,
+    }
 }
 
 /// Runs `work` for all numbers below `count` on several threads; the first error ends it.
@@ -211,8 +224,7 @@ pub(crate) fn in_parallel(threads: usize, count: usize, work: &(dyn Fn(usize) ->
             // No other work is begun here: it could wait for a lock that this save holds.
         }
     };
-    let asked = if threads == 0 { engine::threads(0).min(DEFAULT_THREADS) } else { engine::threads(threads) };
-    engine::on_threads(asked.min(count).max(1), &run);
+    engine::on_threads(engine::threads(threads).min(count).max(1), &run);
     error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 

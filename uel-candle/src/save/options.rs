@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uel_core::disk::Disk;
 use uel_core::safetensors::write;
-use uel_core::{Durability, Symlinks};
+use uel_core::{Direct, Durability, Symlinks};
 
 use crate::checkpoint::{Progress, ProgressFn};
 
@@ -84,6 +84,12 @@ impl SaveOptions {
     /// With `false` the finished file is left under its temporary name, which the report says.
     pub fn with_rename(mut self, rename: bool) -> Self {
         self.core = self.core.with_rename(rename);
+        self
+    }
+
+    /// Whether files go past the page cache. By default large ones that are synced do.
+    pub fn with_direct(mut self, direct: Direct) -> Self {
+        self.core = self.core.with_direct(direct);
         self
     }
 

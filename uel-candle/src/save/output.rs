@@ -48,6 +48,14 @@ impl Output {
         }
     }
 
+    /// Whether any file goes past the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        match self {
+            Self::One(writer) => writer.is_direct(),
+            Self::Set(writer) => writer.shards().iter().any(StreamingWriter::is_direct),
+        }
+    }
+
     /// All tensors' names in the order in which they lie in the files.
     pub(crate) fn names(&self) -> Vec<String> {
         let of = |writer: &StreamingWriter| writer.tensors().map(|meta| meta.name.clone()).collect::<Vec<_>>();

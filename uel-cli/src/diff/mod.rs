@@ -79,7 +79,7 @@ impl<'a> Entry<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let (left, right) = (Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?);
-    let lacks = |checkpoint: &Checkpoint, name: &str| checkpoint.index().position(name).is_none();
+    let lacks = |checkpoint: &Checkpoint, name: &str| !checkpoint.contains(name);
     let only_left: Vec<&str> = left.infos().map(|info| info.name()).filter(|name| lacks(&right, name)).collect();
     let only_right: Vec<&str> = right.infos().map(|info| info.name()).filter(|name| lacks(&left, name)).collect();
     let both = left.infos().filter_map(|info| Some(Pair { left: info, right: right.index().get(info.name())? }));

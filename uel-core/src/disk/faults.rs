@@ -148,6 +148,16 @@ impl DiskFile for FaultFile {
         self.inner.sync()
     }
 
+    /// How bytes are written is no operation of its own.
+    fn write_directly(&self) -> io::Result<bool> {
+        self.inner.write_directly()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.state.count()?;
+        self.inner.flush()
+    }
+
     fn copy_from(&self, offset: u64, from: &File, range: ByteRange) -> io::Result<u64> {
         self.state.count()?;
         let room = self.state.room.load(Ordering::Relaxed);

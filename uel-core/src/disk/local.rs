@@ -1,5 +1,6 @@
 //! The file system of this machine.
 
+use super::direct::{Target, Writes};
 use super::{Disk, DiskFile, Entry};
 use crate::ByteRange;
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +16,7 @@ const MAX_CALL_BYTES: usize = 1 << 30;
 pub struct LocalDisk;
 
 #[derive(Debug)]
-struct LocalFile(File);
+struct LocalFile(Writes<File>);
 
 impl Disk for LocalDisk {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
@@ -43,7 +44,8 @@ impl Disk for LocalDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(LocalFile(OpenOptions::new().read(true).write(true).open(path)?)))
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(LocalFile(Writes::new(file, true))))
     }
 
     fn create(&self, path: &Path, like: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -58,7 +60,7 @@ impl Disk for LocalDisk {
             }
             return Err(error);
         }
-        Ok(Arc::new(LocalFile(file)))
+        Ok(Arc::new(LocalFile(Writes::new(file, false))))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -140,13 +142,13 @@ fn stands_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-impl DiskFile for LocalFile {
+impl Target for File {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let bytes = bytes.get(..MAX_CALL_BYTES).unwrap_or(bytes);
         #[cfg(unix)]
-        return std::os::unix::fs::FileExt::write_at(&self.0, bytes, offset);
+        return std::os::unix::fs::FileExt::write_at(self, bytes, offset);
         #[cfg(windows)]
-        return std::os::windows::fs::FileExt::seek_write(&self.0, bytes, offset);
+        return std::os::windows::fs::FileExt::seek_write(self, bytes, offset);
         #[cfg(not(any(unix, windows)))]
         {
             let _ = offset;
@@ -154,11 +156,67 @@ impl DiskFile for LocalFile {
         }
     }
 
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn set_direct(&self, direct: bool) -> io::Result<bool> {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        use rustix::io::Errno;
+        if direct && !takes_direct(self) {
+            return Ok(false);
+        }
+        let mut flags = fcntl_getfl(self)?;
+        flags.set(OFlags::DIRECT, direct);
+        match fcntl_setfl(self, flags) {
+            Ok(()) => Ok(direct),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::PERM) if direct => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn set_direct(&self, _direct: bool) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+/// Whether direct writes of whole blocks pay on this file, as far as the system says before the first one.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn takes_direct(file: &File) -> bool {
+    use crate::source::{DIRECT_ALIGNMENT, FileSystem, file_system};
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+    // There the page cache is all there is.
+    if file_system(file) == Some(FileSystem::Memory) {
+        return false;
+    }
+    match statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(stat) if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+            // An alignment of 0 says that there are no direct writes.
+            let fits = |alignment: u32| alignment != 0 && alignment as usize <= DIRECT_ALIGNMENT;
+            fits(stat.stx_dio_mem_align) && fits(stat.stx_dio_offset_align)
+        }
+        // The first write will tell.
+        _ => true,
+    }
+}
+
+impl DiskFile for LocalFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_at(offset, bytes)
+    }
+
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.flush()?;
         #[cfg(unix)]
-        return std::os::unix::fs::FileExt::read_at(&self.0, buffer, offset);
+        return std::os::unix::fs::FileExt::read_at(self.0.target(), buffer, offset);
         #[cfg(windows)]
-        return std::os::windows::fs::FileExt::seek_read(&self.0, buffer, offset);
+        return std::os::windows::fs::FileExt::seek_read(self.0.target(), buffer, offset);
         #[cfg(not(any(unix, windows)))]
         {
             let _ = (offset, buffer);
@@ -167,18 +225,30 @@ impl DiskFile for LocalFile {
     }
 
     fn set_len(&self, byte_len: u64) -> io::Result<()> {
-        self.0.set_len(byte_len)
+        self.0.buffered(|file| file.set_len(byte_len))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_all()
+        self.0.flush()?;
+        self.0.target().sync_all()
+    }
+
+    fn write_directly(&self) -> io::Result<bool> {
+        self.0.write_directly()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn copy_from(&self, offset: u64, from: &File, range: ByteRange) -> io::Result<u64> {
         let (mut source_at, mut at) = (range.start(), offset);
         let asked = range.byte_len().min(MAX_CALL_BYTES as u64) as usize;
-        match rustix::fs::copy_file_range(from, Some(&mut source_at), &self.0, Some(&mut at), asked) {
+        match self
+            .0
+            .buffered(|file| Ok(rustix::fs::copy_file_range(from, Some(&mut source_at), file, Some(&mut at), asked)))?
+        {
             Ok(copied) => Ok(copied as u64),
             // Between file systems, or on one that cannot.
             Err(
@@ -200,7 +270,7 @@ impl DiskFile for LocalFile {
             return Ok(());
         }
         loop {
-            match fallocate(&self.0, FallocateFlags::empty(), 0, byte_len) {
+            match fallocate(self.0.target(), FallocateFlags::empty(), 0, byte_len) {
                 Err(Errno::INTR) => {}
                 Ok(()) | Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -211,7 +281,7 @@ impl DiskFile for LocalFile {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn insert_at_start(&self, byte_len: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
-        match fallocate(&self.0, FallocateFlags::INSERT_RANGE, 0, byte_len) {
+        match self.0.buffered(|file| Ok(fallocate(file, FallocateFlags::INSERT_RANGE, 0, byte_len)))? {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
                 Err(io::ErrorKind::Unsupported.into())

@@ -3,6 +3,7 @@
 //! Writers reach the file system through [`Disk`] alone, so that tests can let any operation fail
 //! ([`FaultDisk`]) and replay what is left after a loss of power ([`RecordingDisk`]).
 
+mod direct;
 mod faults;
 mod local;
 mod recording;
@@ -17,6 +18,23 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Whether a save goes past the page cache.
+///
+/// A save that is synced waits for the disk anyway. Direct writes go there at once, need no memory of the page cache and
+/// push nothing out of it. What was saved is then not in the page cache: who loads it next reads it from the disk. Where
+/// the file system takes no direct writes they go through the page cache, whatever is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Direct {
+    /// Files from [`DIRECT_SAVE_BYTES`](crate::limits::DIRECT_SAVE_BYTES) on that are synced.
+    #[default]
+    Auto,
+    /// None.
+    Never,
+    /// All.
+    Always,
+}
 
 /// What stands at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +181,28 @@ pub trait DiskFile: Send + Sync + Debug {
     ///
     /// What the file system says.
     fn sync(&self) -> io::Result<()>;
+
+    /// From now on what is written goes past the page cache where it fills whole blocks, and returns whether it does.
+    ///
+    /// Bytes of blocks that are not full then wait in memory, so that what was written is in the file, and can be read
+    /// through other descriptors, only after [`flush`](Self::flush) or [`sync`](Self::sync). Reading and all else here sees
+    /// it, and ends this; asking again begins it again.
+    ///
+    /// # Errors
+    ///
+    /// Where what was written before cannot be brought to the disk. That the file system takes no direct writes is none.
+    fn write_directly(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Returns when all bytes written so far are in the file for whoever reads it. They need not be on stable storage.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Copies some bytes of `from` to `offset` without bringing them into this process, and says how many.
     ///

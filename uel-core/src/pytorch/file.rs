@@ -7,7 +7,7 @@ use super::derived::{DerivedSource, Recipe};
 use super::gather::Strided;
 use super::inflate::{self, InflatedSource};
 use super::local::ArchiveSource;
-use super::pickle::{Global, unpickle};
+use super::pickle::{Global, scan, unpickle};
 use super::state_dict::ContentsOptions;
 use super::{legacy, tar};
 use crate::source::{ByteSource, ByteSourceExt, MemorySource};
@@ -216,6 +216,43 @@ impl PytorchFile {
     }
 }
 
+/// The globals that a file's pickle names, where the file cannot be opened too: up to the fault that ends the pickle, for
+/// Python would have called what stands before it. Of files with several pickles it is the first one that names any.
+///
+/// # Errors
+///
+/// Where no pickle is found, and those of the source.
+pub fn scan_globals(source: &dyn ByteSource) -> Result<Vec<Global>> {
+    let scan_it = || {
+        let start = source.read_range(ByteRange::new(0, START_BYTES.min(source.byte_len())).unwrap_or_default())?;
+        let bytes = if start.starts_with(ZIP_START) {
+            let archive = Archive::open(source)?;
+            let pickle = find_pickle(&archive)?;
+            check_pickle_size(pickle)?;
+            let range = super::local::read(source, pickle)?;
+            let pickle = ArchiveEntry {
+                range: ByteRange::from_len(range.end(), pickle.range.byte_len()).unwrap_or_default(),
+                ..pickle.clone()
+            };
+            read_entry(source, &pickle)?
+        } else if is_pickle(&start) {
+            source.read_range(ByteRange::new(0, source.byte_len().min(limits::MAX_PICKLE_BYTES)).unwrap_or_default())?
+        } else {
+            return Err(Error::new(Kind::UnknownFormat, "the file has no pickle to be scanned"));
+        };
+        let mut rest = bytes.as_slice();
+        loop {
+            let (globals, end) = scan(rest);
+            let used = end.unwrap_or(rest.len());
+            rest = rest.get(used..).unwrap_or_default();
+            if !globals.is_empty() || rest.is_empty() {
+                return Ok(globals);
+            }
+        }
+    };
+    scan_it().map_err(|error| error.with_path(source.path()))
+}
+
 /// Whether `start`, the first bytes of a file, are those of a PyTorch file rather than of another format.
 pub(crate) fn is_pytorch(start: &[u8]) -> bool {
     start.starts_with(ZIP_START) || start.starts_with(ZIP_EMPTY) || is_pickle(start) || tar::is_tar(start)
@@ -254,11 +291,7 @@ fn open_archive(source: Arc<dyn ByteSource>, options: &ContentsOptions<'_>) -> R
     let archive = Archive::open(&*source)?;
     let pickle = find_pickle(&archive)?;
     let prefix = pickle.name.strip_suffix("data.pkl").unwrap_or_default();
-    if pickle.byte_len > limits::MAX_PICKLE_BYTES {
-        return Err(Error::new(Kind::Limit, "the pickle is too large")
-            .with_expected(format!("at most {} bytes", limits::MAX_PICKLE_BYTES))
-            .with_got(format!("{} bytes", pickle.byte_len)));
-    }
+    check_pickle_size(pickle)?;
     let source: Arc<dyn ByteSource> = Arc::new(ArchiveSource::new(source, archive.entries.clone()));
     let bytes = read_entry(&*source, pickle)?;
     let (unpickled, used) = unpickle(&bytes)?;
@@ -302,6 +335,15 @@ fn find_pickle(archive: &Archive) -> Result<&ArchiveEntry> {
                 .with_got(format!("entries such as {names:?}")))
         }
     }
+}
+
+fn check_pickle_size(pickle: &ArchiveEntry) -> Result<()> {
+    if pickle.byte_len <= limits::MAX_PICKLE_BYTES {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Limit, "the pickle is too large")
+        .with_expected(format!("at most {} bytes", limits::MAX_PICKLE_BYTES))
+        .with_got(format!("{} bytes", pickle.byte_len)))
 }
 
 /// `name/`, one level deep.

@@ -17,6 +17,6 @@ mod pickle;
 mod state_dict;
 mod tar;
 
-pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail};
+pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail, scan_globals};
 pub(crate) use file::{START_BYTES, is_pytorch};
 pub use pickle::{Global, Verdict};

@@ -1,55 +1,24 @@
 //! The pickle machine: it builds plain data and calls nothing.
 
 use super::arena::{Arena, EMPTY, FALSE, Id, NONE, Node, TRUE};
+use super::memo::Memo;
 use super::opcodes as op;
 use super::reader::{Reader, fault};
 use super::text::{self, Decimal};
 use crate::{Error, Kind, Result, limits};
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
-    reader: Reader<'a>,
+    pub(super) reader: Reader<'a>,
     pub(super) arena: Arena<'a>,
-    stack: Vec<Id>,
+    pub(super) stack: Vec<Id>,
     /// How high the stack was at each mark. What lies below the last one is out of reach until that is taken.
     marks: Vec<usize>,
-    floor: usize,
+    pub(super) floor: usize,
     memo: Memo,
     /// Where the opcode stands that is being executed.
     at: usize,
-}
-
-/// Values under numbers. Picklers count from 0, so those are in a vector, and any others in a map: a number may be as
-/// large as it likes.
-#[derive(Debug, Default)]
-struct Memo {
-    dense: Vec<Id>,
-    sparse: HashMap<u64, Id, foldhash::fast::RandomState>,
-}
-
-impl Memo {
-    fn put(&mut self, index: u64, id: Id) {
-        let len = self.dense.len() as u64;
-        if index == len {
-            self.sparse.remove(&index);
-            self.dense.push(id);
-        } else if let Some(place) = usize::try_from(index).ok().and_then(|index| self.dense.get_mut(index)) {
-            *place = id;
-        } else {
-            self.sparse.insert(index, id);
-        }
-    }
-
-    fn get(&self, index: u64) -> Option<Id> {
-        let dense = usize::try_from(index).ok().and_then(|index| self.dense.get(index));
-        dense.or_else(|| self.sparse.get(&index)).copied()
-    }
-
-    fn len(&self) -> u64 {
-        self.dense.len() as u64 + self.sparse.len() as u64
-    }
 }
 
 impl<'a> Machine<'a> {
@@ -71,12 +40,12 @@ impl<'a> Machine<'a> {
     }
 
     #[cold]
-    fn fault(&self, message: impl Into<String>) -> Error {
+    pub(super) fn fault(&self, message: impl Into<String>) -> Error {
         fault(self.at, message)
     }
 
     #[inline]
-    fn push(&mut self, id: Id) -> Result<()> {
+    pub(super) fn push(&mut self, id: Id) -> Result<()> {
         if self.stack.len() >= limits::MAX_PICKLE_VALUES {
             return Err(Error::new(Kind::Limit, "the stack of the pickle is too high")
                 .with_offset(self.at as u64)
@@ -87,20 +56,20 @@ impl<'a> Machine<'a> {
     }
 
     #[inline]
-    fn push_node(&mut self, node: Node<'a>) -> Result<()> {
+    pub(super) fn push_node(&mut self, node: Node<'a>) -> Result<()> {
         let id = self.arena.push(node).map_err(|error| error.with_offset(self.at as u64))?;
         self.push(id)
     }
 
     #[inline]
-    fn pop(&mut self) -> Result<Id> {
+    pub(super) fn pop(&mut self) -> Result<Id> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
     #[inline]
-    fn top(&self) -> Result<Id> {
+    pub(super) fn top(&self) -> Result<Id> {
         match self.stack.get(self.floor..).and_then(<[Id]>::last) {
             Some(&id) => Ok(id),
             None => Err(self.fault("the pickle takes a value from its stack, which has none")),
@@ -109,7 +78,7 @@ impl<'a> Machine<'a> {
 
     /// Takes the last mark away; what lies above it begins there on the stack.
     #[inline]
-    fn take_mark(&mut self) -> Result<usize> {
+    pub(super) fn take_mark(&mut self) -> Result<usize> {
         let Some(start) = self.marks.pop() else {
             return Err(self.fault("the pickle takes the values above a mark, but there is no mark"));
         };
@@ -118,7 +87,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Puts a list, dict or set in the place of what stands above the last mark.
-    fn collect(&mut self, kind: fn(u32) -> Node<'a>) -> Result<()> {
+    pub(super) fn collect(&mut self, kind: fn(u32) -> Node<'a>) -> Result<()> {
         let start = self.take_mark()?;
         let id = self.arena.push_list(self.stack.get(start..).unwrap_or_default(), kind)?;
         self.stack.truncate(start);
@@ -155,12 +124,12 @@ impl<'a> Machine<'a> {
     }
 
     #[inline]
-    fn object(&mut self, callable: Id, args: Id, kwargs: Option<Id>) -> Result<()> {
+    pub(super) fn object(&mut self, callable: Id, args: Id, kwargs: Option<Id>) -> Result<()> {
         let id = self.arena.push_object(callable, args, kwargs)?;
         self.push(id)
     }
 
-    fn push_text(&mut self, text: Cow<'a, str>) -> Result<()> {
+    pub(super) fn push_text(&mut self, text: Cow<'a, str>) -> Result<()> {
         match text {
             Cow::Borrowed(text) => self.push_node(Node::Str(text)),
             Cow::Owned(text) => {
@@ -187,7 +156,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A string of Python 2, which is bytes; those that are text are taken as text.
-    fn byte_string(&mut self, bytes: &'a [u8]) -> Result<()> {
+    pub(super) fn byte_string(&mut self, bytes: &'a [u8]) -> Result<()> {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.push_node(Node::Str(text)),
             Err(_) => self.push_node(Node::Bytes(bytes)),
@@ -202,7 +171,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn decimal(&mut self, text: &'a str) -> Result<()> {
+    pub(super) fn decimal(&mut self, text: &'a str) -> Result<()> {
         match text::decimal(text) {
             Some(Decimal::Small(value)) => self.push_node(Node::Int(value)),
             Some(Decimal::Large(digits)) => self.push_node(Node::Digits(digits)),
@@ -233,7 +202,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn global(&mut self) -> Result<Id> {
+    pub(super) fn global(&mut self) -> Result<Id> {
         let module = self.reader.text_line()?;
         let name = self.reader.text_line()?;
         self.arena.push_global(module, name, self.at)
@@ -249,7 +218,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A global under a number that the loading program has registered.
-    fn extension(&mut self, code: u32) -> Result<()> {
+    pub(super) fn extension(&mut self, code: u32) -> Result<()> {
         let id = self.arena.push_global("copyreg", &format!("extension {code}"), self.at)?;
         self.push(id)
     }
@@ -404,121 +373,6 @@ impl<'a> Machine<'a> {
                 _ => self.rare(opcode)?,
             }
         }
-    }
-
-    /// The opcodes that today's pickles do not have, apart from those at the beginning.
-    fn rare(&mut self, opcode: u8) -> Result<()> {
-        match opcode {
-            op::PROTO => {
-                let protocol = self.reader.u8()?;
-                if protocol > 5 {
-                    return Err(self
-                        .fault("a pickle protocol that does not exist")
-                        .with_expected("0 to 5")
-                        .with_got(protocol));
-                }
-            }
-            op::FRAME => self.reader.frame()?,
-            op::POP => match self.stack.len() > self.floor {
-                true => _ = self.pop()?,
-                // Nothing stands above the mark: the mark itself is the topmost.
-                false => {
-                    if self.take_mark().is_err() {
-                        return Err(self.fault("the pickle takes a value from its stack, which has none"));
-                    }
-                }
-            },
-            op::POP_MARK => {
-                let start = self.take_mark()?;
-                self.stack.truncate(start);
-            }
-            op::DUP => {
-                let top = self.top()?;
-                self.push(top)?;
-            }
-            op::INT => match self.reader.text_line()? {
-                // So protocol 0 writes the two.
-                "00" => self.push(FALSE)?,
-                "01" => self.push(TRUE)?,
-                line => self.decimal(line)?,
-            },
-            op::LONG => {
-                let line = self.reader.text_line()?;
-                self.decimal(line.strip_suffix('L').unwrap_or(line))?;
-            }
-            op::FLOAT => {
-                let line = self.reader.text_line()?;
-                let Some(value) = text::float(line) else {
-                    return Err(self.fault("a float of the pickle is none").with_got(line));
-                };
-                self.push_node(Node::Float(value))?;
-            }
-            op::STRING => match text::quoted(self.reader.line()?) {
-                Some(Cow::Borrowed(bytes)) => self.byte_string(bytes)?,
-                Some(Cow::Owned(bytes)) => {
-                    let id = match std::str::from_utf8(&bytes) {
-                        Ok(text) => self.arena.push_text(text)?,
-                        Err(_) => self.arena.push_blob(&bytes)?,
-                    };
-                    self.push(id)?;
-                }
-                None => return Err(self.fault("a string of the pickle has no quotes, or a wrong escape")),
-            },
-            op::UNICODE => match text::raw_unicode(self.reader.line()?) {
-                Some(text) => self.push_text(text)?,
-                None => return Err(self.fault("a string of the pickle has a wrong escape")),
-            },
-            op::BINSTRING => match u64::try_from(self.reader.i32()?) {
-                Ok(len) => {
-                    let bytes = self.reader.take(len)?;
-                    self.byte_string(bytes)?;
-                }
-                Err(_) => return Err(self.fault("a string of the pickle has a negative length")),
-            },
-            op::SHORT_BINSTRING => {
-                let len = self.reader.u8()?;
-                let bytes = self.reader.take(len.into())?;
-                self.byte_string(bytes)?;
-            }
-            op::PERSID => {
-                let line = self.reader.text_line()?;
-                let name = self.arena.push(Node::Str(line))?;
-                self.push_node(Node::Persistent(name))?;
-            }
-            op::INST => {
-                let class = self.global()?;
-                let start = self.take_mark()?;
-                let args = self.arena.push_tuple(self.stack.get(start..).unwrap_or_default())?;
-                self.stack.truncate(start);
-                self.object(class, args, None)?;
-            }
-            op::OBJ => {
-                let start = self.take_mark()?;
-                let Some((&class, args)) = self.stack.get(start..).and_then(<[Id]>::split_first) else {
-                    return Err(self.fault("the pickle makes an object without a class"));
-                };
-                let args = self.arena.push_tuple(args)?;
-                self.stack.truncate(start);
-                self.object(class, args, None)?;
-            }
-            op::EXT1 => {
-                let code = self.reader.u8()?;
-                self.extension(code.into())?;
-            }
-            op::EXT2 => {
-                let code = self.reader.u16()?;
-                self.extension(code.into())?;
-            }
-            op::EXT4 => {
-                let code = self.reader.u32()?;
-                self.extension(code)?;
-            }
-            op::NEXT_BUFFER | op::READONLY_BUFFER => {
-                return Err(self.fault("the pickle has parts that are not in this file"));
-            }
-            _ => return Err(self.fault("no opcode of pickles is so").with_got(format!("0x{opcode:02x}"))),
-        }
-        Ok(())
     }
 }
 

@@ -1,14 +1,19 @@
 //! Pickles, read without executing anything: calls and objects stay descriptions of themselves.
 
 mod arena;
+#[cfg(test)]
+pub(crate) mod assemble;
 mod globals;
 mod machine;
+mod memo;
 mod opcodes;
 mod plain;
+mod rare;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod text;
+mod verdicts;
 
 pub(crate) use arena::{Arena, Id, Node, Object};
 pub use globals::{Global, Verdict};

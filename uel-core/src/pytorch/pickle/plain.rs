@@ -101,14 +101,5 @@ impl Plain {
             _ => None,
         }
     }
-
-    /// The value of a string key in a dict; of equal keys the last one's.
-    pub(crate) fn get(&self, key: &str) -> Option<&Plain> {
-        match self {
-            Plain::Dict(pairs) => {
-                pairs.iter().rev().find(|(k, _)| matches!(k, Plain::Str(text) if text == key)).map(|(_, value)| value)
-            }
-            _ => None,
-        }
     }
 }

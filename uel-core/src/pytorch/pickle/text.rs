@@ -13,11 +13,11 @@ pub(super) enum Decimal<'a> {
 /// An integer in decimal, with a sign or without.
 pub(super) fn decimal(text: &str) -> Option<Decimal<'_>> {
     let text = text.trim_ascii();
-    let text = text.strip_prefix('+').unwrap_or(text);
-    let digits = text.strip_prefix('-').unwrap_or(text);
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
+    let text = text.strip_prefix('+').unwrap_or(text);
     Some(text.parse().map_or(Decimal::Large(text), Decimal::Small))
 }
 

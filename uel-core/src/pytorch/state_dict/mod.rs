@@ -1,7 +1,13 @@
 //! What a checkpoint's pickle means: a state_dict's tensors by name, and the values around them.
 
 mod element;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod hostile_tests;
 mod known;
+#[cfg(test)]
+mod names_tests;
 mod numpy;
 mod objects;
 mod rebuild;
@@ -20,8 +26,11 @@ pub(crate) struct ContentsOptions<'a> {
     /// The dotted path of what is read: other tensors are left out, and names begin below it.
     pub(crate) state_key: Option<&'a str>,
     /// For tar files: the tensor under a persistent id.
-    pub(crate) tensors: Option<&'a dyn Fn(&str) -> Option<OutsideTensor>>,
+    pub(crate) tensors: Option<&'a OutsideTensors<'a>>,
 }
+
+/// Finds the tensor under a persistent id.
+pub(crate) type OutsideTensors<'a> = dyn Fn(&str) -> Option<OutsideTensor> + 'a;
 
 /// A tensor that a tar file describes outside of the pickle.
 #[derive(Clone, Debug)]

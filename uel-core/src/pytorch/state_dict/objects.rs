@@ -348,32 +348,26 @@ impl<'p> Walker<'p> {
 
     /// The value under a dotted path. A key that has dots itself is found too.
     pub(super) fn descend(&self, root: Id, path: &str) -> Result<Id> {
-        let (mut id, mut rest) = (root, path);
-        loop {
-            let children = self.children(id);
-            // Of the keys that the path begins with, the longest.
-            let after = |key: &str| match rest.strip_prefix(key)? {
-                "" => Some(""),
-                rest => rest.strip_prefix('.'),
+        self.find(root, path).ok_or_else(|| {
+            let children = self.children(root);
+            let keys: Vec<_> = children.iter().take(SHOWN_KEYS).map(|(key, _)| key.as_ref()).collect();
+            let more = if children.len() > keys.len() { ", …" } else { "" };
+            let expected = match keys.is_empty() {
+                true => "none, as there are no keys".to_owned(),
+                false => format!("a path that begins with one of {}{more}", keys.join(", ")),
             };
-            let found = children.iter().filter_map(|(key, value)| Some((key.len(), after(key)?, *value)));
-            match found.max_by_key(|&(len, _, _)| len) {
-                Some((_, "", value)) => return Ok(value),
-                Some((_, behind, value)) => (id, rest) = (value, behind),
-                None => {
-                    let keys: Vec<_> = children.iter().take(SHOWN_KEYS).map(|(key, _)| key.as_ref()).collect();
-                    let more = if children.len() > keys.len() { ", …" } else { "" };
-                    let message = match keys.is_empty() {
-                        true => format!("the state_key leads to nothing: {rest:?} is looked for in what has no keys"),
-                        false => "the state_key leads to nothing".to_owned(),
-                    };
-                    let error = Error::new(Kind::UnknownTensor, message).with_got(path);
-                    return Err(match keys.is_empty() {
-                        true => error,
-                        false => error.with_expected(format!("one of {}{more}", keys.join(", "))),
-                    });
-                }
-            }
-        }
+            Error::new(Kind::UnknownTensor, "the state_key leads to nothing").with_expected(expected).with_got(path)
+        })
+    }
+
+    /// The way through the longest keys that leads to the path's end.
+    fn find(&self, id: Id, path: &str) -> Option<Id> {
+        let below = self.children(id).into_iter().filter_map(|(key, value)| match path.strip_prefix(key.as_ref())? {
+            "" => Some(("", value)),
+            rest => Some((rest.strip_prefix('.')?, value)),
+        });
+        let mut below: Vec<_> = below.collect();
+        below.sort_by_key(|&(rest, _)| rest.len());
+        below.into_iter().find_map(|(rest, value)| if rest.is_empty() { Some(value) } else { self.find(value, rest) })
     }
 }

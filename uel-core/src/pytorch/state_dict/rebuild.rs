@@ -9,6 +9,8 @@ use crate::pytorch::pickle::{Id, Node, Object};
 use crate::{Kind, limits};
 use serde_json::{Map, Value};
 
+const TOO_MANY: &str = "there are too many wrappers around it";
+
 /// What a value that stands for a tensor is made of.
 #[derive(Debug, Default)]
 pub(super) struct Made {
@@ -43,7 +45,7 @@ impl<'p> Walker<'p> {
         let args = self.arena.sequence(object.args).unwrap_or_default();
         let states = self.arena.states(object);
         let mut made = match (rebuild, states.first()) {
-            (Rebuild::Class, Some(&state)) => self.class_with_state(state, args),
+            (Rebuild::Class, Some(&state)) => self.class_with_state(state, args, 0),
             _ => self.rebuild(rebuild, args, 0),
         }?;
         if rebuild != Rebuild::Class {
@@ -58,7 +60,7 @@ impl<'p> Walker<'p> {
 
     fn rebuild(&mut self, rebuild: Rebuild, args: &[Id], depth: usize) -> Result<Made, Fault> {
         if depth > limits::MAX_PICKLE_DEPTH {
-            return unreadable("there are too many wrappers around it");
+            return unreadable(TOO_MANY);
         }
         match rebuild {
             Rebuild::Strided => {
@@ -144,7 +146,7 @@ impl<'p> Walker<'p> {
             (Node::Object(at), Some(Known::Rebuild(rebuild))) => {
                 let Some(object) = self.arena.object(at) else { return unreadable("it has no data") };
                 if let (Rebuild::Class, Some(&state)) = (rebuild, self.arena.states(&object).first()) {
-                    return self.class_with_state(state, &[]);
+                    return self.class_with_state(state, &[], depth + 1);
                 }
                 let mut made =
                     self.rebuild(rebuild, self.arena.sequence(object.args).unwrap_or_default(), depth + 1)?;
@@ -163,14 +165,17 @@ impl<'p> Walker<'p> {
     }
 
     /// An instance of Tensor or Parameter that was given its state, as files of torch before 0.4 have it.
-    fn class_with_state(&mut self, state: Id, args: &[Id]) -> Result<Made, Fault> {
+    fn class_with_state(&mut self, state: Id, args: &[Id], depth: usize) -> Result<Made, Fault> {
+        if depth > limits::MAX_PICKLE_DEPTH {
+            return unreadable(TOO_MANY);
+        }
         match self.arena.sequence(state) {
             Some(&[storage, offset, size, stride]) => {
                 Ok(Made::of(self.strided(storage, None, [offset, size, stride])?))
             }
             Some(&[data, _, _, requires_grad, _]) => {
                 let mut made = match self.arena.node(data) {
-                    Node::Persistent(_) | Node::Object(_) => self.inner(data, 1)?,
+                    Node::Persistent(_) | Node::Object(_) => self.inner(data, depth + 1)?,
                     _ => return unreadable("it was saved without its data"),
                 };
                 made.parameter = true;
@@ -178,7 +183,7 @@ impl<'p> Walker<'p> {
                 Ok(made)
             }
             _ => {
-                let mut made = self.rebuild(Rebuild::Class, args, 0)?;
+                let mut made = self.rebuild(Rebuild::Class, args, depth + 1)?;
                 made.states.push(state);
                 Ok(made)
             }

@@ -19,6 +19,9 @@ const DEFAULT_BUDGET_BYTES: usize = 32 << 20;
 /// Threads that write, unless the caller says otherwise: file systems let one thread write to a file at a time.
 const DEFAULT_THREADS: usize = 1;
 
+/// Threads that write directly, unless the caller says otherwise: so many writes are under way at once.
+const DEFAULT_DIRECT_THREADS: usize = 4;
+
 /// The data section begins at a multiple of this, so that file systems can move it without copying.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -40,7 +43,7 @@ pub struct IncrementalOptions {
     save: SaveOptions,
     max_header_bytes: usize,
     budget_bytes: usize,
-    threads: usize,
+    threads: Option<usize>,
 }
 
 impl Default for IncrementalOptions {
@@ -49,13 +52,14 @@ impl Default for IncrementalOptions {
             save: SaveOptions::default(),
             max_header_bytes: DEFAULT_HEADER_BYTES,
             budget_bytes: DEFAULT_BUDGET_BYTES,
-            threads: DEFAULT_THREADS,
+            threads: None,
         }
     }
 }
 
 impl IncrementalOptions {
-    /// The defaults: an atomic save, 1 MiB for the header, 32 MiB that wait to be written, one writing thread.
+    /// The defaults: an atomic save, 1 MiB for the header, 32 MiB that wait to be written, one writing thread, or four while the
+    /// file is written directly.
     pub fn new() -> Self {
         Self::default()
     }
@@ -80,7 +84,7 @@ impl IncrementalOptions {
 
     /// Threads that write, at least one.
     pub fn with_threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
+        self.threads = Some(threads);
         self
     }
 }
@@ -117,6 +121,8 @@ struct State {
     layout: Layout,
     /// The end of what was set aside for the file; 0 where nothing was.
     reserved: u64,
+    /// The size from which the file is written directly; `None` where that was begun, or never will be.
+    direct_from: Option<u64>,
     /// `None` once the file is finished.
     open: Option<Open>,
 }
@@ -147,10 +153,11 @@ impl IncrementalWriter {
         let start = start.min(LAST_START);
         let disk_file = Arc::clone(file.file());
         let (path, hashes) = (file.path().to_path_buf(), options.save.hashes);
-        let queue =
-            WriteQueue::start(Arc::clone(&disk_file), path.clone(), options.threads, options.budget_bytes, hashes)?;
+        let threads = options.threads.unwrap_or(DEFAULT_THREADS);
+        let queue = WriteQueue::start(Arc::clone(&disk_file), path.clone(), threads, options.budget_bytes, hashes)?;
         let open = Some(Open { queue: Arc::new(queue), file });
-        let state = Mutex::new(State { layout: Layout::default(), reserved: 0, open });
+        let state =
+            Mutex::new(State { layout: Layout::default(), reserved: 0, direct_from: options.save.direct_from(), open });
         Ok(Self { path, options: options.clone(), start, file: disk_file, state })
     }
 
@@ -329,7 +336,7 @@ impl IncrementalWriter {
     /// be as many as dtype and shape say.
     fn enter(&self, metas: Vec<(TensorMeta, Option<u64>)>) -> Result<(Call, usize, Vec<ByteRange>)> {
         let mut state = self.lock();
-        let State { layout, reserved, open } = &mut *state;
+        let State { layout, reserved, direct_from, open } = &mut *state;
         let queue = match open {
             Some(open) => &open.queue,
             None => return Err(self.finished()),
@@ -344,7 +351,13 @@ impl IncrementalWriter {
             // Counted under this lock, so that nobody finishes the file in between.
             Ok(ranges) => {
                 self.set_aside(reserved, layout.data_bytes());
-                Ok((queue.call(), first, ranges))
+                let call = queue.call();
+                if direct_from.is_some_and(|from| layout.data_bytes() >= from) {
+                    *direct_from = None;
+                    // Where this fails the call is not done, so that the file cannot be finished.
+                    self.write_directly(queue)?;
+                }
+                Ok((call, first, ranges))
             }
             Err(error) => {
                 layout.truncate(first);
@@ -362,6 +375,16 @@ impl IncrementalWriter {
         let wanted = end.saturating_add(RESERVED_BYTES);
         // Where so much cannot be had, what is needed may fit still: writing it will tell.
         *reserved = if self.file.reserve(wanted).is_ok() { wanted } else { u64::MAX };
+    }
+
+    /// Writes the rest directly. What does not work is no fault: the file is then written as it was so far.
+    fn write_directly(&self, queue: &WriteQueue) -> Result<()> {
+        let direct = self.file.write_directly().map_err(|error| Error::io("write", &self.path, error))?;
+        if direct && self.options.threads.is_none() {
+            // With fewer threads it takes longer, and no more.
+            let _ = queue.raise_threads(DEFAULT_DIRECT_THREADS);
+        }
+        Ok(())
     }
 
     /// Moves the data section up by `by` bytes. File systems do that without copying for whole blocks.

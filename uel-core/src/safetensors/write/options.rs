@@ -1,11 +1,11 @@
 //! How a file is written, what is written, and what was done.
 
 use crate::atomic::{AtomicFile, Durability, Symlinks};
-use crate::disk::{Disk, LocalDisk};
+use crate::disk::{Direct, Disk, LocalDisk};
 use crate::index::byte_len_of;
 use crate::safetensors::Metadata;
 use crate::safetensors::patch::undo_patch_on;
-use crate::{Dtype, Result};
+use crate::{Dtype, Result, limits};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,6 +53,7 @@ pub struct SaveOptions {
     pub(super) metadata: Option<Metadata>,
     pub(super) hashes: bool,
     pub(super) rename: bool,
+    pub(super) direct: Direct,
     pub(super) disk: Arc<dyn Disk>,
 }
 
@@ -64,6 +65,7 @@ impl Default for SaveOptions {
             metadata: None,
             hashes: false,
             rename: true,
+            direct: Direct::default(),
             disk: Arc::new(LocalDisk),
         }
     }
@@ -111,6 +113,12 @@ impl SaveOptions {
         self
     }
 
+    /// Whether it goes past the page cache.
+    pub fn with_direct(mut self, direct: Direct) -> Self {
+        self.direct = direct;
+        self
+    }
+
     /// Writes to another disk than the local one.
     pub fn with_disk(mut self, disk: impl Disk + 'static) -> Self {
         self.disk = Arc::new(disk);
@@ -120,6 +128,15 @@ impl SaveOptions {
     /// The metadata that was set.
     pub fn metadata(&self) -> Option<&Metadata> {
         self.metadata.as_ref()
+    }
+
+    /// The size from which a file is written directly, if at all.
+    pub(super) fn direct_from(&self) -> Option<u64> {
+        match (self.direct, self.durability) {
+            (Direct::Never, _) | (Direct::Auto, Durability::Fast) => None,
+            (Direct::Auto, Durability::Atomic | Durability::Durable) => Some(limits::DIRECT_SAVE_BYTES),
+            (Direct::Always, _) => Some(0),
+        }
     }
 
     pub(super) fn create(&self, path: &Path) -> Result<AtomicFile> {

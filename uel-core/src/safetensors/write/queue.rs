@@ -139,13 +139,20 @@ impl WriteQueue {
             room: Condvar::new(),
         });
         let queue = Self { shared, threads: Mutex::default() };
-        for number in 0..threads.clamp(1, MAX_THREADS) {
-            let shared = Arc::clone(&queue.shared);
-            let thread = std::thread::Builder::new().name(format!("uel-write-{number}")).spawn(move || shared.run());
-            let failed = |error| Error::io("start a writing thread for", &queue.shared.path, error);
-            queue.threads().push(thread.map_err(failed)?);
-        }
+        queue.raise_threads(threads.max(1))?;
         Ok(queue)
+    }
+
+    /// Starts more threads until there are so many.
+    pub(super) fn raise_threads(&self, threads: usize) -> Result<()> {
+        let mut started = self.threads();
+        for number in started.len()..threads.min(MAX_THREADS) {
+            let shared = Arc::clone(&self.shared);
+            let thread = std::thread::Builder::new().name(format!("uel-write-{number}")).spawn(move || shared.run());
+            let failed = |error| Error::io("start a writing thread for", &self.shared.path, error);
+            started.push(thread.map_err(failed)?);
+        }
+        Ok(())
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {

@@ -46,6 +46,7 @@ pub struct StreamingWriter {
     metadata: Option<Metadata>,
     /// Where the data section begins.
     start: u64,
+    direct: bool,
     state: Mutex<State>,
 }
 
@@ -105,7 +106,10 @@ impl StreamingWriter {
         file.file().reserve(total).map_err(|error| {
             Error::io("set space aside for", path, error).with_expected(format!("room for {total} bytes"))
         })?;
-        let writer = Self { file, layout, options: options.clone(), metadata, start, state: Mutex::new(state) };
+        // After the space is there: the file then has its length, and its last block is known as such.
+        let direct = options.direct_from().is_some_and(|from| total >= from);
+        let direct = direct && file.file().write_directly().map_err(|error| Error::io("write", path, error))?;
+        let writer = Self { file, layout, options: options.clone(), metadata, start, direct, state: Mutex::new(state) };
         writer.put(0, &header)?;
         Ok(writer)
     }
@@ -113,6 +117,12 @@ impl StreamingWriter {
     /// Where the file will stand.
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// Whether the file goes past the page cache. Several threads then write it faster than one: most of their time they wait
+    /// for the disk.
+    pub fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// The tensors in the order in which they lie in the file, which is the fastest to write them in.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::disk::{FaultDisk, LocalDisk};
-use crate::{Durability, Kind, Result};
+use crate::{Direct, Durability, Kind, Result};
 use std::sync::Arc;
 
 type Disk = Arc<FaultDisk<LocalDisk>>;
@@ -11,11 +11,12 @@ type Way = Box<dyn Fn(&Path, &[Given], Disk) -> Result<SaveReport>>;
 
 /// The ways to save a file, each with everything that happens in it.
 fn ways() -> Vec<(&'static str, Way)> {
-    let save = |disk: Disk, hashes| {
-        SaveOptions::new().with_disk(disk).with_durability(Durability::Durable).with_hashes(hashes)
+    let save = |disk: Disk, (hashes, direct)| {
+        let save = SaveOptions::new().with_disk(disk).with_durability(Durability::Durable).with_hashes(hashes);
+        save.with_direct(direct)
     };
     let mut ways: Vec<(&str, Way)> = Vec::new();
-    for hashes in [false, true] {
+    for hashes in [(false, Direct::Never), (true, Direct::Never), (true, Direct::Always)] {
         ways.push(("stream", Box::new(move |path, given, disk| stream(path, given, &save(disk, hashes)))));
         for reserved in [0, 10_000] {
             let options = move |disk| {

@@ -1,5 +1,6 @@
 //! What the writers promise, tried on good days and bad ones.
 
+mod direct;
 mod faults;
 mod hashes;
 mod incremental;
