@@ -5,7 +5,8 @@
 //! cargo bench --bench save -- fast edit    # some of the cases that `main` names
 //! ```
 //!
-//! The variables that the benchmark of loads knows have the same meaning here.
+//! The variables that the benchmark of loads knows have the same meaning here. Where `UEL_TORCH` names a Python that has
+//! unifiedefficientloader, the case `fast` measures its writer too.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -22,7 +23,10 @@ mod claims;
 mod files;
 #[path = "../load/measure.rs"]
 mod measure;
+#[path = "../python/worker.rs"]
+mod worker;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,8 +36,9 @@ use candle_core::{Device, Tensor};
 use claims::{claim, of, rounds};
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
 use uel::{
-    BackgroundSaver, Checkpoint, Durability, Edit, IncrementalOptions, IncrementalWriter, SaveOptions, Snapshot,
+    BackgroundSaver, Checkpoint, Direct, Durability, Edit, IncrementalOptions, IncrementalWriter, SaveOptions, Snapshot,
 };
+use worker::Worker;
 
 #[global_allocator]
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
@@ -108,19 +113,52 @@ fn uel_incremental(tensors: &HashMap<String, Tensor>, target: &Path, durability:
 }
 
 fn fast() {
-    let tensors = tensors(&source());
-    let candidates = vec![
+    let source = source();
+    let tensors = tensors(&source);
+    let worker = RefCell::new(Worker::start());
+    let direct = |target: &Path, durability| {
+        let options = SaveOptions::new().with_durability(durability).with_direct(Direct::Always);
+        drop(uel::save_with(tensors.iter(), target, &options).unwrap());
+    };
+    let mut candidates = vec![
         writing("dd bs=8M", |target| dd(target, &[])),
         writing("uel save, nothing synced", |target| uel_save(&tensors, target, Durability::Fast)),
+        writing("uel save, direct, nothing synced", |target| direct(target, Durability::Fast)),
+        writing("uel save, synced (the default)", |target| uel_save(&tensors, target, Durability::Atomic)),
         writing("uel one by one, nothing synced", |target| uel_incremental(&tensors, target, Durability::Fast)),
         writing("candle save", |target| candle_core::safetensors::save(&tensors, target).unwrap()),
     ];
+    let python = |what: &str, path: &Path| worker.borrow_mut().as_mut().map(|worker| worker.run(what, path, ""));
+    if python("hold", &source).is_some() {
+        for (name, what) in
+            [("unifiedefficientloader", "incremental_write"), ("safetensors.torch", "safetensors_write")]
+        {
+            let (target, python) = (files::folder().join("saved.safetensors"), &python);
+            let work = move || {
+                let _ = std::fs::remove_file(&target);
+                let took = python(what, &target).unwrap_or_default();
+                let _ = std::fs::remove_file(&target);
+                took
+            };
+            candidates.push((name.to_owned(), Box::new(work)));
+        }
+    }
     let times = in_turns("2 GB of bf16 in 200 tensors, not synced", files::BYTES, rounds(7), candidates);
     let save = of(&times, "uel save, nothing synced").median();
+    let synced = of(&times, "uel save, synced (the default)").median();
     claim("save as a multiple of candle's", of(&times, "candle save").median() / save, 3.0, false);
+    claim(
+        "save, synced, as a multiple of candle's, which is not",
+        of(&times, "candle save").median() / synced,
+        3.0,
+        false,
+    );
     claim("save as a share of dd's rate", of(&times, "dd bs=8M").median() / save, 0.9, false);
     let single = of(&times, "uel one by one, nothing synced").median();
     claim("one by one as a share of dd's rate", of(&times, "dd bs=8M").median() / single, 0.9, false);
+    if let Some(other) = times.iter().find(|times| times.name == "unifiedefficientloader") {
+        claim("save as a multiple of unifiedefficientloader's", other.median() / save, 1.0, false);
+    }
 }
 
 fn synced() {

@@ -8,8 +8,11 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uel_core::ByteSource;
 use uel_core::TensorInfo;
 use uel_core::checkpoint::CheckpointFiles;
+use uel_core::pytorch::PytorchFile;
 use uel_core::safetensors::Metadata;
 use uel_core::safetensors::write::HASHES_KEY;
 
@@ -62,6 +65,9 @@ struct Report<'a> {
     format: &'static str,
     files: Vec<FileEntry>,
     metadata: Metadata,
+    /// What PyTorch files have besides tensors: one value for each file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    values: Option<Vec<&'a serde_json::Value>>,
     tensors: Vec<TensorEntry<'a>>,
     total_bytes: u64,
     tensor_count: usize,
@@ -71,6 +77,9 @@ struct Report<'a> {
 struct FileEntry {
     path: String,
     bytes: u64,
+    /// What kind of PyTorch file it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -81,6 +90,20 @@ struct TensorEntry<'a> {
     bytes: u64,
     file: std::borrow::Cow<'a, str>,
     offset: u64,
+    /// Of PyTorch files: which storage it is a part of, and how its elements lie there.
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    detail: Option<Detail<'a>>,
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    storage: &'a str,
+    storage_offset: u64,
+    /// In bytes.
+    strides: &'a [u64],
+    requires_grad: bool,
+    /// Whether its bytes are made from the file's: `offset` then counts in what is made.
+    derived: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
@@ -98,7 +121,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
 }
 
 fn report<'a>(path: &Path, files: &'a CheckpointFiles, infos: &[TensorInfo<'a>]) -> Report<'a> {
-    let file_entry = |(path, bytes): (&Path, u64)| FileEntry { path: path.to_string_lossy().into_owned(), bytes };
+    let file_entry = |(number, source): (usize, &Arc<dyn ByteSource>)| FileEntry {
+        path: source.path().to_string_lossy().into_owned(),
+        bytes: source.byte_len(),
+        container: files.pytorch().get(number).map(|file| file.container().to_string()),
+    };
+    let detail = |info: &TensorInfo<'a>| {
+        let found = files.pytorch().iter().find_map(|file| file.detail(info.name()))?;
+        Some(Detail {
+            storage: &found.storage,
+            storage_offset: found.storage_offset,
+            strides: &found.strides,
+            requires_grad: found.requires_grad,
+            derived: info.file() >= files.files().len(),
+        })
+    };
     let tensor_entry = |info: &TensorInfo<'a>| TensorEntry {
         name: info.name(),
         dtype: info.dtype().as_str(),
@@ -106,12 +143,14 @@ fn report<'a>(path: &Path, files: &'a CheckpointFiles, infos: &[TensorInfo<'a>])
         bytes: info.byte_len(),
         file: files.path(info.file()).to_string_lossy(),
         offset: info.range().start(),
+        detail: detail(info),
     };
     Report {
         path: path.to_string_lossy().into_owned(),
         format: files.format().as_str(),
-        files: files.files().iter().map(|source| file_entry((source.path(), source.byte_len()))).collect(),
+        files: files.files().iter().enumerate().map(file_entry).collect(),
         metadata: files.to_metadata(),
+        values: (!files.pytorch().is_empty()).then(|| files.pytorch().iter().map(PytorchFile::values).collect()),
         tensors: infos.iter().map(tensor_entry).collect(),
         total_bytes: total(infos),
         tensor_count: infos.len(),
@@ -159,7 +198,32 @@ fn write_tables(out: &mut dyn Write, files: &CheckpointFiles, infos: &[TensorInf
         }
     }
 
+    for file in files.pytorch() {
+        write_values(out, file)?;
+    }
     writeln!(out, "\n{}", summary(files, infos))
+}
+
+/// What a PyTorch file has besides tensors, a line for each: all of it is in `--json`.
+fn write_values(out: &mut dyn Write, file: &PytorchFile) -> io::Result<()> {
+    const SHOWN_CHARS: usize = 100;
+    for (name, why) in file.unreadable() {
+        writeln!(out, "\ncannot be read: {}: {}", one_line(name), one_line(why))?;
+    }
+    let is_tensor = |value: &serde_json::Value| value.as_str().is_some_and(|text| text.starts_with("<tensor "));
+    let Some(values) = file.values().as_object() else { return Ok(()) };
+    let values: Vec<_> = values.iter().filter(|(_, value)| !is_tensor(value)).collect();
+    if values.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nvalues ({})", file.container())?;
+    for (key, value) in values {
+        let text = value.to_string();
+        let cut: String = text.chars().take(SHOWN_CHARS).collect();
+        let more = if cut.len() < text.len() { "…" } else { "" };
+        writeln!(out, "  {}: {}{more}", escape(key), escape(&cut))?;
+    }
+    Ok(())
 }
 
 /// How much there is of everything, in one line.

@@ -40,11 +40,20 @@ pub const MAX_ARCHIVE_ENTRIES: usize = 4_000_000;
 /// The longest pickle of a PyTorch file in bytes. A state_dict takes some 200 bytes a tensor.
 pub const MAX_PICKLE_BYTES: u64 = 1 << 30;
 
+/// The longest pickle in bytes that another tool compressed: a file of 64 KiB could hold one of 64 MiB.
+pub const MAX_INFLATED_PICKLE_BYTES: u64 = 64 << 20;
+
 /// The most bytes of one compressed entry once it is inflated, which is held in memory as a whole.
 pub const MAX_INFLATED_BYTES: u64 = 16 << 30;
 /// The most values of one pickle, and the most that stand on its stack at once. A tensor takes about 15 of them, so
 /// these are over four million tensors; each value costs up to 100 bytes of memory.
 pub const MAX_PICKLE_VALUES: usize = 1 << 26;
+
+/// The most classes and functions that one pickle names. A whole saved model names some hundred.
+pub const MAX_PICKLE_GLOBALS: usize = 1 << 16;
+
+/// The most bytes in the module and name of one of them, and in the key or device of a storage.
+pub const MAX_PICKLE_NAME_BYTES: usize = 1000;
 
 /// How deeply dicts, lists and objects of a checkpoint may nest, and wrappers around one tensor. What is nested more
 /// deeply is left out, and its tensors are listed as unreadable.

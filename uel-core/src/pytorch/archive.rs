@@ -78,7 +78,11 @@ impl Archive {
 fn read_directory(source: &dyn ByteSource) -> Result<Vec<ArchiveEntry>> {
     let mut cause = None;
     let reader = Reader { source, at: 0, failed: &mut cause };
-    let opened = zip::ZipArchive::new(BufReader::with_capacity(READ_BYTES, reader)).map(|archive| archive.metadata());
+    // The archive begins with the file. Left to find that out, the crate was seen to refuse sound archives of torch with
+    // 10,000 entries.
+    let whole = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
+    let opened = zip::ZipArchive::with_config(whole, BufReader::with_capacity(READ_BYTES, reader));
+    let opened = opened.map(|archive| archive.metadata());
     let directory = match opened {
         Ok(directory) => directory,
         Err(error) => {

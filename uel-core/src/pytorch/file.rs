@@ -338,11 +338,15 @@ fn find_pickle(archive: &Archive) -> Result<&ArchiveEntry> {
 }
 
 fn check_pickle_size(pickle: &ArchiveEntry) -> Result<()> {
-    if pickle.byte_len <= limits::MAX_PICKLE_BYTES {
+    let limit = match pickle.method {
+        Method::Stored => limits::MAX_PICKLE_BYTES,
+        _ => limits::MAX_INFLATED_PICKLE_BYTES,
+    };
+    if pickle.byte_len <= limit {
         return Ok(());
     }
     Err(Error::new(Kind::Limit, "the pickle is too large")
-        .with_expected(format!("at most {} bytes", limits::MAX_PICKLE_BYTES))
+        .with_expected(format!("at most {limit} bytes"))
         .with_got(format!("{} bytes", pickle.byte_len)))
 }
 

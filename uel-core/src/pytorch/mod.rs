@@ -9,6 +9,8 @@ mod cache;
 mod contents;
 mod derived;
 mod file;
+#[cfg(test)]
+mod file_tests;
 mod gather;
 mod inflate;
 mod legacy;

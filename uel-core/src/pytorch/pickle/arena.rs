@@ -164,6 +164,13 @@ impl<'a> Arena<'a> {
         if let Some(&id) = self.global_ids.get(&key) {
             return Ok(id);
         }
+        let limit = |message: &str, limit| Err(Error::new(Kind::Limit, message).with_expected(limit));
+        if key.len() > limits::MAX_PICKLE_NAME_BYTES {
+            return limit("a class or function of the pickle has too long a name", limits::MAX_PICKLE_NAME_BYTES);
+        }
+        if self.globals.len() >= limits::MAX_PICKLE_GLOBALS {
+            return limit("the pickle names too many classes and functions", limits::MAX_PICKLE_GLOBALS);
+        }
         let number = number(self.globals.len())?;
         self.globals.push(Global::new(module, name, at as u64));
         let id = self.push(Node::Global(number))?;
@@ -274,7 +281,7 @@ impl<'a> Arena<'a> {
             Node::Str(text) => Some(text),
             Node::Text(at) => self.texts.get(at as usize).map(|text| &**text),
             // Strings of Python 2 are bytes.
-            Node::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            Node::Bytes(bytes) if bytes.len() <= limits::MAX_PICKLE_NAME_BYTES => std::str::from_utf8(bytes).ok(),
             _ => None,
         }
     }

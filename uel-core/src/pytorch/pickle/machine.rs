@@ -210,8 +210,10 @@ impl<'a> Machine<'a> {
 
     fn stack_global(&mut self) -> Result<()> {
         let (name, module) = (self.pop()?, self.pop()?);
-        let text = |id| self.arena.str(id).map(str::to_owned);
-        // Names that are computed when the file is loaded are those of a file that hides them.
+        // A name in the memo may be long, and be taken from there very often.
+        let short = |text: &&str| text.len() <= limits::MAX_PICKLE_NAME_BYTES;
+        let text = |id| self.arena.str(id).filter(short).map(str::to_owned);
+        // Python has no such long names; those that are computed when the file is loaded hide what they are.
         let (module, name) = text(module).zip(text(name)).unwrap_or((COMPUTED.to_owned(), COMPUTED.to_owned()));
         let id = self.arena.push_global(&module, &name, self.at)?;
         self.push(id)

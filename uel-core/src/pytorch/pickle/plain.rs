@@ -67,6 +67,7 @@ impl Pickle<'_> {
             }
             Node::Global(_) => {
                 let (module, name) = self.arena.global(id)?.path();
+                budget.bytes = budget.bytes.checked_sub(module.len() + name.len())?;
                 Plain::Global(module.to_owned(), name.to_owned())
             }
             _ => return None,
@@ -100,6 +101,5 @@ impl Plain {
             Plain::Int(value) => Some(value.to_string()),
             _ => None,
         }
-    }
     }
 }

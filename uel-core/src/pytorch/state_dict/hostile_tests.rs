@@ -81,6 +81,65 @@ fn texts_are_counted() {
     assert_eq!(kind(value), Kind::Limit);
 }
 
+/// Work that a few bytes repeat: what is shared is looked at for each of its users.
+#[test]
+fn shared_values_that_cost_more_than_a_visit_are_counted() {
+    let many = |value: Vec<u8>, user: Vec<u8>| [value, b"0".to_vec(), list(&vec![user; 20_000])].concat();
+    // A dict that says one key 100,000 times.
+    let same = [b"}(".to_vec(), b"NN".repeat(100_000), b"u".to_vec()].concat();
+    assert_eq!(kind(many(put(same, 0), get(0))), Kind::Limit);
+    // A long key in many dicts.
+    let long = put(text(&"k".repeat(1 << 19)), 0);
+    assert_eq!(
+        kind(many(long, [b"}(".to_vec(), [get(0), none()].concat().repeat(50), b"u".to_vec()].concat())),
+        Kind::Limit
+    );
+    // States that say nothing.
+    let object = put([b"cmy\nC\n)\x81".to_vec(), b"Nb".repeat(100_000)].concat(), 0);
+    assert_eq!(kind(many(object, get(0))), Kind::Limit);
+    // Attributes of a module that are not shown.
+    let hidden: Vec<String> = (0..50_000).map(|number| format!("_{number}")).collect();
+    let mut state = vec![("_parameters", dict(&[])), ("_modules", dict(&[]))];
+    state.extend(hidden.iter().map(|name| (name.as_str(), none())));
+    assert_eq!(kind(many(put(build(b"cmy\nC\n)\x81".to_vec(), dict(&state)), 0), get(0))), Kind::Limit);
+    // Bytes that are decoded.
+    let bytes = put(text(&"\u{e9}".repeat(1 << 19)), 0);
+    assert_eq!(kind(many(bytes, call(global("_codecs", "encode"), &[get(0), text("latin1")]))), Kind::Limit);
+    // Keys of storages, each with another number of elements.
+    let long = put(text(&"k".repeat(1 << 19)), 0);
+    let storages = (0..20_000).map(|number| {
+        persistent(tuple(&[text("storage"), global("torch", "FloatStorage"), get(0), text("cpu"), int(number)]))
+    });
+    let contents = read([long, b"0".to_vec(), list(&storages.collect::<Vec<_>>())].concat());
+    assert!(contents.storages.is_empty() && contents.unreadable.len() == 20_000);
+}
+
+#[test]
+fn many_and_long_globals_end_at_a_limit() {
+    let many: Vec<u8> =
+        (0..=limits::MAX_PICKLE_GLOBALS).flat_map(|number| global("m", &format!("C{number}"))).collect();
+    assert_eq!(unpickle(&many).unwrap_err().kind(), Kind::Limit);
+    assert_eq!(unpickle(&global("m", &"x".repeat(1000))).unwrap_err().kind(), Kind::Limit);
+    let long =
+        [put(text(&"x".repeat(1 << 20)), 0), [get(0), get(0), b"\x93".to_vec()].concat().repeat(20_000), b".".to_vec()];
+    assert_eq!(unpickle(&long.concat()).unwrap().0.globals().len(), 1);
+}
+
+/// The deepest ways through the walk: objects, and attributes of tensors, with wrappers at the end.
+#[test]
+fn depth_of_every_kind_fits_the_stack() {
+    let wrappers =
+        || [global("torch._utils", "_rebuild_parameter").repeat(199), two("0"), b"\x85R".repeat(199)].concat();
+    let objects = [b"cmy\nC\n)\x81}U\x01x".repeat(300), wrappers(), b"sb".repeat(300)].concat();
+    let contents = read(objects);
+    assert_eq!((contents.tensors.len(), contents.unreadable.len()), (0, 1));
+    let objects = [b"cmy\nC\n)\x81}U\x01x".repeat(99), wrappers(), b"sb".repeat(99)].concat();
+    assert_eq!(read(objects).tensors.len(), 1);
+    let attributes = [[two("0"), b"}U\x01x".to_vec()].concat().repeat(300), wrappers(), b"sb".repeat(300)].concat();
+    let contents = read(attributes);
+    assert_eq!((contents.tensors.len(), contents.unreadable.len()), (limits::MAX_PICKLE_DEPTH, 1));
+}
+
 fn whole() -> Vec<Vec<u8>> {
     let made = [
         fixtures::WHOLE_MODULE,

@@ -122,6 +122,8 @@ impl<'p> Walker<'p> {
         match (self.known_of(id)?, args) {
             (Known::Encode, &[text, encoding]) if matches!(arena.str(encoding), Some("latin1" | "latin-1")) => {
                 let text = arena.str(text)?;
+                // The same bytes may be under many values.
+                self.count(text.len() / 4);
                 if text.is_ascii() {
                     return Some(Cow::Borrowed(text.as_bytes()));
                 }
@@ -136,6 +138,8 @@ impl<'p> Walker<'p> {
             // Protocol 0 writes a bytearray as text and the encoding.
             (Known::Bytes, &[text, encoding]) if arena.str(encoding) == Some("latin-1") => {
                 let text = arena.str(text)?;
+                // The same bytes may be under many values.
+                self.count(text.len() / 4);
                 text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<Vec<_>>>().map(Cow::Owned)
             }
             _ => None,

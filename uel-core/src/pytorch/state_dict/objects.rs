@@ -7,7 +7,7 @@ use crate::{Error, Kind, Result};
 use foldhash::fast::RandomState;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What makes two keys of a dict equal, for the keys that tensors stand under.
 #[derive(PartialEq, Eq, Hash)]
@@ -34,8 +34,11 @@ impl<'p> Walker<'p> {
     pub(super) fn pairs(&self, list: &[Id]) -> Vec<(Id, Id)> {
         let mut pairs: Vec<(Id, Id)> = Vec::with_capacity(list.len() / 2);
         let mut places = HashMap::<Key<'_>, usize, RandomState>::default();
+        self.count(list.len() / 2);
         for pair in list.chunks_exact(2) {
             let &[key, value] = pair else { continue };
+            // A long key may be shared by many dicts, and has to be hashed for each.
+            self.count(self.arena.str(key).map_or(0, str::len) / 16);
             let same = match self.arena.node(key) {
                 Node::Int(number) => Key::Int(number),
                 Node::Bool(value) => Key::Int(value.into()),
@@ -64,12 +67,16 @@ impl<'p> Walker<'p> {
     fn mapping_pairs(&self, object: &Object) -> Vec<(Id, Id)> {
         let arena = self.arena;
         let mut flat = Vec::new();
-        for &arg in arena.sequence(object.args).unwrap_or_default() {
+        let args = arena.sequence(object.args).unwrap_or_default();
+        self.count(args.len());
+        for &arg in args {
             if let Node::Dict(list) = arena.node(arg) {
                 flat.extend_from_slice(arena.list(list));
             }
             // Python 2 gives an OrderedDict its items as a list of lists.
-            for &item in arena.sequence(arg).unwrap_or_default() {
+            let items = arena.sequence(arg).unwrap_or_default();
+            self.count(items.len());
+            for &item in items {
                 if let Some(pair @ &[_, _]) = arena.sequence(item) {
                     flat.extend_from_slice(pair);
                 }
@@ -82,6 +89,7 @@ impl<'p> Walker<'p> {
     /// The attributes that states set, and the states that are something else.
     pub(super) fn attributes(&self, states: &[Id]) -> (Vec<(Id, Id)>, Vec<Id>) {
         let (mut attributes, mut others) = (Vec::new(), Vec::new());
+        self.count(states.len());
         for &state in states {
             if matches!(self.arena.node(state), Node::None) {
                 continue;
@@ -119,8 +127,10 @@ impl<'p> Walker<'p> {
         let mut tensors = self.mapping(part("_parameters")?)?;
         let modules = self.mapping(part("_modules")?)?;
         let passing = part("_non_persistent_buffers_set").map(|set| self.set(set)).unwrap_or_default();
+        self.count(passing.len() + attributes.len());
+        let passing: HashSet<&str, RandomState> = passing.iter().filter_map(|&name| self.arena.str(name)).collect();
         let buffers = part("_buffers").and_then(|buffers| self.mapping(buffers)).unwrap_or_default();
-        let passes = |key: Id| passing.iter().any(|&name| self.arena.str(name) == self.arena.str(key));
+        let passes = |key: Id| self.arena.str(key).is_some_and(|key| passing.contains(key));
         tensors.extend(buffers.into_iter().filter(|&(key, _)| !passes(key)));
         let there = |pairs: Vec<(Id, Id)>| -> Vec<_> {
             pairs.into_iter().filter(|&(_, value)| !matches!(self.arena.node(value), Node::None)).collect()
@@ -171,11 +181,11 @@ impl<'p> Walker<'p> {
                 self.visit_items(&elements)
             }
             (Known::Size | Known::Identity, &[first, ..]) => self.visit(first),
-            (Known::Named, &[first, ..]) => Ok(self.scalar_or_text(first)),
-            (Known::Device, &[kind]) => Ok(self.scalar_or_text(kind)),
+            (Known::Named, &[first, ..]) => self.scalar_or_text(first),
+            (Known::Device, &[kind]) => self.scalar_or_text(kind),
             (Known::Device, &[kind, index, ..]) => {
                 let (kind, index) = (self.arena.str(kind).unwrap_or_default(), self.scalar(index));
-                Ok(format!("{kind}:{index}").into())
+                self.text(&format!("{kind}:{index}"))
             }
             (Known::Encode | Known::Bytes, _) => match self.raw_bytes(id) {
                 Some(bytes) => Ok(format!("<{} bytes>", bytes.len()).into()),
@@ -190,7 +200,7 @@ impl<'p> Walker<'p> {
                 None => self.visit_other(object),
             },
             (Known::NumpyDtype, _) => match self.numpy_code(id) {
-                Some((code, order)) => Ok(format!("numpy.dtype({}{code})", order.unwrap_or_default()).into()),
+                Some((code, order)) => self.text(&format!("numpy.dtype({}{code})", order.unwrap_or_default())),
                 None => self.visit_other(object),
             },
             (Known::LoadFromBytes, _) => {
@@ -284,8 +294,11 @@ impl<'p> Walker<'p> {
         }
     }
 
-    fn scalar_or_text(&self, id: Id) -> Value {
-        self.arena.str(id).map_or_else(|| self.scalar(id), Value::from)
+    fn scalar_or_text(&mut self, id: Id) -> Result<Value> {
+        match self.arena.str(id) {
+            Some(text) => self.text(text),
+            None => Ok(self.scalar(id)),
+        }
     }
 
     /// A key of a dict as part of a name. `index` tells keys apart that have no text.

@@ -207,9 +207,14 @@ impl<'p> Walker<'p> {
 
     /// Bits that say that the elements mean something else than what is stored.
     fn metadata(&self, id: Option<&Id>) -> Result<(), Fault> {
-        let Some(&id) = id else { return Ok(()) };
-        let Some(pairs) = self.mapping(id) else { return Ok(()) };
-        for (key, value) in pairs {
+        let Some(Node::Dict(list)) = id.map(|&id| self.arena.node(id)) else { return Ok(()) };
+        let list = self.arena.list(list);
+        // There are two such bits. A longer dict would be gone through for each tensor that shares it.
+        if list.len() > 32 {
+            return unreadable("it has more metadata than PyTorch gives a tensor");
+        }
+        for pair in list.chunks_exact(2) {
+            let &[key, value] = pair else { continue };
             let set = self.flag(Some(&value)) != Some(false);
             match self.arena.str(key) {
                 Some("conj") if set => return unreadable("its complex numbers are stored without conjugating them"),

@@ -42,6 +42,8 @@ impl<'p> Walker<'p> {
         let Some((storage, element)) = self.describe(name) else {
             return unreadable("the persistent id of its storage has not the form that PyTorch writes");
         };
+        let key_bytes = storage.key.len() + storage.location.len();
+        self.spend_text(key_bytes).map_err(Fault::Wrong)?;
         let number = self.number(storage, element);
         self.found.insert(id, (number, element));
         Ok((number, element))
@@ -55,10 +57,11 @@ impl<'p> Walker<'p> {
         }
         let Some(Known::Storage(element)) = self.known_global(class) else { return None };
         let elements = self.unsigned(elements)?;
+        let short = |text: &&str| text.len() <= limits::MAX_PICKLE_NAME_BYTES;
         let mut storage = StorageRef {
             key: self.key(key)?,
             dtype: element.map(|element| element.dtype),
-            location: self.arena.str(location).unwrap_or_default().to_owned(),
+            location: self.arena.str(location).filter(short).unwrap_or_default().to_owned(),
             elements,
             element_bytes: element.map_or(1, |element| element.bytes),
             view: None,
@@ -85,7 +88,7 @@ impl<'p> Walker<'p> {
             Node::Int(value) => Some(value.to_string()),
             Node::Digits(digits) => Some(digits.to_owned()),
             Node::Long(bytes) => crate::pytorch::pickle::long(bytes).map(|value| value.to_string()),
-            _ => self.arena.str(id).map(str::to_owned),
+            _ => self.arena.str(id).filter(|key| key.len() <= limits::MAX_PICKLE_NAME_BYTES).map(str::to_owned),
         }
     }
 

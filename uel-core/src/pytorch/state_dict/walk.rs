@@ -9,6 +9,7 @@ use crate::pytorch::pickle::{Arena, Id, Node, Pickle, long};
 use crate::{Error, Kind, Result, limits};
 use foldhash::fast::RandomState;
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 pub(super) struct Walker<'p> {
@@ -29,7 +30,7 @@ pub(super) struct Walker<'p> {
     open: Vec<Id>,
     /// Whether tensors are passed over.
     quiet: bool,
-    visits: u64,
+    visits: Cell<u64>,
     values: usize,
     text: usize,
     /// A name that stands twice, and where.
@@ -58,7 +59,7 @@ impl<'p> Walker<'p> {
             starts: Vec::new(),
             open: Vec::new(),
             quiet: false,
-            visits: most.saturating_add(limits::MIN_PICKLE_VISITS),
+            visits: Cell::new(most.saturating_add(limits::MIN_PICKLE_VISITS)),
             values: limits::MAX_CHECKPOINT_VALUES,
             text: limits::MAX_CHECKPOINT_TEXT_BYTES,
             wanted: None,
@@ -88,11 +89,16 @@ impl<'p> Walker<'p> {
     }
 
     fn spend_visits(&mut self, visits: usize) -> Result<()> {
-        match self.visits.checked_sub(visits as u64) {
-            Some(left) => self.visits = left,
+        match self.visits.get().checked_sub(visits as u64) {
+            Some(left) => self.visits.set(left),
             None => return Err(spent("the pickle refers to the same values too often", "four times for each byte")),
         }
         Ok(())
+    }
+
+    /// Counts work as visits. Where there are not so many left, the next visit is an error.
+    pub(super) fn count(&self, work: usize) {
+        self.visits.set(self.visits.get().saturating_sub(work as u64));
     }
 
     /// A text among the values.
@@ -101,7 +107,7 @@ impl<'p> Walker<'p> {
         Ok(text.into())
     }
 
-    fn spend_text(&mut self, bytes: usize) -> Result<()> {
+    pub(super) fn spend_text(&mut self, bytes: usize) -> Result<()> {
         match self.text.checked_sub(bytes) {
             Some(left) => self.text = left,
             None => {
@@ -184,6 +190,7 @@ impl<'p> Walker<'p> {
         }
         match node {
             Node::Str(text) => self.text(text),
+            Node::Text(_) => self.text(self.arena.str(id).unwrap_or_default()),
             Node::Persistent(name) => self.visit_persistent(id, name),
             _ => Ok(self.scalar(id)),
         }
@@ -262,6 +269,7 @@ impl<'p> Walker<'p> {
         } else if let Some(why) = made.unreadable {
             shown = Some(format!("<unreadable tensor {name}: {why}>"));
             self.count_name(&name)?;
+            self.spend_text(why.len())?;
             self.contents.unreadable.push(Unreadable { name, why });
         }
         let (attributes, _) = self.attributes(&made.states);
@@ -315,10 +323,10 @@ impl<'p> Walker<'p> {
         let mut seen = HashSet::<Id, RandomState>::default();
         let mut open = vec![id];
         while let Some(id) = open.pop() {
+            self.spend_visits(1)?;
             if !seen.insert(id) {
                 continue;
             }
-            self.spend_visits(1)?;
             match arena.node(id) {
                 Node::Persistent(_) => return Ok(true),
                 Node::Tuple { .. } | Node::List(_) => open.extend(arena.sequence(id).unwrap_or_default()),
@@ -359,7 +367,6 @@ impl<'p> Walker<'p> {
                 Some(Known::Dtype(element)) => format!("torch.{}", element.name).into(),
                 _ => self.global_name(id).into(),
             },
-            Node::Text(_) => self.arena.str(id).unwrap_or_default().into(),
             Node::Bytes(_) | Node::Blob(_) => {
                 format!("<{} bytes>", self.arena.bytes(id).unwrap_or_default().len()).into()
             }
