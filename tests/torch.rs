@@ -34,7 +34,7 @@ fn corpus() -> (tempfile::TempDir, Vec<Expected>) {
     let mut files = Expected::of_folder(folder.path());
     files.sort_by(|left, right| left.path.cmp(&right.path));
     assert!(files.len() >= 160, "{}", files.len());
-    assert!(files.iter().filter(|file| file.from_package()).count() >= 10);
+    assert!(files.iter().filter(|file| file.is_from_package()).count() >= 10);
     (folder, files)
 }
 

@@ -56,7 +56,7 @@ impl Expected {
         files.map(read).collect()
     }
 
-    pub(super) fn from_package(&self) -> bool {
+    pub(super) fn is_from_package(&self) -> bool {
         self.path.starts_with("package_")
     }
 
