@@ -20,6 +20,7 @@ mod memory;
 mod python;
 mod saving;
 mod tied;
+mod torch;
 #[path = "torch/written.rs"]
 mod torch_written;
 mod tracing;

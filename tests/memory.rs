@@ -47,6 +47,15 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// The result of `work`, and how many bytes more than before it held at its peak: with all threads of the process, so it
+/// is for a process that does nothing else.
+pub(crate) fn held_by<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let result = work();
+    (result, PEAK.load(Ordering::Relaxed).saturating_sub(before))
+}
+
 /// A file of 2 GB in tensors from 2 bytes to 256 MB, in no order of size. It has holes instead of data, so that it costs
 /// no disk; reading it is like reading any other. Returns the largest tensor's bytes too.
 fn mixed_file(folder: &Path) -> (PathBuf, u64) {
@@ -156,10 +165,7 @@ fn measured_slices_of_many_runs_hold_little() {
     safetensors::serialize_to_file([("pairs", &pairs)], None, &path).unwrap();
     drop(pairs);
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let before = LIVE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let column = checkpoint.slice("pairs", (.., 1), &CPU).unwrap();
-    let held = PEAK.load(Ordering::Relaxed) - before;
+    let (column, held) = held_by(|| checkpoint.slice("pairs", (.., 1), &CPU).unwrap());
     assert!(held < ROWS + ALLOWANCE, "{held} bytes for {ROWS} runs");
     assert_eq!(column.dims(), [ROWS]);
     assert_eq!(checkpoint.report().bytes_copied, ROWS as u64);

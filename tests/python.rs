@@ -77,13 +77,13 @@ fn python() -> PathBuf {
     if let Some(python) = std::env::var_os("UEL_PYTHON") {
         return python.into();
     }
-    printed_by("python-env")
+    printed_by("python-env", &[])
 }
 
 /// The path that a script of this repository prints.
-fn printed_by(script: &str) -> PathBuf {
+pub(crate) fn printed_by(script: &str, arguments: &[&str]) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
-    let output = Command::new("sh").arg(&script).stderr(Stdio::inherit()).output().unwrap();
+    let output = Command::new("sh").arg(&script).args(arguments).stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{} failed ({})", script.display(), output.status);
     String::from_utf8(output.stdout).unwrap().trim_end().into()
 }
@@ -190,7 +190,7 @@ fn files_written_by_the_package_read_the_same() {
 #[test]
 #[ignore = "lane python: scripts/test python"]
 fn a_real_model_reads_the_same() {
-    let path = std::env::var_os("UEL_MINILM").map_or_else(|| printed_by("fetch-minilm"), PathBuf::from);
+    let path = std::env::var_os("UEL_MINILM").map_or_else(|| printed_by("fetch-minilm", &[]), PathBuf::from);
     let path = path.join("model.safetensors");
     let contents = load_with_uel(&path);
     assert_eq!(contents.tensors.len(), 104);
