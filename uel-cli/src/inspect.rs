@@ -207,8 +207,8 @@ fn write_tables(out: &mut dyn Write, files: &CheckpointFiles, infos: &[TensorInf
 /// What a PyTorch file has besides tensors, a line for each: all of it is in `--json`.
 fn write_values(out: &mut dyn Write, file: &PytorchFile) -> io::Result<()> {
     const SHOWN_CHARS: usize = 100;
-    for (name, why) in file.unreadable() {
-        writeln!(out, "\ncannot be read: {}: {}", one_line(name), one_line(why))?;
+    for tensor in file.unreadable() {
+        writeln!(out, "\ncannot be read: {}: {}", one_line(&tensor.name), one_line(&tensor.why))?;
     }
     let is_tensor = |value: &serde_json::Value| value.as_str().is_some_and(|text| text.starts_with("<tensor "));
     let Some(values) = file.values().as_object() else { return Ok(()) };

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod pytorch;
 pub mod range;
 pub mod safetensors;
+pub mod save;
 pub mod slice;
 pub mod source;
 

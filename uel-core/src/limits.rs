@@ -70,7 +70,7 @@ pub const MAX_CHECKPOINT_TEXT_BYTES: usize = 1 << 28;
 pub const MAX_PICKLE_VISITS_PER_BYTE: u64 = 4;
 
 /// How often the values of any pickle may be visited, however short it is.
-pub const MIN_PICKLE_VISITS: u64 = 1 << 18;
+pub const MIN_PICKLE_VISITS: u64 = 1 << 16;
 /// From this size on, saves that are synced go past the page cache unless told otherwise.
 pub const DIRECT_SAVE_BYTES: u64 = 16 << 20;
 

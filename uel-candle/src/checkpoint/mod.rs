@@ -386,11 +386,11 @@ impl Checkpoint {
     #[cold]
     fn unknown(&self, name: &str) -> Error {
         for file in self.pytorch() {
-            if let Some((_, why)) = file.unreadable().iter().find(|(unreadable, _)| unreadable == name) {
-                let error = Error::new(Kind::UnsupportedDtype, format!("the tensor cannot be read: {why}"));
+            if let Some(unreadable) = file.unreadable().iter().find(|unreadable| unreadable.name == name) {
+                let error = unreadable.error();
                 return match file.sources().first() {
-                    Some(source) => error.with_tensor(name).with_path(source.path()),
-                    None => error.with_tensor(name),
+                    Some(source) => error.with_path(source.path()),
+                    None => error,
                 };
             }
         }

@@ -47,6 +47,13 @@ pub(crate) struct ArchiveEntry {
     pub(crate) known: bool,
 }
 
+impl ArchiveEntry {
+    /// Whether `found` is its CRC. torch can be told to leave CRCs out, which are 0 then.
+    pub(super) fn has_crc(&self, found: u32) -> bool {
+        self.crc32 == 0 || self.crc32 == found
+    }
+}
+
 /// The directory of an archive.
 #[derive(Debug)]
 pub(crate) struct Archive {

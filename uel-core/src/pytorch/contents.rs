@@ -1,6 +1,6 @@
 //! What the pickle of a checkpoint says: tensors over storages, and values that are no tensors.
 
-use crate::Dtype;
+use crate::{Dtype, Kind};
 
 /// A storage that a pickle names: a run of elements that stands elsewhere in the file, shared by any number of tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub(crate) struct Contents {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unreadable {
     pub(crate) name: String,
+    /// Whether its kind is not supported, or its description is broken.
+    pub(crate) kind: Kind,
     /// Such as "a tensor on the meta device has no data".
     pub(crate) why: String,
 }

@@ -2,7 +2,7 @@
 
 use super::archive::{Archive, ArchiveEntry, Method, shown};
 use super::cache::Cache;
-use super::contents::{Contents, Place, StorageRef, TensorSpec};
+use super::contents::{Contents, Place, StorageRef, TensorSpec, Unreadable};
 use super::derived::{DerivedSource, Recipe};
 use super::gather::Strided;
 use super::inflate::{self, InflatedSource};
@@ -82,6 +82,26 @@ pub struct TensorDetail {
     pub is_parameter: bool,
 }
 
+/// A tensor that the file describes and that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnreadableTensor {
+    /// Its name.
+    pub name: String,
+    /// [`Kind::UnsupportedDtype`] for what no format here can say, [`Kind::Pickle`] for what torch would not write so,
+    /// [`Kind::Limit`] for what is nested too deeply.
+    pub kind: Kind,
+    /// Why, such as "a tensor on the meta device has no data".
+    pub why: String,
+}
+
+impl UnreadableTensor {
+    /// The error for who asks for it.
+    pub fn error(&self) -> Error {
+        Error::new(self.kind, format!("the tensor cannot be read: {}", self.why)).with_tensor(&self.name)
+    }
+}
+
 /// An opened PyTorch file.
 ///
 /// ```no_run
@@ -104,7 +124,7 @@ pub struct PytorchFile {
     big_endian: bool,
     globals: Vec<Global>,
     values: serde_json::Value,
-    unreadable: Vec<(String, String)>,
+    unreadable: Vec<UnreadableTensor>,
     entries: Vec<ArchiveEntry>,
 }
 
@@ -175,8 +195,8 @@ impl PytorchFile {
         &self.values
     }
 
-    /// The names of tensors that cannot be read, each with the reason.
-    pub fn unreadable(&self) -> &[(String, String)] {
+    /// The tensors that cannot be read.
+    pub fn unreadable(&self) -> &[UnreadableTensor] {
         &self.unreadable
     }
 
@@ -207,7 +227,7 @@ impl PytorchFile {
             at = end;
         }
         let found = hasher.finalize();
-        if found == entry.crc32 {
+        if entry.has_crc(found) {
             return Ok(());
         }
         Err(place(Error::new(Kind::HashMismatch, format!("the CRC of entry {:?} is another one", shown(&entry.name))))
@@ -261,9 +281,9 @@ pub(crate) fn is_pytorch(start: &[u8]) -> bool {
 const ZIP_START: &[u8] = b"PK\x03\x04";
 const ZIP_EMPTY: &[u8] = b"PK\x05\x06";
 
-/// The opcode PROTO with a protocol that exists.
+/// The opcode PROTO with a protocol that exists, or what legacy files of older protocols begin with.
 fn is_pickle(start: &[u8]) -> bool {
-    matches!(start, [0x80, 2..=5, ..])
+    matches!(start, [0x80, 2..=5, ..]) || start.starts_with(legacy::MAGIC_IN_DIGITS)
 }
 
 /// How much of a file tells what it is: a tar header's magic stands at byte 257.
@@ -363,7 +383,7 @@ fn read_entry(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<Vec<u8>> 
     }
     let bytes = source.read_range(entry.range)?;
     let found = crc32fast::hash(&bytes);
-    if found != entry.crc32 {
+    if !entry.has_crc(found) {
         return Err(Error::new(
             Kind::HashMismatch,
             format!("the CRC of entry {:?} is another one", shown(&entry.name)),
@@ -490,7 +510,10 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
         big_endian,
         globals,
         values,
-        unreadable: unreadable.into_iter().map(|tensor| (tensor.name, tensor.why)).collect(),
+        unreadable: unreadable
+            .into_iter()
+            .map(|Unreadable { name, kind, why }| UnreadableTensor { name, kind, why })
+            .collect(),
         entries: entries.into_iter().filter(|entry| entry.method != Method::Other && !entry.encrypted).collect(),
     })
 }

@@ -49,7 +49,7 @@ pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<V
     if !ended || bytes.len() != len {
         return Err(wrong("a compressed entry holds another number of bytes than the directory says"));
     }
-    if crc32fast::hash(&bytes) != entry.crc32 {
+    if !entry.has_crc(crc32fast::hash(&bytes)) {
         return Err(wrong("the CRC of an entry is not the directory's"));
     }
     Ok(bytes)

@@ -14,6 +14,9 @@ use std::collections::HashMap;
 /// What the first pickle holds.
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 
+/// The same in protocols 0 and 1, which have no opcode to begin with.
+pub(super) const MAGIC_IN_DIGITS: &[u8] = b"L119547037146038801333356L\n";
+
 /// The only protocol there ever was.
 const PROTOCOL: i128 = 1001;
 
@@ -97,17 +100,7 @@ impl<'a> Pickles<'a> {
 type Described = (Vec<Global>, Contents, HashMap<String, u64>);
 
 fn describe(pickle: &Pickle<'_>, options: &ContentsOptions<'_>) -> Result<Described> {
-    let contents = pickle.contents(options)?;
-    let sizes = |contents: &Contents| -> HashMap<String, u64> {
-        let root = |storage: &StorageRef| root(storage).to_owned();
-        contents.storages.iter().map(|storage| (root(storage), storage.element_bytes)).collect()
-    };
-    let mut all = sizes(&contents);
-    // Storages that nothing under `state_key` uses have sizes too.
-    if options.state_key.is_some() {
-        all.extend(sizes(&pickle.contents(&ContentsOptions { state_key: None, ..*options })?));
-    }
-    Ok((pickle.globals().to_vec(), contents, all))
+    Ok((pickle.globals().to_vec(), pickle.contents(options)?, pickle.element_sizes()))
 }
 
 /// The storage that stands in the file.
@@ -144,7 +137,9 @@ pub(super) fn open(source: &dyn ByteSource, options: &ContentsOptions<'_>) -> Re
         let wrong =
             |kind, message: &str| Error::new(kind, message).with_offset(at).with_got(format!("storage {key:?}"));
         let elements = pickles.number()?;
-        let size = sizes.get(&*key).ok_or_else(|| wrong(Kind::Pickle, "a storage that no tensor names has no size"))?;
+        let size = sizes
+            .get(&*key)
+            .ok_or_else(|| wrong(Kind::Pickle, "the file has a storage that its pickle does not name"))?;
         let byte_len = u64::try_from(elements).ok().and_then(|elements| elements.checked_mul(*size));
         let byte_len = byte_len.ok_or_else(|| wrong(Kind::Overflow, "the bytes of a storage cannot be counted"))?;
         let range = pickles.skip(byte_len).ok_or_else(|| wrong(Kind::Truncated, "the file ends within a storage"))?;
@@ -181,6 +176,12 @@ pub(super) fn placed(storage: &StorageRef, ranges: &HashMap<String, ByteRange>) 
 /// A pickle without storages: numpy arrays, or nothing but values.
 fn plain(pickle: &Pickle<'_>, options: &ContentsOptions<'_>) -> Result<Parts> {
     let contents = pickle.contents(options)?;
+    if contents.tensors.is_empty() && contents.unreadable.is_empty() {
+        return Err(Error::new(
+            Kind::UnknownFormat,
+            "the file is a pickle, and neither a PyTorch checkpoint nor of tensors",
+        ));
+    }
     if let Some(storage) = contents.storages.first() {
         return Err(Error::new(Kind::MissingField, "the pickle names storages, and the file has none")
             .with_got(format!("storage {:?}", storage.key)));

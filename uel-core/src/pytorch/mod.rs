@@ -20,6 +20,6 @@ mod state_dict;
 mod tar;
 pub mod write;
 
-pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail, scan_globals};
+pub use file::{Container, PytorchFile, PytorchOptions, TensorDetail, UnreadableTensor, scan_globals};
 pub(crate) use file::{START_BYTES, is_pytorch};
 pub use pickle::{Global, Verdict};

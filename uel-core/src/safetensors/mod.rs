@@ -15,17 +15,17 @@ mod header;
 mod index_file;
 mod json;
 mod parallel;
-mod patch;
+pub(crate) mod patch;
 #[cfg(test)]
 mod patch_tests;
 #[cfg(test)]
 mod power_tests;
-pub(crate) mod set;
 mod strict;
 #[cfg(test)]
 mod tests;
 pub mod write;
 
+pub use crate::save::recover_set;
 pub(crate) use files::{missing_shard, open_threads, read_index_file, shard_paths};
 pub(crate) use folder::folder_layout_error;
 pub(crate) use index_file::IndexFile;
@@ -34,4 +34,3 @@ pub(crate) use parallel::try_map;
 pub use files::{Opener, SafetensorsFiles};
 pub use header::{Header, Metadata, Rules, header_range};
 pub use patch::{patch, undo_patch};
-pub use set::recover_set;

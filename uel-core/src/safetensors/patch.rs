@@ -185,7 +185,7 @@ pub fn undo_patch(path: impl AsRef<Path>) -> Result<bool> {
     undo_patch_on(&LocalDisk, path.as_ref())
 }
 
-pub(super) fn undo_patch_on(disk: &dyn Disk, path: &Path) -> Result<bool> {
+pub(crate) fn undo_patch_on(disk: &dyn Disk, path: &Path) -> Result<bool> {
     if !interrupted(disk, path)? {
         return Ok(false);
     }

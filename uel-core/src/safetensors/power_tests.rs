@@ -1,11 +1,11 @@
 //! Losses of power at every moment of a save, a replaced set and a patch, with whatever was not synced lost or not.
 
 use super::patch::{patch_regions, undo_patch_on};
-use super::set::{JOURNAL, recover_set};
 use super::write::{
     IncrementalOptions, IncrementalWriter, SaveOptions, ShardedWriter, StreamingWriter, TensorMeta, plan_shards,
 };
 use crate::disk::{Disk, Operation, RecordingDisk};
+use crate::save::set::{JOURNAL, recover_set};
 use crate::{Dtype, Durability};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -241,6 +241,11 @@ impl<'a> Arena<'a> {
         self.nodes.get(id as usize).copied().unwrap_or(Node::None)
     }
 
+    /// Every value, in the order in which they were made.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = Id> + use<> {
+        0..self.nodes.len() as Id
+    }
+
     pub(crate) fn object(&self, at: u32) -> Option<Object> {
         self.objects.get(at as usize).copied()
     }

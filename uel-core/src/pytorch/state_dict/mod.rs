@@ -19,6 +19,7 @@ mod walk;
 use super::contents::{Contents, StorageView};
 use super::pickle::Pickle;
 use crate::Result;
+use std::collections::HashMap;
 
 /// How a pickle becomes tensors with names.
 #[derive(Clone, Copy, Default)]
@@ -55,6 +56,11 @@ pub(crate) fn element_bytes(class: &str) -> Option<u64> {
 }
 
 impl Pickle<'_> {
+    /// The bytes of one element of every storage that the pickle names, by key.
+    pub(crate) fn element_sizes(&self) -> HashMap<String, u64> {
+        walk::Walker::new(self, ContentsOptions::default()).element_sizes()
+    }
+
     /// The tensors and values, with the names that the nesting gives them: keys, indices and attributes with dots
     /// between them. What is a single tensor is called `tensor`. An `nn.Module` gives the names of its `state_dict()`.
     ///

@@ -165,7 +165,7 @@ impl<'p> Walker<'p> {
                 self.emit(made)
             }
             (Known::NumpyReconstruct | Known::NumpyFromBuffer, _) => match self.numpy(id) {
-                Err(super::storage::Fault::Unreadable(_)) => self.visit_other(object),
+                Err(super::storage::Fault::Unreadable(..)) => self.visit_other(object),
                 made => self.emit(made.map(super::rebuild::Made::of)),
             },
             (Known::Mapping, _) => {

@@ -17,7 +17,7 @@ pub(super) struct Made {
     /// The tensor itself; sparse and nested ones have only parts.
     pub(super) tensor: Option<TensorSpec>,
     /// Why it cannot be read, though its parts may be.
-    pub(super) unreadable: Option<String>,
+    pub(super) unreadable: Option<(Kind, String)>,
     /// Tensors that belong to it, under names of their own.
     pub(super) parts: Vec<(&'static str, Id)>,
     /// What else it says, as `scale`.
@@ -34,8 +34,8 @@ impl Made {
     }
 
     /// A tensor that cannot be read.
-    pub(super) fn not(why: String) -> Self {
-        Self { unreadable: Some(why), ..Self::default() }
+    pub(super) fn not(kind: Kind, why: String) -> Self {
+        Self { unreadable: Some((kind, why)), ..Self::default() }
     }
 }
 
@@ -135,7 +135,7 @@ impl<'p> Walker<'p> {
             Rebuild::Wrapper => {
                 let name = args.first().map(|&class| self.global_name(class)).unwrap_or_default();
                 let why = format!("a tensor of the class {name} has no data of its own");
-                Ok(Made::not(why))
+                Ok(Made::not(Kind::UnsupportedDtype, why))
             }
         }
     }

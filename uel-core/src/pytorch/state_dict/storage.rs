@@ -6,18 +6,24 @@ use super::walk::Walker;
 use crate::pytorch::contents::{Place, StorageRef, StorageView, TensorSpec};
 use crate::pytorch::pickle::{Id, Node};
 use crate::{Error, Kind, Result, limits};
+use std::collections::HashMap;
 
 /// Why there is no tensor.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// It is of a kind that cannot be read, or made of something unknown: others can be read.
-    Unreadable(String),
+    Unreadable(Kind, String),
     /// It contradicts itself: the file is wrong.
     Wrong(Error),
 }
 
 pub(super) fn unreadable<T>(why: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault::Unreadable(why.into()))
+    Err(Fault::Unreadable(Kind::UnsupportedDtype, why.into()))
+}
+
+/// As [`unreadable`], where no torch would write it so.
+pub(super) fn malformed<T>(why: impl Into<String>) -> Result<T, Fault> {
+    Err(Fault::Unreadable(Kind::Pickle, why.into()))
 }
 
 pub(super) fn wrong<T>(kind: Kind, message: &str) -> Result<T, Fault> {
@@ -36,11 +42,14 @@ impl<'p> Walker<'p> {
         let Node::Persistent(name) = self.arena.node(id) else {
             return match self.known_of(id) {
                 Some(Known::LoadFromBytes) => unreadable("its storage is a PyTorch file within the pickle"),
-                _ => unreadable("its storage is none that the file names"),
+                _ => malformed("its storage is none that the file names"),
             };
         };
         let Some((storage, element)) = self.describe(name) else {
-            return unreadable("the persistent id of its storage has not the form that PyTorch writes");
+            return match self.storage_class(name) {
+                Some(class) => unreadable(format!("its storage is of an unknown class: {class}")),
+                None => malformed("the persistent id of its storage has not the form that PyTorch writes"),
+            };
         };
         let key_bytes = storage.key.len() + storage.location.len();
         self.spend_text(key_bytes).map_err(Fault::Wrong)?;
@@ -82,6 +91,28 @@ impl<'p> Walker<'p> {
         Some((storage, element))
     }
 
+    /// The bytes of one element of every storage that the pickle names, by key, whether a tensor is made of it or not: of a
+    /// part of a storage those of the whole.
+    pub(super) fn element_sizes(&self) -> HashMap<String, u64> {
+        let named = |id| match self.arena.node(id) {
+            Node::Persistent(name) => self.describe(name),
+            _ => None,
+        };
+        let whole =
+            |(storage, _): (StorageRef, _)| (storage.view.map_or(storage.key, |view| view.root), storage.element_bytes);
+        self.arena.ids().filter_map(named).map(whole).collect()
+    }
+
+    /// The class that a persistent id names for its storage, where it is none that is known.
+    fn storage_class(&self, name: Id) -> Option<String> {
+        let class = *self.arena.sequence(name)?.get(1)?;
+        let Node::Global(_) = self.arena.node(class) else { return None };
+        match self.known_global(class) {
+            Some(Known::Storage(_)) => None,
+            _ => Some(self.global_name(class)),
+        }
+    }
+
     /// The name of a storage: ancient files have numbers.
     fn key(&self, id: Id) -> Option<String> {
         match self.arena.node(id) {
@@ -108,7 +139,7 @@ impl<'p> Walker<'p> {
             let args = self.arena.object(at).and_then(|object| self.arena.sequence(object.args));
             id = args.and_then(<[Id]>::first).copied().unwrap_or(id);
         }
-        let Some(items) = self.arena.sequence(id) else { return unreadable(format!("its {what} are no tuple")) };
+        let Some(items) = self.arena.sequence(id) else { return malformed(format!("its {what} are no tuple")) };
         if items.len() > limits::MAX_RANK {
             let error = Error::new(Kind::Limit, "too many dimensions").with_expected(limits::MAX_RANK);
             return Err(Fault::Wrong(error.with_got(items.len())));
@@ -125,7 +156,7 @@ impl<'p> Walker<'p> {
                     let message = format!("one of its {what} is negative or too large");
                     return Err(Fault::Wrong(Error::new(Kind::Overflow, message)));
                 }
-                _ => return unreadable(format!("one of its {what} is no number")),
+                _ => return malformed(format!("one of its {what} is no number")),
             }
         }
         Ok(values)

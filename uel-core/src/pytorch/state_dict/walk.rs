@@ -256,7 +256,7 @@ impl<'p> Walker<'p> {
         let name = self.name().to_owned();
         let mut made = match made {
             Ok(made) => made,
-            Err(Fault::Unreadable(why)) => Made::not(why),
+            Err(Fault::Unreadable(kind, why)) => Made::not(kind, why),
             Err(Fault::Wrong(error)) => return Err(error.with_tensor(&name)),
         };
         let mut shown = None;
@@ -266,11 +266,11 @@ impl<'p> Walker<'p> {
             self.count_name(&name)?;
             tensor.name = name;
             self.contents.tensors.push(tensor);
-        } else if let Some(why) = made.unreadable {
+        } else if let Some((kind, why)) = made.unreadable {
             shown = Some(format!("<unreadable tensor {name}: {why}>"));
             self.count_name(&name)?;
             self.spend_text(why.len())?;
-            self.contents.unreadable.push(Unreadable { name, why });
+            self.contents.unreadable.push(Unreadable { name, kind, why });
         }
         let (attributes, _) = self.attributes(&made.states);
         if made.parts.is_empty() && made.values.is_empty() && attributes.is_empty() {
@@ -312,7 +312,7 @@ impl<'p> Walker<'p> {
             let why = format!("it is nested more than {} deep", limits::MAX_PICKLE_DEPTH);
             let name = self.name().to_owned();
             self.count_name(&name)?;
-            self.contents.unreadable.push(Unreadable { name, why });
+            self.contents.unreadable.push(Unreadable { name, kind: Kind::Limit, why });
         }
         Ok("<nested too deeply>".into())
     }

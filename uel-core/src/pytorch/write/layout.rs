@@ -3,7 +3,7 @@
 use super::StateDict;
 use super::archive::{ALIGNMENT, Entry, Name, end_of_file, push_end, push_entry};
 use super::pickle::{Pickler, StorageClass, Tensor};
-use crate::safetensors::write::TensorMeta;
+use crate::save::TensorMeta;
 use crate::{Dtype, Error, Kind, Result, limits};
 use std::collections::HashMap;
 use std::hash::Hasher as _;

@@ -1,10 +1,9 @@
 //! Checkpoints in several files, with an index file.
 
 use super::{PthWriter, StateDict};
-use crate::safetensors::set::{Member, commit_set};
-use crate::safetensors::write::{
-    SaveOptions, SaveReport, ShardPlan, TensorMeta, Written, check_shard_names, index_text, plan_shards_named,
-};
+use crate::save::set::{Member, commit_set};
+use crate::save::shards::{check_shard_names, index_text, plan_shards_named};
+use crate::save::{SaveOptions, SaveReport, ShardPlan, TensorMeta, Written};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// ```
 /// use uel_core::Dtype;
 /// use uel_core::pytorch::write::plan_shards;
-/// use uel_core::safetensors::write::TensorMeta;
+/// use uel_core::save::TensorMeta;
 /// let metas = ["a", "b"].map(|name| TensorMeta::new(name, Dtype::U8, [10]));
 /// let plan = plan_shards(metas, 10, "pytorch_model", "bin")?;
 /// assert_eq!(plan.names, ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]);
@@ -42,7 +41,7 @@ pub fn plan_shards(
 /// ```
 /// use uel_core::Dtype;
 /// use uel_core::pytorch::write::{PthShardedWriter, plan_shards};
-/// use uel_core::safetensors::write::{SaveOptions, TensorMeta};
+/// use uel_core::save::{SaveOptions, TensorMeta};
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let folder = folder.path();
 /// let metas = ["a", "b"].map(|name| TensorMeta::new(name, Dtype::U8, [10]));

@@ -1,6 +1,6 @@
 //! What a file is to hold, but for the tensors' bytes.
 
-use crate::safetensors::write::TensorMeta;
+use crate::save::TensorMeta;
 use serde_json::{Map, Value};
 
 /// What a PyTorch file is to hold: the tensors of a state_dict, in its order, names that share a tensor, and values that
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 /// ```
 /// use uel_core::Dtype;
 /// use uel_core::pytorch::write::StateDict;
-/// use uel_core::safetensors::write::TensorMeta;
+/// use uel_core::save::TensorMeta;
 /// let embedding = TensorMeta::new("wte.weight", Dtype::F32, [4, 2]);
 /// let dict = StateDict::new([embedding]).with_tied("lm_head.weight", "wte.weight");
 /// let checkpoint = dict.under("state_dict").with_value("epoch", 3);

@@ -4,7 +4,7 @@ use super::StateDict;
 use super::archive::Entry;
 use super::layout::Layout;
 use crate::atomic::AtomicFile;
-use crate::safetensors::write::{SaveOptions, SaveReport, TensorMeta, Written};
+use crate::save::{SaveOptions, SaveReport, TensorMeta, Written};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +28,7 @@ const GATHERED_BYTES: usize = 1 << 20;
 /// ```
 /// use uel_core::Dtype;
 /// use uel_core::pytorch::write::PthWriter;
-/// use uel_core::safetensors::write::{SaveOptions, TensorMeta};
+/// use uel_core::save::{SaveOptions, TensorMeta};
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("model.pth");
 /// let metas = [TensorMeta::new("a", Dtype::U8, [4]), TensorMeta::new("b", Dtype::F32, [])];

@@ -8,7 +8,7 @@ mod streaming;
 
 use super::*;
 use crate::Dtype;
-use crate::safetensors::write::{SaveOptions, SaveReport, TensorMeta};
+use crate::save::{SaveOptions, SaveReport, TensorMeta};
 use proptest::prelude::*;
 use proptest::sample::select;
 use std::io::Read as _;

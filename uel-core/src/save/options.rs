@@ -3,9 +3,9 @@
 use crate::atomic::{AtomicFile, Durability, Symlinks};
 use crate::disk::{Direct, Disk, LocalDisk};
 use crate::index::byte_len_of;
-use crate::safetensors::Metadata;
 use crate::safetensors::patch::undo_patch_on;
 use crate::{Dtype, Result, limits};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl TensorMeta {
     ///
     /// ```
     /// use uel_core::Dtype;
-    /// use uel_core::safetensors::write::TensorMeta;
+    /// use uel_core::save::TensorMeta;
     /// let meta = TensorMeta::new("wte.weight", Dtype::Bf16, [50257, 768]);
     /// assert_eq!(meta.byte_len()?, 77_194_752);
     /// # Ok::<(), uel_core::Error>(())
@@ -48,13 +48,13 @@ impl TensorMeta {
 /// How a file is written. The defaults: an [atomic](Durability::Atomic) save, no metadata, no hashes.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
-    pub(super) durability: Durability,
-    pub(super) symlinks: Symlinks,
-    pub(super) metadata: Option<Metadata>,
-    pub(super) hashes: bool,
-    pub(super) rename: bool,
-    pub(super) direct: Direct,
-    pub(super) disk: Arc<dyn Disk>,
+    pub(crate) durability: Durability,
+    pub(crate) symlinks: Symlinks,
+    pub(crate) metadata: Option<BTreeMap<String, String>>,
+    pub(crate) hashes: bool,
+    pub(crate) rename: bool,
+    pub(crate) direct: Direct,
+    pub(crate) disk: Arc<dyn Disk>,
 }
 
 impl Default for SaveOptions {
@@ -126,7 +126,7 @@ impl SaveOptions {
     }
 
     /// The metadata that was set.
-    pub fn metadata(&self) -> Option<&Metadata> {
+    pub fn metadata(&self) -> Option<&BTreeMap<String, String>> {
         self.metadata.as_ref()
     }
 

@@ -3,9 +3,9 @@
 //! One rename is atomic, several are not. So the renames that are to come are written down first, in a file that stays until
 //! all are done, and while it is there UEL refuses to open the folder.
 
-use super::patch::undo_patch_on;
 use crate::atomic::{AtomicFile, Durability, Hold, Symlinks};
 use crate::disk::{Disk, Entry};
+use crate::safetensors::patch::undo_patch_on;
 use crate::{Error, Kind, Result, limits};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -21,7 +21,7 @@ pub(crate) struct Member {
 }
 
 /// The file that says which renames are under way in its folder.
-pub(super) const JOURNAL: &str = ".uel-replacing.json";
+pub(crate) const JOURNAL: &str = ".uel-replacing.json";
 
 /// How the names of finished files begin that wait for their renames.
 const WAITING_START: &str = ".uel-new.";
@@ -198,7 +198,7 @@ fn recover_held(disk: &dyn Disk, folder: &Path) -> Result<bool> {
 }
 
 /// An error where a set is being replaced in the folder of `index_file`, or was when a process ended.
-pub(super) fn check_not_replacing(folder: &Path) -> Result<()> {
+pub(crate) fn check_not_replacing(folder: &Path) -> Result<()> {
     let path: PathBuf = folder.join(JOURNAL);
     match std::fs::symlink_metadata(&path) {
         Err(_) => Ok(()),

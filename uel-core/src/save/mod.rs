@@ -1,0 +1,9 @@
+//! What every format's writers have in common: what is written, how, and files that are replaced as a set.
+
+mod options;
+pub(crate) mod set;
+pub(crate) mod shards;
+
+pub use options::{SaveOptions, SaveReport, TensorMeta, Written};
+pub use set::recover_set;
+pub use shards::ShardPlan;
