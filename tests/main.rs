@@ -21,8 +21,6 @@ mod python;
 mod saving;
 mod tied;
 mod torch;
-#[path = "torch/written.rs"]
-mod torch_written;
 mod tracing;
 mod var_builder;
 mod verified;

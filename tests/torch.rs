@@ -5,6 +5,7 @@
 mod expected;
 mod hostile;
 mod readers;
+mod written;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

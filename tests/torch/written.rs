@@ -1,6 +1,6 @@
 //! PyTorch files that UEL writes, as torch reads them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
@@ -157,9 +157,8 @@ pub(crate) fn write_folder(path: &Path) {
 fn files_that_uel_writes_read_the_same_by_torch() {
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path());
-    let python = PathBuf::from(std::env::var_os("UEL_TORCH").expect("UEL_TORCH names an interpreter that has torch"));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torch/check_written.py");
-    let status = Command::new(python).arg(script).arg(folder.path()).status().unwrap();
+    let status = Command::new(super::python()).arg(script).arg(folder.path()).status().unwrap();
     assert!(status.success());
 }
 
