@@ -18,6 +18,7 @@ mod edits;
 mod mapped;
 mod memory;
 mod python;
+mod pytorch;
 mod saving;
 mod tied;
 mod torch;

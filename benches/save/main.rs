@@ -46,7 +46,7 @@ static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 const TENSORS: u64 = 200;
 
 fn main() {
-    let all = ["fast", "synced", "edit", "async", "hashes"];
+    let all = ["fast", "large", "synced", "edit", "async", "hashes"];
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     if let Some(unknown) = asked.iter().find(|arg| !all.contains(&arg.as_str())) {
         panic!("there is no case {unknown:?}; there are {all:?}");
@@ -55,6 +55,7 @@ fn main() {
     for case in all.iter().filter(|case| asked.is_empty() || asked.iter().any(|arg| arg == **case)) {
         match *case {
             "fast" => fast(),
+            "large" => large(),
             "synced" => synced(),
             "edit" => edit(),
             "async" => background(),
@@ -64,8 +65,15 @@ fn main() {
     }
 }
 
+/// Tensors of 100 MB, as the layers of models of some billion parameters are.
+const LARGE_TENSORS: u64 = 20;
+
 fn source() -> PathBuf {
-    let path = files::bf16_file(&files::folder(), TENSORS);
+    source_of(TENSORS)
+}
+
+fn source_of(tensors: u64) -> PathBuf {
+    let path = files::bf16_file(&files::folder(), tensors);
     files::warm(&path);
     path
 }
@@ -159,6 +167,20 @@ fn fast() {
     if let Some(other) = times.iter().find(|times| times.name == "unifiedefficientloader") {
         claim("save as a multiple of unifiedefficientloader's", other.median() / save, 1.0, false);
     }
+}
+
+fn large() {
+    let tensors = tensors(&source_of(LARGE_TENSORS));
+    let candidates = vec![
+        writing("dd bs=8M", |target| dd(target, &[])),
+        writing("uel save, nothing synced", |target| uel_save(&tensors, target, Durability::Fast)),
+        writing("uel save, synced (the default)", |target| uel_save(&tensors, target, Durability::Atomic)),
+        writing("candle save", |target| candle_core::safetensors::save(&tensors, target).unwrap()),
+    ];
+    let times = in_turns("2 GB of bf16 in 20 tensors, not synced", files::BYTES, rounds(7), candidates);
+    let multiple = |name: &str| of(&times, "candle save").median() / of(&times, name).median();
+    claim("save as a multiple of candle's", multiple("uel save, nothing synced"), 3.0, false);
+    println!("- synced, it is {:.2} times candle's, which is not", multiple("uel save, synced (the default)"));
 }
 
 fn synced() {

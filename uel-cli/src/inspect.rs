@@ -92,15 +92,15 @@ struct TensorEntry<'a> {
     offset: u64,
     /// Of PyTorch files: which storage it is a part of, and how its elements lie there.
     #[serde(skip_serializing_if = "Option::is_none", flatten)]
-    detail: Option<Detail<'a>>,
+    detail: Option<Detail>,
 }
 
 #[derive(Serialize)]
-struct Detail<'a> {
-    storage: &'a str,
+struct Detail {
+    storage: String,
     storage_offset: u64,
     /// In bytes.
-    strides: &'a [u64],
+    strides: Vec<u64>,
     requires_grad: bool,
     /// Whether its bytes are made from the file's: `offset` then counts in what is made.
     derived: bool,
@@ -129,9 +129,9 @@ fn report<'a>(path: &Path, files: &'a CheckpointFiles, infos: &[TensorInfo<'a>])
     let detail = |info: &TensorInfo<'a>| {
         let found = files.pytorch().iter().find_map(|file| file.detail(info.name()))?;
         Some(Detail {
-            storage: &found.storage,
+            storage: found.storage,
             storage_offset: found.storage_offset,
-            strides: &found.strides,
+            strides: found.strides,
             requires_grad: found.requires_grad,
             derived: info.file() >= files.files().len(),
         })

@@ -65,6 +65,11 @@ impl GlobalEntry {
         }
     }
 
+    fn fault(&self) -> Error {
+        let error = Error::new(Kind::DangerousGlobal, "the pickle names what can run code where Python loads it");
+        error.with_path(&self.file).with_got(&self.global)
+    }
+
     /// What `torch.load` would do with it.
     fn in_words(&self) -> &'static str {
         match (self.verdict, self.called) {
@@ -106,6 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let mut faults = CheckpointFiles::faults(&args.path, &args.opening.options());
     let scan = if args.deep { Some(deep_scan(args, &mut faults)?) } else { None };
     let globals = globals_of(args);
+    faults.extend(globals.iter().flatten().filter(|global| global.verdict == "dangerous").map(GlobalEntry::fault));
 
     // Where there is no checkpoint at all there is nothing to report on, and the error is the one line.
     if !args.json && faults.len() == 1 && faults.iter().all(|fault| is_absent(fault, args)) {

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use uel_candle::FileFormat;
 use uel_core::checkpoint::{CheckpointFiles, FilesOptions};
 
 /// Runs before each that counts, at most.
@@ -71,7 +72,13 @@ fn loaders(args: &LoadArgs, paths: &[PathBuf]) -> Vec<Loader> {
     let mode = args.mode.to_possible_value().map_or_else(String::new, |mode| mode.get_name().to_owned());
     let mut loaders = vec![loader("uel", &["--mode", &mode], std::slice::from_ref(&args.path))];
     match args.vs {
-        Some(Peer::Candle) => loaders.extend(["candle", "candle-mmap"].map(|name| loader(name, &[], paths))),
+        Some(Peer::Candle) => {
+            loaders.push(loader("candle", &[], paths));
+            // It maps safetensors alone.
+            if paths.iter().all(|path| FileFormat::of_path(path) == FileFormat::Safetensors) {
+                loaders.push(loader("candle-mmap", &[], paths));
+            }
+        }
         None => {}
     }
     loaders

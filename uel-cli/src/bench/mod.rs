@@ -82,7 +82,8 @@ struct LoadArgs {
     /// Drop the files from the page cache before every run, and make sure that they are gone
     #[arg(long)]
     cold: bool,
-    /// Measure another loader too: candle's `load` and its mapped loader, which copies tensors out of the mapping
+    /// Measure another loader too: candle's `load` and its mapped loader, which copies tensors out of the mapping; for
+    /// PyTorch files its `read_all`
     #[arg(long, value_enum, value_name = "LOADER")]
     vs: Option<Peer>,
     /// How often each loader runs

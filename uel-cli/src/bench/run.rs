@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use uel_candle::{LoadOptions, LoadReport, Mode};
+use uel_candle::{FileFormat, LoadOptions, LoadReport, Mode};
 
 /// The hidden command that a measuring process is started with.
 pub(crate) const RUN_COMMAND: &str = "__bench-run";
@@ -150,7 +150,10 @@ fn candle(
 }
 
 fn load_with_candle(file: &Path) -> candle_core::Result<HashMap<String, Tensor>> {
-    candle_core::safetensors::load(file, &Device::Cpu)
+    match FileFormat::of_path(file) {
+        FileFormat::PyTorch => Ok(candle_core::pickle::read_all(file)?.into_iter().collect()),
+        _ => candle_core::safetensors::load(file, &Device::Cpu),
+    }
 }
 
 fn measured(seconds: Duration, read_seconds: Duration, tensor_count: usize) -> Measured {

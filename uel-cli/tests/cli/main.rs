@@ -8,6 +8,7 @@ mod extract;
 mod html;
 mod inspect;
 mod merge;
+mod pytorch;
 mod recover;
 mod split;
 mod verify;

@@ -4,7 +4,7 @@ use super::{CheckpointFiles, Format};
 use crate::pytorch::{PytorchFile, PytorchOptions};
 use crate::safetensors::{IndexFile, Opener, missing_shard, open_threads, read_index_file, shard_paths, try_map};
 use crate::source::ByteSource;
-use crate::{Error, Kind, Result, TensorIndexBuilder};
+use crate::{Error, Kind, Result, TensorIndex, TensorIndexBuilder};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,6 +57,11 @@ fn merge(opened: Vec<PytorchFile>) -> Result<CheckpointFiles> {
         made.extend(rest.iter().cloned());
     }
     sources.append(&mut made);
+    // Of a single file the numbers are those of its sources.
+    if let [only] = opened.as_slice() {
+        let index = only.index().clone();
+        return Ok(files(sources, file_count, index, opened));
+    }
     let mut index = TensorIndexBuilder::with_capacity(opened.iter().map(|file| file.index().len()).sum(), 0);
     for (number, (file, &made)) in opened.iter().zip(&numbers).enumerate() {
         for info in file.index().iter() {
@@ -68,13 +73,22 @@ fn merge(opened: Vec<PytorchFile>) -> Result<CheckpointFiles> {
             })?;
         }
     }
-    Ok(CheckpointFiles {
+    Ok(files(sources, file_count, index.finish(), opened))
+}
+
+fn files(
+    sources: Vec<Arc<dyn ByteSource>>,
+    file_count: usize,
+    index: TensorIndex,
+    pytorch: Vec<PytorchFile>,
+) -> CheckpointFiles {
+    CheckpointFiles {
         format: Format::Pytorch,
         sources,
         file_count,
         metadata: Vec::new(),
-        index: index.finish(),
+        index,
         index_file: None,
-        pytorch: opened,
-    })
+        pytorch,
+    }
 }

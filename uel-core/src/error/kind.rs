@@ -86,6 +86,8 @@ kinds! {
     Pickle = "pickle",
     /// A zip archive contradicts itself, or uses what no checkpoint does.
     Archive = "archive",
+    /// A pickle names what can run code when Python loads it.
+    DangerousGlobal = "dangerous-global",
     /// No supported format is recognised.
     UnknownFormat = "unknown-format",
     /// A tensor was asked for that the checkpoint does not have.

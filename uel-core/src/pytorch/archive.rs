@@ -54,31 +54,22 @@ impl ArchiveEntry {
     }
 }
 
-/// The directory of an archive.
-#[derive(Debug)]
-pub(crate) struct Archive {
-    /// In the order of their bytes.
-    pub(crate) entries: Vec<ArchiveEntry>,
-    by_name: HashMap<Box<str>, usize>,
+/// The entries of an archive, in the order of their bytes.
+///
+/// Where an entry is not laid out as torch does it, its local header is read.
+pub(crate) fn read_entries(source: &dyn ByteSource) -> Result<Vec<ArchiveEntry>> {
+    let mut entries = read_directory(source)?;
+    entries.sort_by_key(|entry| entry.header);
+    settle(source, &mut entries)?;
+    Ok(entries)
 }
 
-impl Archive {
-    /// Reads the directory of `source`, and the local headers of entries that are not laid out as torch does.
-    pub(crate) fn open(source: &dyn ByteSource) -> Result<Self> {
-        let mut entries = read_directory(source)?;
-        entries.sort_by_key(|entry| entry.header);
-        settle(source, &mut entries)?;
-        let mut by_name = HashMap::with_capacity(entries.len());
-        for (position, entry) in entries.iter().enumerate() {
-            by_name.insert(entry.name.clone(), position);
-        }
-        Ok(Self { entries, by_name })
-    }
+/// Entries by name.
+pub(crate) type ByName<'a> = HashMap<&'a str, &'a ArchiveEntry, foldhash::fast::RandomState>;
 
-    /// The entry called `name`.
-    pub(crate) fn get(&self, name: &str) -> Option<&ArchiveEntry> {
-        self.entries.get(*self.by_name.get(name)?)
-    }
+/// The entries by their names, each of which stands once.
+pub(crate) fn by_name(entries: &[ArchiveEntry]) -> ByName<'_> {
+    entries.iter().map(|entry| (&*entry.name, entry)).collect()
 }
 
 /// All entries as the directory has them, with predicted ranges.

@@ -1,6 +1,6 @@
 //! One PyTorch file: its container, its pickle, and the index of its tensors.
 
-use super::archive::{Archive, ArchiveEntry, Method, shown};
+use super::archive::{ArchiveEntry, ByName, Method, by_name, read_entries, shown};
 use super::cache::Cache;
 use super::contents::{Contents, Place, StorageRef, TensorSpec, Unreadable};
 use super::derived::{DerivedSource, Recipe};
@@ -13,7 +13,7 @@ use super::{legacy, tar};
 use crate::source::{ByteSource, ByteSourceExt, MemorySource};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex, TensorIndexBuilder, limits};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What kind of file the tensors stand in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,13 +119,17 @@ impl UnreadableTensor {
 pub struct PytorchFile {
     sources: Vec<Arc<dyn ByteSource>>,
     index: TensorIndex,
-    details: HashMap<String, TensorDetail>,
+    /// What the pickle says of each tensor, and of the storages.
+    specs: Vec<TensorSpec>,
+    refs: Vec<StorageRef>,
+    /// Positions in `specs`, once they were asked for.
+    by_name: OnceLock<HashMap<String, usize>>,
     container: Container,
     big_endian: bool,
     globals: Vec<Global>,
     values: serde_json::Value,
     unreadable: Vec<UnreadableTensor>,
-    entries: Vec<ArchiveEntry>,
+    entries: Arc<[ArchiveEntry]>,
 }
 
 /// What a container gives: a pickle's contents, and where each storage's bytes are.
@@ -136,7 +140,7 @@ pub(super) struct Parts {
     pub(super) contents: Contents,
     /// For each of `contents.storages`: its bytes, and where they begin in their source.
     pub(super) storages: Vec<Stored>,
-    pub(super) entries: Vec<ArchiveEntry>,
+    pub(super) entries: Arc<[ArchiveEntry]>,
 }
 
 /// The bytes of a storage.
@@ -181,8 +185,22 @@ impl PytorchFile {
     }
 
     /// What torch knows of the tensor called `name`.
-    pub fn detail(&self, name: &str) -> Option<&TensorDetail> {
-        self.details.get(name)
+    pub fn detail(&self, name: &str) -> Option<TensorDetail> {
+        let by_name = self.by_name.get_or_init(|| {
+            self.specs.iter().enumerate().map(|(position, spec)| (spec.name.clone(), position)).collect()
+        });
+        let spec = self.specs.get(*by_name.get(name)?)?;
+        let (storage, storage_offset) = match spec.place {
+            Place::Storage { storage, offset } => (self.refs.get(storage).map(|storage| storage.key.clone()), offset),
+            Place::Embedded { .. } => (None, 0),
+        };
+        Some(TensorDetail {
+            storage: storage.unwrap_or_default(),
+            storage_offset,
+            strides: spec.strides.clone(),
+            requires_grad: spec.requires_grad,
+            is_parameter: spec.parameter,
+        })
     }
 
     /// Every global that the pickle names, in the order of their first use.
@@ -200,8 +218,8 @@ impl PytorchFile {
         &self.unreadable
     }
 
-    /// The entries of a zip archive that can be compared with their CRC by [`check_entry`](Self::check_entry), each with
-    /// its bytes in the file.
+    /// The entries of a zip archive, which are compared with their CRCs by [`check_entry`](Self::check_entry), each with its
+    /// bytes in the file.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
         self.entries.iter().map(|entry| (&*entry.name, entry.range.byte_len()))
     }
@@ -210,11 +228,12 @@ impl PytorchFile {
     ///
     /// # Errors
     ///
-    /// [`Kind::HashMismatch`] where the CRC is another one; [`Kind::Archive`] where it cannot be inflated; those of the
-    /// source.
+    /// [`Kind::HashMismatch`] where the CRC is another one; [`Kind::Archive`] where it is encrypted or cannot be inflated;
+    /// those of the source.
     pub fn check_entry(&self, position: usize) -> Result<()> {
         let (Some(entry), Some(source)) = (self.entries.get(position), self.sources.first()) else { return Ok(()) };
         let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
+        check_readable(entry).map_err(place)?;
         if entry.method == Method::Deflated {
             return inflate::inflate(&**source, entry).map(drop).map_err(place);
         }
@@ -246,8 +265,8 @@ pub fn scan_globals(source: &dyn ByteSource) -> Result<Vec<Global>> {
     let scan_it = || {
         let start = source.read_range(ByteRange::new(0, START_BYTES.min(source.byte_len())).unwrap_or_default())?;
         let bytes = if start.starts_with(ZIP_START) {
-            let archive = Archive::open(source)?;
-            let pickle = find_pickle(&archive)?;
+            let entries = read_entries(source)?;
+            let pickle = find_pickle(&entries)?;
             check_pickle_size(pickle)?;
             let range = super::local::read(source, pickle)?;
             let pickle = ArchiveEntry {
@@ -308,49 +327,54 @@ fn open(source: Arc<dyn ByteSource>, options: &PytorchOptions) -> Result<Pytorch
 }
 
 fn open_archive(source: Arc<dyn ByteSource>, options: &ContentsOptions<'_>) -> Result<(Arc<dyn ByteSource>, Parts)> {
-    let archive = Archive::open(&*source)?;
-    let pickle = find_pickle(&archive)?;
+    let entries: Arc<[ArchiveEntry]> = read_entries(&*source)?.into();
+    let pickle = find_pickle(&entries)?;
     let prefix = pickle.name.strip_suffix("data.pkl").unwrap_or_default();
     check_pickle_size(pickle)?;
-    let source: Arc<dyn ByteSource> = Arc::new(ArchiveSource::new(source, archive.entries.clone()));
+    let source: Arc<dyn ByteSource> = Arc::new(ArchiveSource::new(source, Arc::clone(&entries)));
     let bytes = read_entry(&*source, pickle)?;
     let (unpickled, used) = unpickle(&bytes)?;
     if used != bytes.len() {
         return Err(Error::new(Kind::Pickle, "bytes stand behind the end of the pickle").with_offset(used as u64));
     }
     let contents = unpickled.contents(options)?;
-    let big_endian = match archive.get(&format!("{prefix}byteorder")) {
+    let by_name = by_name(&entries);
+    let big_endian = match by_name.get(format!("{prefix}byteorder").as_str()) {
         None => false,
         Some(entry) => byte_order(&*source, entry)?,
     };
     let cache = Arc::new(Cache::default());
     let mut storages = Vec::with_capacity(contents.storages.len());
+    let mut name = format!("{prefix}data/");
+    let folder_bytes = name.len();
     for storage in &contents.storages {
-        storages.push(stored(&source, &archive, prefix, storage, &cache)?);
+        name.truncate(folder_bytes);
+        name.push_str(&storage.key);
+        storages.push(stored(&source, &entries, &by_name, &name, &cache)?);
     }
-    let script = archive.get(&format!("{prefix}constants.pkl")).is_some();
+    let script = by_name.contains_key(format!("{prefix}constants.pkl").as_str());
     let parts = Parts {
         container: if script { Container::TorchScript } else { Container::Zip },
         big_endian,
         globals: unpickled.globals().to_vec(),
         contents,
         storages,
-        entries: archive.entries,
+        entries: Arc::clone(&entries),
     };
     Ok((source, parts))
 }
 
 /// The one entry `FOLDER/data.pkl`.
-fn find_pickle(archive: &Archive) -> Result<&ArchiveEntry> {
+fn find_pickle(entries: &[ArchiveEntry]) -> Result<&ArchiveEntry> {
     let is_pickle = |entry: &&ArchiveEntry| {
         entry.name.strip_suffix("data.pkl").is_some_and(|prefix| prefix.is_empty() || is_folder(prefix))
     };
-    let mut found = archive.entries.iter().filter(is_pickle);
+    let mut found = entries.iter().filter(is_pickle);
     match (found.next(), found.next()) {
         (Some(only), None) => Ok(only),
         (Some(_), Some(_)) => Err(Error::new(Kind::Archive, "the archive has several pickles named data.pkl")),
         (None, _) => {
-            let names: Vec<&str> = archive.entries.iter().take(5).map(|entry| shown(&entry.name)).collect();
+            let names: Vec<&str> = entries.iter().take(5).map(|entry| shown(&entry.name)).collect();
             Err(Error::new(Kind::UnknownFormat, "the zip archive is no PyTorch checkpoint: it has no data.pkl")
                 .with_got(format!("entries such as {names:?}")))
         }
@@ -425,24 +449,23 @@ fn byte_order(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<bool> {
     }
 }
 
-/// Where the bytes of a storage are.
+/// Where the bytes of the storage in the entry `name` are.
 fn stored(
     source: &Arc<dyn ByteSource>,
-    archive: &Archive,
-    prefix: &str,
-    storage: &StorageRef,
+    entries: &[ArchiveEntry],
+    by_name: &ByName<'_>,
+    name: &str,
     cache: &Arc<Cache>,
 ) -> Result<Stored> {
-    let name = format!("{prefix}data/{}", storage.key);
-    let Some(entry) = archive.get(&name) else {
+    let Some(&entry) = by_name.get(name) else {
         return Err(Error::new(Kind::MissingField, "the archive has no entry for a storage that the pickle names")
-            .with_expected(format!("entry {:?}", shown(&name))));
+            .with_expected(format!("entry {:?}", shown(name))));
     };
     check_readable(entry)?;
     if entry.method == Method::Stored {
         return Ok(Stored { source: None, range: entry.range });
     }
-    let number = archive.entries.partition_point(|other| other.header < entry.header);
+    let number = entries.partition_point(|other| other.header < entry.header);
     let inflated = InflatedSource::new(Arc::clone(source), entry.clone(), Arc::clone(cache), number);
     let range = ByteRange::from_len(0, entry.byte_len).unwrap_or_default();
     Ok(Stored { source: Some(Arc::new(inflated)), range })
@@ -455,12 +478,11 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
     let Contents { storages: refs, tensors, embedded, unreadable, values } = contents;
     let mut derived = DerivedSource::new(source.path());
     let mut index = TensorIndexBuilder::with_capacity(tensors.len(), 0);
-    let mut details = HashMap::with_capacity(tensors.len());
     let embedded: Vec<Arc<dyn ByteSource>> = embedded
         .into_iter()
         .map(|bytes| Arc::new(MemorySource::new(source.path(), bytes)) as Arc<dyn ByteSource>)
         .collect();
-    for spec in tensors {
+    for spec in &tensors {
         let at = |error: Error| error.with_tensor(&spec.name);
         let (from, base, byte_len, swapped) = match spec.place {
             Place::Storage { storage, offset } => {
@@ -475,7 +497,7 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
                 (Some(Arc::clone(memory)), 0, memory.byte_len(), false)
             }
         };
-        let layout = layout(&spec).ok_or_else(|| {
+        let layout = layout(spec).ok_or_else(|| {
             at(Error::new(Kind::Overflow, "the elements or strides of a tensor cannot be counted in 64 bits"))
         })?;
         if layout.extent() > byte_len {
@@ -496,7 +518,6 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
             }
         };
         index.push(&spec.name, spec.dtype, &spec.shape, file, range)?;
-        details.insert(spec.name.clone(), detail(spec, &refs));
     }
     let mut sources = vec![source];
     if !derived.is_empty() {
@@ -505,7 +526,9 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
     Ok(PytorchFile {
         sources,
         index: index.finish(),
-        details,
+        specs: tensors,
+        refs,
+        by_name: OnceLock::new(),
         container,
         big_endian,
         globals,
@@ -514,7 +537,7 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
             .into_iter()
             .map(|Unreadable { name, kind, why }| UnreadableTensor { name, kind, why })
             .collect(),
-        entries: entries.into_iter().filter(|entry| entry.method != Method::Other && !entry.encrypted).collect(),
+        entries,
     })
 }
 
@@ -528,20 +551,6 @@ fn layout(spec: &TensorSpec) -> Option<Strided> {
     let last = shape.last_mut()?;
     *last /= usize::try_from(elements).ok()?;
     Strided::new(&shape, &spec.strides, bytes)
-}
-
-fn detail(spec: TensorSpec, storages: &[StorageRef]) -> TensorDetail {
-    let (storage, storage_offset) = match spec.place {
-        Place::Storage { storage, offset } => (storages.get(storage).map(|storage| storage.key.clone()), offset),
-        Place::Embedded { .. } => (None, 0),
-    };
-    TensorDetail {
-        storage: storage.unwrap_or_default(),
-        storage_offset,
-        strides: spec.strides,
-        requires_grad: spec.requires_grad,
-        is_parameter: spec.parameter,
-    }
 }
 
 #[cold]

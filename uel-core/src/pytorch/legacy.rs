@@ -10,6 +10,7 @@ use super::state_dict::ContentsOptions;
 use crate::source::{ByteSource, ByteSourceExt};
 use crate::{ByteRange, Error, Kind, Result, limits};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What the first pickle holds.
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
@@ -190,5 +191,5 @@ fn plain(pickle: &Pickle<'_>, options: &ContentsOptions<'_>) -> Result<Parts> {
 }
 
 pub(super) fn parts(container: Container, globals: Vec<Global>, contents: Contents, storages: Vec<Stored>) -> Parts {
-    Parts { container, big_endian: false, globals, contents, storages, entries: Vec::new() }
+    Parts { container, big_endian: false, globals, contents, storages, entries: Arc::new([]) }
 }

@@ -86,63 +86,58 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-/// An entry whose place was predicted, until its local header was seen.
-#[derive(Debug)]
-struct Predicted {
-    entry: ArchiveEntry,
-    proven: AtomicBool,
-}
-
 /// The file of an archive. What lies in an entry is read only after the entry's local header was compared with the
 /// directory; that read starts at the header and brings the first bytes along.
 #[derive(Debug)]
 pub(crate) struct ArchiveSource {
     inner: Arc<dyn ByteSource>,
     /// In the order of their bytes.
-    predicted: Vec<Predicted>,
+    entries: Arc<[ArchiveEntry]>,
+    /// Of each entry, whether its local header was seen.
+    proven: Vec<AtomicBool>,
 }
 
 impl ArchiveSource {
-    pub(crate) fn new(inner: Arc<dyn ByteSource>, entries: Vec<ArchiveEntry>) -> Self {
-        let predicted = entries.into_iter().filter(|entry| !entry.known && !entry.range.is_empty());
-        let predicted = predicted.map(|entry| Predicted { entry, proven: AtomicBool::new(false) }).collect();
-        Self { inner, predicted }
+    pub(crate) fn new(inner: Arc<dyn ByteSource>, entries: Arc<[ArchiveEntry]>) -> Self {
+        let proven = entries.iter().map(|entry| AtomicBool::new(entry.known || entry.range.is_empty())).collect();
+        Self { inner, entries, proven }
     }
 
-    /// The entries that share bytes with `range` and were not compared yet.
-    fn unproven(&self, range: ByteRange) -> impl Iterator<Item = &Predicted> {
-        let first = self.predicted.partition_point(|predicted| predicted.entry.range.end() <= range.start());
-        let from_there = self.predicted.get(first..).unwrap_or_default().iter();
+    /// The entries that share bytes with `range` and were not compared yet, with their positions.
+    fn unproven(&self, range: ByteRange) -> impl Iterator<Item = (usize, &ArchiveEntry)> {
+        let first = self.entries.partition_point(|entry| entry.range.end() <= range.start());
+        let from_there = self.entries.iter().enumerate().skip(first);
         from_there
-            .take_while(move |predicted| predicted.entry.range.start() < range.end())
-            .filter(|predicted| !predicted.proven.load(Ordering::Acquire))
+            .take_while(move |(_, entry)| entry.range.start() < range.end())
+            .filter(|(position, _)| self.proven.get(*position).is_some_and(|proven| !proven.load(Ordering::Acquire)))
     }
 
-    fn prove(&self, predicted: &Predicted) -> Result<()> {
-        let range = read(&*self.inner, &predicted.entry).map_err(|error| error.with_path(self.inner.path()))?;
-        self.note(predicted, range.end())
+    fn prove(&self, (position, entry): (usize, &ArchiveEntry)) -> Result<()> {
+        let range = read(&*self.inner, entry).map_err(|error| error.with_path(self.inner.path()))?;
+        self.note((position, entry), range.end())
     }
 
-    fn note(&self, predicted: &Predicted, start: u64) -> Result<()> {
-        if start != predicted.entry.range.start() {
-            let error = differs(&predicted.entry, "length").with_path(self.inner.path());
-            return Err(error.with_expected(format!("bytes from {} on", predicted.entry.range.start())));
+    fn note(&self, (position, entry): (usize, &ArchiveEntry), start: u64) -> Result<()> {
+        if start != entry.range.start() {
+            let error = differs(entry, "length").with_path(self.inner.path());
+            return Err(error.with_expected(format!("bytes from {} on", entry.range.start())));
         }
-        predicted.proven.store(true, Ordering::Release);
+        if let Some(proven) = self.proven.get(position) {
+            proven.store(true, Ordering::Release);
+        }
         Ok(())
     }
 
     /// One request for the local header and the first bytes behind it, of which `wanted` are asked for; empty where the
     /// header is longer than was predicted.
-    fn read_first(&self, predicted: &Predicted, wanted: usize) -> Result<Vec<u8>> {
-        let entry = &predicted.entry;
+    fn read_first(&self, (position, entry): (usize, &ArchiveEntry), wanted: usize) -> Result<Vec<u8>> {
         let end = entry.range.start().saturating_add(FIRST_READ_BYTES.min(wanted as u64));
         let Some(range) = ByteRange::new(entry.header, end) else { return Ok(Vec::new()) };
         let mut bytes = self.inner.read_range(range)?;
         let Some((fixed, rest)) = bytes.split_first_chunk() else { return Ok(Vec::new()) };
         let Some(name) = rest.get(..usize::from(u16_at(fixed, 26))) else { return Ok(Vec::new()) };
         check(entry, fixed, name).map_err(|error| error.with_path(self.inner.path()))?;
-        self.note(predicted, entry.header + LOCAL_HEADER_BYTES + variable_bytes(fixed))?;
+        self.note((position, entry), entry.header + LOCAL_HEADER_BYTES + variable_bytes(fixed))?;
         // The header's length is that of the prediction now, so this many bytes precede the entry's.
         bytes.drain(..(entry.range.start() - entry.header) as usize);
         Ok(bytes)
@@ -163,7 +158,7 @@ impl ByteSource for ArchiveSource {
         let range = ByteRange::from_len(offset, buffer.len() as u64).unwrap_or_default();
         let mut unproven = self.unproven(range);
         if let Some(first) = unproven.next() {
-            if offset == first.entry.range.start() {
+            if offset == first.1.range.start() {
                 let bytes = self.read_first(first, buffer.len())?;
                 if !bytes.is_empty() {
                     return Ok(buffer.split_at_mut(bytes.len()).0.write_copy_of_slice(&bytes));

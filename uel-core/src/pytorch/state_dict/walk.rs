@@ -155,7 +155,7 @@ impl<'p> Walker<'p> {
 
     /// The name of the current value.
     fn name(&self) -> &str {
-        if self.path.is_empty() { "tensor" } else { &self.path }
+        if self.starts.is_empty() { "tensor" } else { &self.path }
     }
 
     /// The keys and indices that lead to the current value.
