@@ -166,7 +166,8 @@ impl CheckpointFiles {
         &self.index
     }
 
-    /// Where bytes are read from, in the order of [`TensorInfo::file`]: the files, then sources that are made from them.
+    /// Where bytes are read from, in the order of [`TensorInfo::file`](crate::TensorInfo::file): the files, then
+    /// sources that are made from them.
     pub fn sources(&self) -> &[Arc<dyn ByteSource>] {
         &self.sources
     }
