@@ -111,7 +111,7 @@ class Description:
     def value(self, name, value):
         """The JSON of a value; what is a tensor in it is added by its dotted name."""
         if isinstance(value, torch.Tensor):
-            place = self.tensor(name or "tensor", value)
+            place = self.tensor(own(name), value)
             state = {key: item for key, item in vars(value).items() if not key.startswith("_")}
             return {"__tensor__": place, **self.mapping(name, state)} if state else place
         if isinstance(value, torch.nn.Module):
@@ -120,9 +120,9 @@ class Description:
         if isinstance(value, (torch.storage.TypedStorage, torch.UntypedStorage)):
             dtype = value.dtype if isinstance(value, torch.storage.TypedStorage) else torch.uint8
             untyped = value._untyped_storage if isinstance(value, torch.storage.TypedStorage) else value
-            return self.tensor(name or "tensor", torch.empty(0, dtype=dtype).set_(untyped))
+            return self.tensor(own(name), torch.empty(0, dtype=dtype).set_(untyped))
         if isinstance(value, np.ndarray):
-            return self.array(name or "tensor", value)
+            return self.array(own(name), value)
         if isinstance(value, enum.Enum):
             return ANY
         if isinstance(value, np.generic):
@@ -141,7 +141,7 @@ class Description:
             try:
                 if isinstance(value, dict):
                     return self.mapping(name, value)
-                return [self.value(f"{name}.{i}" if name else str(i), item) for i, item in enumerate(value)]
+                return [self.value(below(name, i), item) for i, item in enumerate(value)]
             finally:
                 self.within.discard(id(value))
         if dataclasses.is_dataclass(value) or type(value).__module__ in ("argparse", "types", "cases"):
@@ -153,14 +153,24 @@ class Description:
 
     def mapping(self, name, mapping):
         keys = [(key, key if isinstance(key, str) else str(key)) for key in mapping]
-        values = {text: self.value(f"{name}.{text}" if name else text, mapping[key]) for key, text in keys}
+        values = {text: self.value(below(name, text), mapping[key]) for key, text in keys}
         # An attribute of the OrderedDict that state_dict() gives: the versions of the modules.
         if hasattr(mapping, "_metadata"):
-            values["_metadata"] = self.value(f"{name}._metadata" if name else "_metadata", mapping._metadata)
+            values["_metadata"] = self.value(below(name, "_metadata"), mapping._metadata)
         return values
 
     def json(self, **more):
         return {"tensors": self.tensors, "unreadable": self.unreadable, **more}
+
+
+def own(name):
+    """The name of a tensor: what is the whole file is called `tensor`."""
+    return "tensor" if name is None else name
+
+
+def below(name, part):
+    """The dotted name of what stands under `part` of `name`, which is None for the whole file."""
+    return str(part) if name is None else f"{name}.{part}"
 
 
 def raw(tensor):
@@ -190,7 +200,7 @@ def script(description, module):
 def write(folder, file, value, as_script=False, **more):
     """Writes `expected/FILE.json`, and `expected/FILE.bytes` with the bytes of every tensor."""
     description = Description()
-    values = script(description, value) or ANY if as_script else description.value("", value)
+    values = script(description, value) or ANY if as_script else description.value(None, value)
     (folder / "expected").mkdir(exist_ok=True)
     name = file.replace("/", "__")
     (folder / "expected" / f"{name}.bytes").write_bytes(description.bytes)
