@@ -72,6 +72,23 @@ fn tied_weights_are_loaded_once_under_every_name() {
 }
 
 #[test]
+fn a_folder_that_lacks_a_shard_is_not_a_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors: Vec<(String, Tensor)> = (0..4).map(|n| (format!("t{n}"), arange(100, DType::F32))).collect();
+    for extension in ["bin", "pth", "pt"] {
+        let path = folder.path().join(extension).join(format!("m.{extension}"));
+        let options = pytorch().with_max_shard_bytes(500);
+        save_with(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &path, &options).unwrap();
+        let folder = path.parent().unwrap();
+        assert_eq!(Checkpoint::open(folder).unwrap().len(), 4);
+        std::fs::remove_file(folder.join(format!("m-00002-of-00004.{extension}"))).unwrap();
+        assert_eq!(Checkpoint::open(folder).unwrap_err().kind(), Kind::MissingShard);
+        std::fs::remove_file(folder.join(format!("m.{extension}.index.json"))).unwrap();
+        assert_eq!(Checkpoint::open(folder).unwrap_err().kind(), Kind::MissingShard);
+    }
+}
+
+#[test]
 fn an_edit_keeps_ties_and_can_undo_them() {
     let folder = tempfile::tempdir().unwrap();
     let [path, once, copies] =

@@ -1,10 +1,12 @@
 //! `uel convert`: a checkpoint from another, cast, filtered, renamed, in other files or in another format.
 
 use crate::args::{Opening, Selecting, Writing, parse_dtype, parse_size};
+use crate::table::one_line;
 use crate::{Stop, save};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
-use uel_candle::Edit;
+use uel_candle::{Checkpoint, Edit};
 use uel_core::{Dtype, Result};
 
 /// Convert a checkpoint: cast, filter, rename, put into one file or into shards, or into PyTorch's format.
@@ -57,7 +59,7 @@ pub(crate) struct Shaping {
 /// What becomes of tied weights.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Tied {
-    /// Under their first name; the metadata has the others
+    /// Under their first name, the others in the metadata; in PyTorch files under all, over one storage
     Once,
     /// Under every name, for loaders that know nothing of ties
     Copies,
@@ -74,9 +76,40 @@ impl Shaping {
     }
 }
 
+/// The keys of what a PyTorch file has besides tensors, the versions of modules aside.
+fn values_left_behind(checkpoint: &Checkpoint) -> Vec<String> {
+    const SHOWN: usize = 10;
+    let Some(serde_json::Value::Object(values)) = checkpoint.values() else { return Vec::new() };
+    fn is_left(value: &serde_json::Value) -> bool {
+        match value {
+            serde_json::Value::String(text) => !text.starts_with("<tensor "),
+            serde_json::Value::Object(values) => values.iter().any(|(key, value)| key != "_metadata" && is_left(value)),
+            serde_json::Value::Array(values) => values.iter().any(is_left),
+            _ => true,
+        }
+    }
+    let left = values.iter().filter(|(key, value)| *key != "_metadata" && is_left(value));
+    let mut left: Vec<String> = left.map(|(key, _)| key.clone()).collect();
+    let more = left.len().saturating_sub(SHOWN);
+    left.truncate(SHOWN);
+    if more > 0 {
+        left.push(format!("{more} more"));
+    }
+    left
+}
+
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let began = Instant::now();
     let checkpoint = args.opening.checkpoint(&args.src)?;
+    let left = values_left_behind(&checkpoint);
+    if !left.is_empty() {
+        // Nobody may read it, which is no fault.
+        let _ = writeln!(
+            std::io::stderr(),
+            "note: values that are no tensors are not taken over: {}",
+            one_line(&left.join(", "))
+        );
+    }
     let edit = args.shaping.apply(Edit::new(&checkpoint)).map_err(|error| error.with_path(&args.src))?;
     let Shaping { writing, shard_size, .. } = &args.shaping;
     save::write(&edit, &args.dst, writing.options(), *shard_size, began)?.print(args.json)

@@ -1,6 +1,7 @@
 //! `uel merge`: one checkpoint from several, or with an adapter.
 
 use crate::adapter;
+use crate::args::Opening;
 use crate::convert::Shaping;
 use crate::{Stop, save};
 use std::collections::HashMap;
@@ -21,10 +22,13 @@ use uel_core::{Error, Kind, Result};
                   uel merge base/ --lora adapter/ -o merged/ --shard-size 5GB\n  \
                   uel merge a.safetensors b.safetensors -o f32.safetensors --dtype f32")]
 pub(crate) struct Args {
-    /// Each a .safetensors file, a folder of shards, or the index.json of a sharded checkpoint
+    /// Each a .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
     #[arg(required = true, value_name = "INPUT")]
     inputs: Vec<PathBuf>,
-    /// The file to write; with --shard-size a folder, or a path in it that ends in .safetensors and gives the name
+    #[command(flatten)]
+    opening: Opening,
+    /// The file to write: PyTorch's where it ends in .pth, .pt or .bin; with --shard-size a folder, or a path in it with
+    /// such an ending, which gives the name
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// The weighted sum of inputs that have the same tensors, computed in F64; tensors that are no floats, the dtypes and
@@ -59,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
             "--weights takes one number for each input (expected {inputs}, got {weights})"
         )));
     }
-    let checkpoints = args.inputs.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    let checkpoints = args.inputs.iter().map(|path| args.opening.checkpoint(path)).collect::<Result<Vec<_>>>()?;
     let edit = match args.average {
         true => average(args, &checkpoints),
         false => union(args, &checkpoints),

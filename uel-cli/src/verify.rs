@@ -36,8 +36,17 @@ struct Report<'a> {
     /// What the pickles of PyTorch files name; absent for other formats.
     #[serde(skip_serializing_if = "Option::is_none")]
     globals: Option<&'a [GlobalEntry]>,
+    /// Tensors of PyTorch files that are described and cannot be read; absent for other formats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<Vec<Unreadable>>,
     #[serde(flatten)]
     scan: Option<&'a Scan>,
+}
+
+#[derive(Serialize)]
+struct Unreadable {
+    tensor: String,
+    why: String,
 }
 
 /// A class or function that a pickle names.
@@ -111,6 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let mut faults = CheckpointFiles::faults(&args.path, &args.opening.options());
     let scan = if args.deep { Some(deep_scan(args, &mut faults)?) } else { None };
     let globals = globals_of(args);
+    let unreadable = globals.as_ref().map(|_| unreadable_of(args));
     faults.extend(globals.iter().flatten().filter(|global| global.verdict == "dangerous").map(GlobalEntry::fault));
 
     // Where there is no checkpoint at all there is nothing to report on, and the error is the one line.
@@ -125,10 +135,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
                 ok: faults.is_empty(),
                 faults: faults.iter().map(Fault::from).collect(),
                 globals: globals.as_deref(),
+                unreadable,
                 scan: scan.as_ref(),
             },
         ),
-        false => write_text(out, args, &faults, globals.as_deref(), scan.as_ref()),
+        false => {
+            for tensor in unreadable.iter().flatten() {
+                writeln!(out, "cannot be read: {}: {}", one_line(&tensor.tensor), one_line(&tensor.why))?;
+            }
+            write_text(out, args, &faults, globals.as_deref(), scan.as_ref())
+        }
     })?;
     if faults.is_empty() {
         return Ok(());
@@ -139,6 +155,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
 /// Whether the path itself could not be opened or holds no checkpoint.
 fn is_absent(fault: &Error, args: &Args) -> bool {
     matches!(fault.kind(), Kind::Io | Kind::UnknownFormat | Kind::Argument) && fault.path() == Some(&*args.path)
+}
+
+fn unreadable_of(args: &Args) -> Vec<Unreadable> {
+    let Ok(files) = args.opening.files(&args.path) else { return Vec::new() };
+    let tensors = files.pytorch().iter().flat_map(PytorchFile::unreadable);
+    tensors.map(|tensor| Unreadable { tensor: tensor.name.clone(), why: tensor.why.clone() }).collect()
 }
 
 /// What the pickles of PyTorch files name: of files that cannot be opened too, as far as their pickles can be read.
@@ -163,10 +185,13 @@ fn write_text(
     scan: Option<&Scan>,
 ) -> io::Result<()> {
     if let Some(globals) = globals {
+        let several = globals.iter().any(|global| globals.first().is_some_and(|first| first.file != global.file));
         let mut table =
             Table::new([("global", Align::Left), ("byte", Align::Right), ("what loading means", Align::Left)]);
         for global in globals {
-            table.row([one_line(&global.global), global.offset.to_string(), global.in_words().to_owned()]);
+            let place = if several { format!(" (in {})", one_line(&global.file)) } else { String::new() };
+            let words = format!("{}{place}", global.in_words());
+            table.row([one_line(&global.global), global.offset.to_string(), words]);
         }
         table.write(out)?;
         let refused = globals.iter().filter(|global| global.verdict != "allowed").count();

@@ -44,7 +44,7 @@ pub const MAX_PICKLE_BYTES: u64 = 1 << 30;
 pub const MAX_INFLATED_PICKLE_BYTES: u64 = 64 << 20;
 
 /// The most bytes of one compressed entry once it is inflated, which is held in memory as a whole.
-pub const MAX_INFLATED_BYTES: u64 = 16 << 30;
+pub const MAX_INFLATED_BYTES: u64 = 4 << 30;
 /// The most values of one pickle, and the most that stand on its stack at once. A tensor takes about 15 of them, so
 /// these are over four million tensors; each value costs up to 100 bytes of memory.
 pub const MAX_PICKLE_VALUES: usize = 1 << 26;

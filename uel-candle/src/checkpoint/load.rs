@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use uel_core::checkpoint::Format;
 use uel_core::plan::{Request, Run};
-use uel_core::{ByteRange, Error, PlanOptions, ReadPlan, Result, TensorInfo};
+use uel_core::{ByteRange, Dtype, Error, PlanOptions, ReadPlan, Result, TensorInfo};
 
 use super::auto::Choice;
 use super::convert::{self, candle, too_large};
@@ -97,17 +98,18 @@ impl Checkpoint {
 
     /// Takes out the tensors that are another one under a second name, each with the place of that one among the rest.
     fn without_tied(&self, wanted: Vec<Wanted>) -> (Vec<Wanted>, Vec<(Wanted, usize)>) {
+        // In safetensors every byte belongs to one tensor.
+        if self.format() == Format::Safetensors {
+            return (wanted, Vec::new());
+        }
         let mut rest: Vec<Wanted> = Vec::with_capacity(wanted.len());
         let mut tied = Vec::new();
+        let mut kept = HashMap::with_capacity(wanted.len());
         for want in wanted {
-            // They are neighbours in the index, unless tensors of other shapes share the bytes too.
-            let same = |kept: &Wanted| {
-                let (kept, this) = (self.index().at(kept.position), self.index().at(want.position));
-                kept.zip(this).is_some_and(|(kept, this)| is_same(kept, this))
-            };
-            match rest.last().is_some_and(same) {
-                true => tied.push((want, rest.len() - 1)),
-                false => rest.push(want),
+            let bytes = self.index().at(want.position).and_then(own_bytes);
+            match bytes.map(|bytes| *kept.entry(bytes).or_insert(rest.len())) {
+                Some(position) if position < rest.len() => tied.push((want, position)),
+                _ => rest.push(want),
             }
         }
         (rest, tied)
@@ -473,12 +475,12 @@ fn of<'a>(hashes: &[&'a [u64]], at: usize) -> &'a [u64] {
     hashes.get(at).copied().unwrap_or_default()
 }
 
-/// Whether two tensors are one: the same bytes, read in the same way.
-pub(crate) fn is_same(one: TensorInfo<'_>, other: TensorInfo<'_>) -> bool {
-    let bytes = |info: &TensorInfo<'_>| (info.file(), info.range());
-    bytes(&one) == bytes(&other)
-        && !one.range().is_empty()
-        && (one.dtype(), one.shape()) == (other.dtype(), other.shape())
+/// Bytes of a file, and what they are read as.
+pub(crate) type OwnBytes<'a> = (usize, ByteRange, Dtype, &'a [usize]);
+
+/// What two tensors have in common that are one; `None` for one without bytes.
+pub(crate) fn own_bytes(info: TensorInfo<'_>) -> Option<OwnBytes<'_>> {
+    (!info.range().is_empty()).then(|| (info.file(), info.range(), info.dtype(), info.shape()))
 }
 
 fn request(info: &TensorInfo<'_>) -> Request {

@@ -13,7 +13,7 @@ mod verified;
 
 pub(crate) use convert::{candle, cast};
 pub use load::Loaded;
-pub(crate) use load::is_same;
+pub(crate) use load::own_bytes;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
+use uel_core::checkpoint::Format;
+use uel_core::pytorch::UnreadableTensor;
 use uel_core::safetensors::write::{self, HASHES_KEY, IncrementalOptions, SaveReport, TensorMeta};
 use uel_core::source::ByteSource;
 use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
 
-use crate::checkpoint::{Checkpoint, Progress, is_cast, is_same};
+use crate::checkpoint::{Checkpoint, Progress, is_cast, own_bytes};
 use crate::dtype::{Mapping, mapping};
 use crate::save::output::{Output, Target};
 use crate::save::{FileFormat, IncrementalWriter, SaveOptions, in_parallel, threads};
@@ -57,6 +59,8 @@ pub struct Edit {
     outputs: Vec<Planned>,
     metadata: BTreeMap<String, String>,
     map: Option<MapFn>,
+    /// What the inputs describe and cannot be read.
+    unreadable: Vec<UnreadableTensor>,
 }
 
 /// One tensor to be written.
@@ -115,7 +119,7 @@ impl Edit {
     /// All tensors of `checkpoint` as they are, with its metadata. Replaced and added tensors are not seen: what is edited
     /// is the files.
     pub fn new(checkpoint: &Checkpoint) -> Self {
-        Self { outputs: Vec::new(), metadata: BTreeMap::new(), map: None }.merge(checkpoint)
+        Self { outputs: Vec::new(), metadata: BTreeMap::new(), map: None, unreadable: Vec::new() }.merge(checkpoint)
     }
 
     /// The weighted sum of checkpoints that have the same tensors, summed in F64; for an average the weights add up to 1.
@@ -132,6 +136,7 @@ impl Edit {
     /// Adds all tensors of another checkpoint, and its metadata where keys are new. Two tensors of one name are an error
     /// when it is written.
     pub fn merge(mut self, checkpoint: &Checkpoint) -> Self {
+        self.unreadable.extend(checkpoint.pytorch().iter().flat_map(|file| file.unreadable()).cloned());
         let mut aliases: HashMap<usize, Vec<String>> = HashMap::new();
         for file in 0..checkpoint.sources().len() {
             for (key, value) in checkpoint.file_metadata(file).into_iter().flatten() {
@@ -150,16 +155,18 @@ impl Edit {
                 }
             }
         }
-        let mut last: Option<TensorInfo<'_>> = None;
+        let mut kept = HashMap::new();
         for (position, info) in checkpoint.index().iter().enumerate() {
-            // In PyTorch files a tied weight is one storage under several names, which are neighbours in the index.
-            if let (Some(kept), Some(planned)) = (last, self.outputs.last_mut())
-                && is_same(kept, info)
+            // In PyTorch files a tied weight is one storage under several names.
+            if checkpoint.format() == Format::Pytorch
+                && let Some(bytes) = own_bytes(info)
             {
-                planned.aliases.push(info.name().to_owned());
-                continue;
+                let first = *kept.entry(bytes).or_insert(self.outputs.len());
+                if let Some(planned) = self.outputs.get_mut(first) {
+                    planned.aliases.push(info.name().to_owned());
+                    continue;
+                }
             }
-            last = Some(info);
             self.outputs.push(Planned {
                 name: info.name().to_owned(),
                 aliases: aliases.remove(&position).unwrap_or_default(),
@@ -199,6 +206,7 @@ impl Edit {
 
     /// Keeps the tensors for whose names `keep` returns true. A tied weight stays under those of its names that are kept.
     pub fn retain(mut self, mut keep: impl FnMut(&str) -> bool) -> Self {
+        self.unreadable.retain(|tensor| keep(&tensor.name));
         self.outputs.retain_mut(|planned| {
             planned.aliases.retain(|alias| keep(alias));
             if keep(&planned.name) {
@@ -273,7 +281,7 @@ impl Edit {
 
     /// Writes the new checkpoint: one file, or with [`SaveOptions::with_max_shard_bytes`] a set of shards. The inputs may
     /// be at the destination: they are replaced only when the new files are complete. A PyTorch file
-    /// ([`SaveOptions::with_format`]) has the tensors in the order of the inputs, and not their metadata.
+    /// ([`SaveOptions::with_format`]) has the tensors in the order of their bytes in the inputs, and not their metadata.
     ///
     /// # Errors
     ///
@@ -281,6 +289,10 @@ impl Edit {
     /// float of candle's; those of reading, writing and closures. The destination is then untouched.
     pub fn write(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
         let path = path.as_ref();
+        // Left out without a word they would be lost where the destination is the source.
+        if let Some(unreadable) = self.unreadable.first() {
+            return Err(unreadable.error().with_expected("tensors that can be read, or this one filtered out"));
+        }
         for planned in &self.outputs {
             let cast = planned.dtype != planned.base.info()?.dtype();
             if cast && !is_float(planned.dtype) {

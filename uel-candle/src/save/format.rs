@@ -19,7 +19,7 @@ impl FileFormat {
     pub const fn extensions(self) -> &'static [&'static str] {
         match self {
             FileFormat::Safetensors => &["safetensors"],
-            FileFormat::PyTorch => &["pth", "pt", "bin"],
+            FileFormat::PyTorch => &["pth", "pt", "bin", "ckpt"],
         }
     }
 
@@ -48,15 +48,15 @@ impl FileFormat {
     /// The extension of `path` where it is one of the format.
     fn own_extension(self, path: &Path) -> Option<&'static str> {
         let extension = path.extension()?;
-        self.extensions().iter().find(|own| extension == **own).copied()
+        self.extensions().iter().find(|own| extension.eq_ignore_ascii_case(own)).copied()
     }
 
     /// The folder, stem and extension of shards that are written to `path`: a folder, or the name that they share.
     pub(super) fn shard_names(self, path: &Path) -> (PathBuf, String, String) {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let own = self.extensions().iter().find_map(|own| {
-            let stem = name.strip_suffix(own)?.strip_suffix('.')?;
-            Some((stem.to_owned(), (*own).to_owned()))
+        let own = self.own_extension(path).filter(|_| !path.is_dir()).and_then(|own| {
+            let stem = name.get(..name.len().checked_sub(own.len() + 1)?)?;
+            Some((stem.to_owned(), own.to_owned()))
         });
         match own {
             Some((stem, extension)) => {

@@ -3,6 +3,7 @@
 mod compare;
 mod values;
 
+use crate::args::Opening;
 use crate::table::{Align, Table, count, escape, size};
 use crate::{Stop, to_stdout, write_json};
 use compare::{Difference, Pair, Reason, Tolerance, compare};
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     a: PathBuf,
     /// Another one
     b: PathBuf,
+    #[command(flatten)]
+    opening: Opening,
     /// Allow absolute differences up to X
     #[arg(long, value_name = "X", value_parser = parse_tolerance)]
     tolerance_abs: Option<f64>,
@@ -78,7 +81,7 @@ impl<'a> Entry<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
-    let (left, right) = (Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?);
+    let (left, right) = (args.opening.checkpoint(&args.a)?, args.opening.checkpoint(&args.b)?);
     let lacks = |checkpoint: &Checkpoint, name: &str| !checkpoint.contains(name);
     let only_left: Vec<&str> = left.infos().map(|info| info.name()).filter(|name| lacks(&right, name)).collect();
     let only_right: Vec<&str> = right.infos().map(|info| info.name()).filter(|name| lacks(&left, name)).collect();

@@ -2,6 +2,7 @@
 
 use crate::safetensors::{IndexFile, Opener, folder_layout_error, read_index_file};
 use crate::{Error, Kind, Result};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What is to be opened.
@@ -20,7 +21,7 @@ pub(super) enum Found {
 /// The endings of PyTorch files.
 const SUFFIXES: [&str; 4] = [".bin", ".pth", ".pt", ".ckpt"];
 
-const INDEX_SUFFIX: &str = ".bin.index.json";
+const INDEX_SUFFIXES: [&str; 3] = [".bin.index.json", ".pth.index.json", ".pt.index.json"];
 
 /// What `path` stands for.
 pub(super) fn find(path: &Path, open: &Opener<'_>) -> Result<Found> {
@@ -48,7 +49,8 @@ fn folder(path: &Path) -> Result<Found> {
         names.extend(name.to_str().filter(|name| !name.starts_with('.')).map(str::to_owned));
     }
     names.sort();
-    let indexes: Vec<&String> = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX)).collect();
+    let indexes: Vec<&String> =
+        names.iter().filter(|name| INDEX_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))).collect();
     let usual = indexes.iter().find(|name| **name == "pytorch_model.bin.index.json");
     match (usual.or(indexes.first()), indexes.len()) {
         (Some(index), len) if usual.is_some() || len == 1 => return Ok(Found::PytorchIndex(path.join(index))),
@@ -60,22 +62,52 @@ fn folder(path: &Path) -> Result<Found> {
     }
     let files: Vec<&String> =
         names.iter().filter(|name| SUFFIXES.iter().any(|suffix| name.ends_with(suffix))).collect();
-    match files.as_slice() {
-        [] => Err(nothing),
-        [only] => Ok(Found::Pytorch(vec![path.join(only)])),
-        _ if files.iter().all(|name| is_shard(name)) => {
+    let shards: Vec<Shard<'_>> = files.iter().filter_map(|name| Shard::of(name)).collect();
+    match (files.as_slice(), shards.first()) {
+        ([], _) => Err(nothing),
+        (_, Some(first)) if shards.len() == files.len() && shards.iter().all(|shard| shard.is_with(first)) => {
+            if let Some(missing) = first.missing(&shards) {
+                return Err(Error::new(Kind::MissingShard, "a shard is not in the folder")
+                    .with_path(path.join(missing))
+                    .with_expected("all the shards that the file names count"));
+            }
             Ok(Found::Pytorch(files.iter().map(|name| path.join(name)).collect()))
         }
+        ([only], _) => Ok(Found::Pytorch(vec![path.join(only)])),
         _ => Err(several(path, "PyTorch files", &files)),
     }
 }
 
-/// Whether a file is called `STEM-00001-of-00003.bin`.
-fn is_shard(name: &str) -> bool {
-    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    stem.rsplit_once("-of-")
-        .is_some_and(|(rest, total)| digits(total) && rest.rsplit_once('-').is_some_and(|(_, number)| digits(number)))
+/// The parts of a name such as `STEM-00001-of-00003.bin`.
+struct Shard<'a> {
+    stem: &'a str,
+    number: &'a str,
+    total: &'a str,
+    extension: &'a str,
+}
+
+impl<'a> Shard<'a> {
+    fn of(name: &'a str) -> Option<Self> {
+        let (rest, extension) = name.rsplit_once('.')?;
+        let (rest, total) = rest.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        (digits(number) && digits(total)).then_some(Self { stem, number, total, extension })
+    }
+
+    fn is_with(&self, other: &Self) -> bool {
+        (self.stem, self.total, self.extension) == (other.stem, other.total, other.extension)
+    }
+
+    /// The name of the first shard that is not among `shards`. They are counted from 1, or from 0 where there is one.
+    fn missing(&self, shards: &[Self]) -> Option<String> {
+        let present: BTreeSet<u32> = shards.iter().filter_map(|shard| shard.number.parse().ok()).collect();
+        let first = u32::from(!present.contains(&0));
+        let mut all = first..first.saturating_add(self.total.parse().ok()?);
+        let missing = all.find(|number| !present.contains(number))?;
+        let (Self { stem, total, extension, .. }, width) = (self, self.number.len());
+        Some(format!("{stem}-{missing:0width$}-of-{total}.{extension}"))
+    }
 }
 
 fn several(path: &Path, what: &str, names: &[&String]) -> Error {
@@ -113,7 +145,15 @@ mod tests {
         let indexed = ["pytorch_model.bin.index.json", "m-00001-of-00002.bin"];
         assert_eq!(folder_of(&indexed).unwrap(), Found::PytorchIndex(indexed[0].into()));
         assert_eq!(folder_of(&["only.pth", "config.json"]).unwrap(), Found::Pytorch(vec!["only.pth".into()]));
+        let named = ["m.pth.index.json", "m-00001-of-00002.pth"];
+        assert_eq!(folder_of(&named).unwrap(), Found::PytorchIndex(named[0].into()));
         assert_eq!(folder_of(&["a.pth", "b.pt"]).unwrap_err().kind(), Kind::Argument);
+        let error = folder_of(&["m-00001-of-00003.bin", "m-00003-of-00003.bin"]).unwrap_err();
+        assert_eq!(error.kind(), Kind::MissingShard);
+        assert!(error.to_string().contains("m-00002-of-00003.bin"), "{error}");
+        assert_eq!(folder_of(&["m-00001-of-00002.bin"]).unwrap_err().kind(), Kind::MissingShard);
+        let two = ["m-00001-of-00001.bin", "n-00001-of-00001.bin"];
+        assert_eq!(folder_of(&two).unwrap_err().kind(), Kind::Argument);
         assert_eq!(folder_of(&["config.json"]).unwrap_err().kind(), Kind::UnknownFormat);
     }
 }

@@ -36,11 +36,8 @@ impl Format {
         if is_pytorch(&prefix) {
             return Ok(Self::Pytorch);
         }
-        // Only a tar archive is recognised further on.
-        if source.byte_len() < START_BYTES {
-            return Ok(Self::Safetensors);
-        }
-        let start = source.read_range(ByteRange::from_len(0, START_BYTES).unwrap_or_default())?;
+        // A tar archive, and files of old protocols, are recognised further on.
+        let start = source.read_range(ByteRange::new(0, START_BYTES.min(source.byte_len())).unwrap_or_default())?;
         Ok(if is_pytorch(&start) { Self::Pytorch } else { Self::Safetensors })
     }
 

@@ -9,7 +9,7 @@ pub use format::Format;
 use crate::pytorch::{PytorchFile, PytorchOptions};
 use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, open_threads, try_map};
 use crate::source::{ByteSource, FileSource};
-use crate::{Error, Kind, Result, TensorIndex};
+use crate::{ByteRange, Error, Kind, Result, TensorIndex};
 use folder::Found;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -151,7 +151,13 @@ impl CheckpointFiles {
             },
         };
         if pytorch {
-            return Self::open(path, options).err().into_iter().collect();
+            let files = match Self::open(path, options) {
+                Ok(files) => files,
+                Err(error) => return vec![error],
+            };
+            // What opening took from the directory alone is compared with the local headers.
+            let whole = |source: &Arc<dyn ByteSource>| ByteRange::new(0, source.byte_len()).unwrap_or_default();
+            return files.files().iter().filter_map(|source| source.check(whole(source)).err()).collect();
         }
         SafetensorsFiles::faults(path)
     }

@@ -212,16 +212,17 @@ impl DiskFile for LocalFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.flush()?;
-        #[cfg(unix)]
-        return std::os::unix::fs::FileExt::read_at(self.0.target(), buffer, offset);
-        #[cfg(windows)]
-        return std::os::windows::fs::FileExt::seek_read(self.0.target(), buffer, offset);
-        #[cfg(not(any(unix, windows)))]
-        {
-            let _ = (offset, buffer);
-            Err(io::ErrorKind::Unsupported.into())
-        }
+        self.0.buffered(|file| {
+            #[cfg(unix)]
+            return std::os::unix::fs::FileExt::read_at(file, buffer, offset);
+            #[cfg(windows)]
+            return std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
+            #[cfg(not(any(unix, windows)))]
+            {
+                let _ = (file, offset, buffer);
+                Err(io::ErrorKind::Unsupported.into())
+            }
+        })
     }
 
     fn set_len(&self, byte_len: u64) -> io::Result<()> {
@@ -229,8 +230,7 @@ impl DiskFile for LocalFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.flush()?;
-        self.0.target().sync_all()
+        self.0.buffered(File::sync_all)
     }
 
     fn write_directly(&self) -> io::Result<bool> {

@@ -16,6 +16,8 @@ pub(super) struct Cache {
 #[derive(Debug, Default)]
 struct State {
     kept: VecDeque<(usize, Arc<Vec<u8>>)>,
+    /// How many bytes of a kept value were used.
+    used: HashMap<usize, u64>,
     /// One lock for each value that is being made, so that nobody makes it a second time.
     making: HashMap<usize, Arc<Mutex<()>>>,
 }
@@ -45,6 +47,18 @@ impl Cache {
             bytes = bytes.saturating_sub(dropped);
         }
         Ok(made)
+    }
+
+    /// Notes that `bytes` of a value were used which is read once: after as many bytes as it has it is dropped.
+    pub(super) fn used(&self, number: usize, bytes: u64) {
+        let mut state = self.lock();
+        let Some(len) = state.find(number).map(|value| value.len() as u64) else { return };
+        let used = state.used.entry(number).or_default();
+        *used = used.saturating_add(bytes);
+        if *used >= len {
+            state.used.remove(&number);
+            state.kept.retain(|(kept, _)| *kept != number);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -33,7 +33,7 @@ pub(crate) struct StorageView {
 }
 
 /// Where a tensor's elements stand.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
     /// In number `storage` of [`Contents::storages`], from the byte `offset` on.
     Storage { storage: usize, offset: u64 },

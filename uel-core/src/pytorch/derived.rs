@@ -99,6 +99,7 @@ impl DerivedSource {
         let all = ByteRange::from_len(0, layout.byte_len()).unwrap_or_default();
         let bytes = self.cache.get(position, || made(all))?;
         let part = bytes.get(from as usize..from as usize + len).unwrap_or_default();
+        self.cache.used(position, part.len() as u64);
         Ok(buffer.split_at_mut(part.len()).0.write_copy_of_slice(part))
     }
 }

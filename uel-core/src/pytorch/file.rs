@@ -13,6 +13,7 @@ use super::{legacy, tar};
 use crate::source::{ByteSource, ByteSourceExt, MemorySource};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex, TensorIndexBuilder, limits};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, OnceLock};
 
 /// What kind of file the tensors stand in.
@@ -235,7 +236,7 @@ impl PytorchFile {
         let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
         check_readable(entry).map_err(place)?;
         if entry.method == Method::Deflated {
-            return inflate::inflate(&**source, entry).map(drop).map_err(place);
+            return inflate::check(&**source, entry).map_err(place);
         }
         const PIECE_BYTES: u64 = 1 << 20;
         let mut hasher = crc32fast::Hasher::new();
@@ -310,10 +311,11 @@ pub(crate) const START_BYTES: u64 = 512;
 
 fn open(source: Arc<dyn ByteSource>, options: &PytorchOptions) -> Result<PytorchFile> {
     let start = source.read_range(ByteRange::new(0, START_BYTES.min(source.byte_len())).unwrap_or_default())?;
+    let key = options.state_key.clone();
     let options = ContentsOptions { state_key: options.state_key.as_deref(), tensors: None };
     if start.starts_with(ZIP_START) || start.starts_with(ZIP_EMPTY) {
         let (source, parts) = open_archive(source, &options)?;
-        return assemble(source, parts);
+        return assemble(source, parts).and_then(|file| with_tensors(file, key.as_deref()));
     }
     let parts = match () {
         () if is_pickle(&start) => legacy::open(&*source, &options)?,
@@ -323,7 +325,17 @@ fn open(source: Arc<dyn ByteSource>, options: &PytorchOptions) -> Result<Pytorch
                 .with_expected("a zip archive, a pickle or a tar archive"));
         }
     };
-    assemble(source, parts)
+    assemble(source, parts).and_then(|file| with_tensors(file, key.as_deref()))
+}
+
+/// Refuses a key that leads to no tensor.
+fn with_tensors(file: PytorchFile, state_key: Option<&str>) -> Result<PytorchFile> {
+    match state_key {
+        Some(key) if file.index.is_empty() && file.unreadable.is_empty() => {
+            Err(Error::new(Kind::UnknownTensor, "no tensor stands under the state_key").with_got(key))
+        }
+        _ => Ok(file),
+    }
 }
 
 fn open_archive(source: Arc<dyn ByteSource>, options: &ContentsOptions<'_>) -> Result<(Arc<dyn ByteSource>, Parts)> {
@@ -482,6 +494,7 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
         .into_iter()
         .map(|bytes| Arc::new(MemorySource::new(source.path(), bytes)) as Arc<dyn ByteSource>)
         .collect();
+    let mut made = HashMap::new();
     for spec in &tensors {
         let at = |error: Error| error.with_tensor(&spec.name);
         let (from, base, byte_len, swapped) = match spec.place {
@@ -508,14 +521,21 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
         let swap = if swapped { spec.swap } else { 1 };
         let plain = from.is_none() && layout.is_contiguous() && swap == 1;
         let (file, range) = match plain {
+            // No bytes are at the beginning of the file as well as anywhere.
+            _ if layout.byte_len() == 0 => (0, ByteRange::default()),
             true => {
-                let start = if layout.byte_len() == 0 { 0 } else { base };
-                (0, ByteRange::from_len(start, layout.byte_len()).ok_or_else(|| at(internal("a range overflows")))?)
+                let range = ByteRange::from_len(base, layout.byte_len());
+                (0, range.ok_or_else(|| at(internal("a range overflows")))?)
             }
-            false => {
-                let source = from.unwrap_or_else(|| Arc::clone(&source));
-                (1, derived.push(Recipe { name: spec.name.as_str().into(), source, base, layout, swap })?)
-            }
+            // What is tied is made once.
+            false => match made.entry((spec.dtype, &spec.place, &spec.shape, &spec.strides)) {
+                Entry::Occupied(range) => (1, *range.get()),
+                Entry::Vacant(entry) => {
+                    let source = from.unwrap_or_else(|| Arc::clone(&source));
+                    let recipe = Recipe { name: spec.name.as_str().into(), source, base, layout, swap };
+                    (1, *entry.insert(derived.push(recipe)?))
+                }
+            },
         };
         index.push(&spec.name, spec.dtype, &spec.shape, file, range)?;
     }

@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 /// The pickle of `{"w": <6 floats of storage 0 as shape (2, 3)>, "t": <the same transposed>}`.
 fn pickle() -> Vec<u8> {
+    pickle_of("K\x02K\x03<", "K\x03K\x01<")
+}
+
+/// The same with another size and stride of `w`.
+fn pickle_of(size: &str, stride: &str) -> Vec<u8> {
     let storage = "(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQ";
     let tensor = |size: &str, stride: &str| {
         format!("ctorch._utils\n_rebuild_tensor_v2\n({storage}K\0{size}{stride}\u{89}ccollections\nOrderedDict\n)RtR")
     };
     // NEWFALSE is a byte of its own, not UTF-8.
-    let body = format!(
-        "}}(X\x01\0\0\0w{}X\x01\0\0\0t{}u.",
-        tensor("K\x02K\x03<", "K\x03K\x01<"),
-        tensor("K\x03K\x02<", "K\x01K\x03<")
-    );
+    let body = format!("}}(X\x01\0\0\0w{}X\x01\0\0\0t{}u.", tensor(size, stride), tensor("K\x03K\x02<", "K\x01K\x03<"));
     let mut bytes = vec![0x80, 2];
     for c in body.chars() {
         match c {
@@ -188,4 +189,32 @@ fn opens_archives_of_many_entries() {
     let file = open(archive(&entries, Some(64))).unwrap();
     assert_eq!(file.entries().len(), 12_001);
     assert_eq!(read(&file, "w"), [0., 1., 2., 3., 4., 5.]);
+}
+
+/// Two tensors whose bytes lie in one shared read: the second one's local header is compared too.
+#[test]
+fn a_read_that_reaches_into_the_next_entry_compares_its_header() {
+    let bytes = many();
+    let first = open(bytes.clone()).unwrap().index().get("w").unwrap().range();
+    let header = first.end() as usize;
+    assert_eq!(&bytes[header..header + 4], b"PK\x03\x04");
+    let mut broken = bytes;
+    broken[header] ^= 1;
+    let file = open(broken).unwrap();
+    let both = ByteRange::from_len(first.start(), 300).unwrap();
+    let error = file.sources()[0].read_range(both).unwrap_err();
+    assert!(error.to_string().contains("signature"), "{error}");
+}
+
+#[test]
+fn tensors_without_bytes_lie_at_the_beginning_of_the_file() {
+    // Big-endian, so that everything else is made from the file.
+    let pickle = pickle_of("K\0K\x03<", "K\x03K\x01<");
+    let entries: [(&str, &[u8]); 3] = [("m/data.pkl", &pickle), ("m/byteorder", b"big"), ("m/data/0", &floats())];
+    let file = open(archive(&entries, None)).unwrap();
+    for info in file.index().iter() {
+        assert!(info.file() < file.sources().len());
+        file.sources()[info.file()].read_range(info.range()).unwrap();
+    }
+    assert_eq!(file.index().get("w").unwrap().range(), ByteRange::default());
 }

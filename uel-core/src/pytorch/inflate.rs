@@ -55,6 +55,47 @@ pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<V
     Ok(bytes)
 }
 
+/// Compares a deflated entry with its CRC, holding no more than a piece of it.
+pub(super) fn check(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<()> {
+    let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
+    let wrong =
+        |message: &str| place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))));
+    let mut stream = flate2::Decompress::new(false);
+    let mut crc = crc32fast::Hasher::new();
+    let mut made = Vec::with_capacity(PIECE_BYTES as usize);
+    let mut at = entry.range.start();
+    let mut ended = false;
+    while !ended && at < entry.range.end() {
+        let end = entry.range.end().min(at.saturating_add(PIECE_BYTES));
+        let piece = source.read_range(ByteRange::new(at, end).unwrap_or_default())?;
+        at = end;
+        let mut rest = piece.as_slice();
+        while !ended {
+            let (taken, out) = (stream.total_in(), stream.total_out());
+            made.clear();
+            let status = stream
+                .decompress_vec(rest, &mut made, flate2::FlushDecompress::None)
+                .map_err(|error| wrong("a compressed entry is broken").with_source(error))?;
+            crc.update(&made);
+            ended = status == flate2::Status::StreamEnd;
+            rest = rest.get((stream.total_in() - taken) as usize..).unwrap_or_default();
+            if stream.total_out() > entry.byte_len {
+                return Err(wrong("a compressed entry holds more bytes than the directory says"));
+            }
+            if (stream.total_in(), stream.total_out()) == (taken, out) {
+                break;
+            }
+        }
+    }
+    if !ended || stream.total_out() != entry.byte_len {
+        return Err(wrong("a compressed entry holds another number of bytes than the directory says"));
+    }
+    if !entry.has_crc(crc.finalize()) {
+        return Err(wrong("the CRC of an entry is not the directory's"));
+    }
+    Ok(())
+}
+
 /// Refuses sizes that no stream of this length can have.
 pub(super) fn check_size(entry: &ArchiveEntry) -> Result<()> {
     let possible = entry.range.byte_len().saturating_mul(MAX_RATIO);

@@ -131,7 +131,9 @@ impl ArchiveSource {
     /// One request for the local header and the first bytes behind it, of which `wanted` are asked for; empty where the
     /// header is longer than was predicted.
     fn read_first(&self, (position, entry): (usize, &ArchiveEntry), wanted: usize) -> Result<Vec<u8>> {
-        let end = entry.range.start().saturating_add(FIRST_READ_BYTES.min(wanted as u64));
+        // Not into the next entry, whose local header is another one.
+        let wanted = FIRST_READ_BYTES.min(wanted as u64).min(entry.range.byte_len());
+        let end = entry.range.start().saturating_add(wanted);
         let Some(range) = ByteRange::new(entry.header, end) else { return Ok(Vec::new()) };
         let mut bytes = self.inner.read_range(range)?;
         let Some((fixed, rest)) = bytes.split_first_chunk() else { return Ok(Vec::new()) };

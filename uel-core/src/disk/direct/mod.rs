@@ -146,7 +146,7 @@ impl<T: Target> Writes<T> {
 
     fn enter(&self, mode: &mut Option<Chunks>) -> io::Result<bool> {
         if mode.is_some() {
-            return Ok(true);
+            return Ok(!self.refused.load(Ordering::Relaxed));
         }
         if self.refused.load(Ordering::Relaxed) {
             return Ok(false);
@@ -175,7 +175,12 @@ impl<T: Target> Writes<T> {
         self.target.set_direct(false)?;
         self.dirty.store(true, Ordering::Relaxed);
         // After an error what waits still does, and all writes are buffered, whole blocks or not.
-        chunks.flush(&self.target)?;
+        let flushed = chunks.flush(&self.target);
+        if flushed.is_err() {
+            // What could not be written stays, for whoever tries again; nothing is written directly any more.
+            self.refused.store(true, Ordering::Relaxed);
+            return flushed;
+        }
         *mode = None;
         Ok(())
     }

@@ -111,16 +111,51 @@ pub(super) fn raw_unicode(line: &[u8]) -> Option<Cow<'_, str>> {
         };
         let hex = std::str::from_utf8(rest.get(1..=digits)?).ok()?;
         let code = u32::from_str_radix(hex, 16).ok()?;
-        // Half of a surrogate pair is no character of its own.
-        out.push(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
+        push_code(&mut out, code);
         rest = rest.get(digits + 1..)?;
     }
     Some(Cow::Owned(out))
 }
 
-/// A string of a pickle: UTF-8 in which lone surrogates may stand, as Python allows. They are replaced.
+/// A character, or half of a surrogate pair, which is none: that is written as its escape, so that two names which differ
+/// in nothing else stay two.
+fn push_code(out: &mut String, code: u32) {
+    match char::from_u32(code) {
+        Some(character) => out.push(character),
+        None => out.push_str(&format!("\\u{code:04x}")),
+    }
+}
+
+/// A string of a pickle: UTF-8 in which lone surrogates may stand, as Python allows.
 pub(super) fn unicode(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
+    if let Ok(text) = str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (valid, broken) = match str::from_utf8(rest) {
+            Ok(valid) => (valid, &[][..]),
+            Err(error) => {
+                let (valid, broken) = rest.split_at(error.valid_up_to());
+                (str::from_utf8(valid).unwrap_or_default(), broken)
+            }
+        };
+        out.push_str(valid);
+        rest = match broken {
+            // A surrogate in the form that UTF-8 would have for it.
+            [0xed, second @ 0xa0..=0xbf, third @ 0x80..=0xbf, behind @ ..] => {
+                push_code(&mut out, 0xd000 | u32::from(second & 0x3f) << 6 | u32::from(third & 0x3f));
+                behind
+            }
+            [_, behind @ ..] => {
+                out.push(char::REPLACEMENT_CHARACTER);
+                behind
+            }
+            [] => broken,
+        };
+    }
+    Cow::Owned(out)
 }
 
 #[cfg(test)]
@@ -165,8 +200,8 @@ mod tests {
         }
         assert_eq!(raw_unicode(b"plain").as_deref(), Some("plain"));
         assert_eq!(raw_unicode(b"\xe9\\u00e9\\U0001f600\\n").as_deref(), Some("éé😀\\n"));
-        assert_eq!(raw_unicode(b"\\ud800").as_deref(), Some("\u{fffd}"));
+        assert_eq!(raw_unicode(b"\\ud800").as_deref(), Some("\\ud800"));
         assert_eq!(raw_unicode(b"\\u12"), None);
-        assert_eq!(unicode(b"a\xed\xa0\x80").chars().next(), Some('a'));
+        assert_eq!(unicode(b"a\xed\xa0\x80b\xed\xbf\xbf\xff"), "a\\ud800b\\udfff\u{fffd}");
     }
 }

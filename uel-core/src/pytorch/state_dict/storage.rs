@@ -100,7 +100,12 @@ impl<'p> Walker<'p> {
         };
         let whole =
             |(storage, _): (StorageRef, _)| (storage.view.map_or(storage.key, |view| view.root), storage.element_bytes);
-        self.arena.ids().filter_map(named).map(whole).collect()
+        let mut sizes = HashMap::new();
+        // Where a file contradicts itself, torch takes the first.
+        for (key, element_bytes) in self.arena.ids().filter_map(named).map(whole) {
+            sizes.entry(key).or_insert(element_bytes);
+        }
+        sizes
     }
 
     /// The class that a persistent id names for its storage, where it is none that is known.

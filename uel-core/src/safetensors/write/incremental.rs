@@ -377,7 +377,7 @@ impl IncrementalWriter {
         *reserved = if self.file.reserve(wanted).is_ok() { wanted } else { u64::MAX };
     }
 
-    /// Writes the rest directly. What does not work is no fault: the file is then written as it was so far.
+    /// Writes the rest directly, where the file system can.
     fn write_directly(&self, queue: &WriteQueue) -> Result<()> {
         let direct = self.file.write_directly().map_err(|error| Error::io("write", &self.path, error))?;
         if direct && self.options.threads.is_none() {
