@@ -25,11 +25,14 @@ mod worker;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Device, pickle};
 use claims::{claim, of, rounds};
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
+use uel::core::source::FileSource;
+use uel::core::source::decorators::RecordingSource;
 use uel::{Checkpoint, Mode};
 use worker::Worker;
 
@@ -87,6 +90,18 @@ fn opening(worker: &RefCell<Worker>) {
     claim("torch.load(mmap=True)'s time as a multiple of uel open's", ratio("torch.load(mmap=True)"), 5., false);
 }
 
+/// How many bytes one tensor of the file takes to load, besides its own.
+fn one_tensor(path: &Path) {
+    let source = Arc::new(RecordingSource::new(FileSource::open(path).unwrap()));
+    let checkpoint = Checkpoint::from_sources(vec![source.clone()], Checkpoint::options()).unwrap();
+    let opened = source.bytes_read();
+    let info = checkpoint.infos().nth(100).unwrap();
+    source.clear();
+    drop(checkpoint.tensor(info.name(), &Device::Cpu).unwrap());
+    let more = source.bytes_read() - info.byte_len();
+    println!("- opening the file of 2 GB reads {opened} bytes, one tensor of {} bytes {more} more", info.byte_len());
+}
+
 fn loading(worker: &RefCell<Worker>) {
     let path = file(worker, FEW);
     let python = |what: &'static str| -> Box<dyn FnMut() -> Duration> {
@@ -105,6 +120,7 @@ fn loading(worker: &RefCell<Worker>) {
         ("torch.load(mmap=True)".into(), python("torch_mmap")),
     ];
     let times = in_turns("Loading a .pth of 2 GB, 200 tensors, warm", BYTES, rounds(7), candidates);
+    one_tensor(&path);
     claim("mapped load_all, ms", of(&times, "uel mmap").median() * 1e3, 10., true);
     let ratio = |name: &str| of(&times, name).median() / of(&times, "uel preload").median();
     claim("torch.load's time as a multiple of preload's", ratio("torch.load"), 3., false);

@@ -52,11 +52,24 @@ pub(crate) fn scan(files: &CheckpointFiles) -> Scan {
 
 fn scan_on(files: &CheckpointFiles, threads: usize) -> Scan {
     let infos: Vec<TensorInfo<'_>> = files.index().iter().collect();
-    let pieces = Pieces::new(infos.iter().map(TensorInfo::byte_len), PIECE_BYTES);
+    // By tensor: where the first read that failed began.
+    let unread: Mutex<BTreeMap<usize, (u64, Error)>> = Mutex::default();
+    // A tensor that is refused as a whole may claim more pieces than can be tried.
+    let byte_len = |(tensor, info): (usize, &TensorInfo<'_>)| match files
+        .sources()
+        .get(info.file())
+        .map_or(Ok(()), |source| source.check(info.range()))
+    {
+        Ok(()) => info.byte_len(),
+        Err(error) => {
+            lock(&unread).insert(tensor, (0, error));
+            0
+        }
+    };
+    let pieces = Pieces::new(infos.iter().enumerate().map(byte_len), PIECE_BYTES);
     let counts: Vec<(AtomicU64, AtomicU64)> = infos.iter().map(|_| Default::default()).collect();
     let (hashes, mut metadata_faults) = FileHashes::read(files);
-    // By tensor: where the first read that failed began. By tensor and place: damage.
-    let unread: Mutex<BTreeMap<usize, (u64, Error)>> = Mutex::default();
+    // By tensor and place: damage.
     let mut damaged: BTreeMap<(usize, u64), Error> = BTreeMap::new();
     let mut of_tensor = |(tensor, info): (usize, &TensorInfo<'_>)| {
         hashes.of(*info).unwrap_or_else(|error| {

@@ -43,6 +43,12 @@ pub const MAX_PICKLE_BYTES: u64 = 1 << 30;
 /// The longest pickle in bytes that another tool compressed: a file of 64 KiB could hold one of 64 MiB.
 pub const MAX_INFLATED_PICKLE_BYTES: u64 = 64 << 20;
 
+/// The most bytes of one tensor that was expanded, unless it is less than [`MAX_EXPANSION`] times what it was expanded from.
+pub const MAX_EXPANDED_BYTES: u64 = 64 << 30;
+
+/// How many times a tensor of more than [`MAX_EXPANDED_BYTES`] may be as large as the bytes that it is made of.
+pub const MAX_EXPANSION: u64 = 1024;
+
 /// The most bytes of one compressed entry once it is inflated, which is held in memory as a whole.
 pub const MAX_INFLATED_BYTES: u64 = 4 << 30;
 /// The most values of one pickle, and the most that stand on its stack at once. A tensor takes about 15 of them, so

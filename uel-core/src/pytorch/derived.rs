@@ -3,7 +3,7 @@
 use super::cache::{CACHE_BYTES, Cache};
 use super::gather::Strided;
 use crate::source::{ByteSource, ByteSourceExt};
-use crate::{ByteRange, Error, Kind, Result};
+use crate::{ByteRange, Error, Kind, Result, limits};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,6 +77,7 @@ impl DerivedSource {
         if layout.is_contiguous() && *swap == 1 {
             return source.read_at(base + from, buffer);
         }
+        check_size(layout)?;
         let whole = layout.byte_len() <= WHOLE_BYTES;
         let len = if whole { buffer.len() } else { buffer.len().min(PART_BYTES) };
         let buffer = buffer.split_at_mut(len).0;
@@ -104,6 +105,17 @@ impl DerivedSource {
     }
 }
 
+/// Refuses a tensor that was expanded beyond all measure.
+fn check_size(layout: &Strided) -> Result<()> {
+    let limit = limits::MAX_EXPANDED_BYTES.max(layout.extent().saturating_mul(limits::MAX_EXPANSION));
+    if layout.byte_len() <= limit {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Limit, "a tensor was expanded to more than anybody can read")
+        .with_expected(format!("at most {limit} bytes"))
+        .with_got(format!("{} bytes", layout.byte_len())))
+}
+
 impl ByteSource for DerivedSource {
     fn path(&self) -> &Path {
         &self.path
@@ -111,6 +123,14 @@ impl ByteSource for DerivedSource {
 
     fn byte_len(&self) -> u64 {
         self.byte_len
+    }
+
+    fn check(&self, range: ByteRange) -> Result<()> {
+        let first = self.segments.partition_point(|segment| segment.start <= range.start()).saturating_sub(1);
+        let there = self.segments.get(first..).unwrap_or_default().iter();
+        there.take_while(|segment| segment.start < range.end()).try_for_each(|Segment { recipe, .. }| {
+            check_size(&recipe.layout).map_err(|error| error.with_tensor(&recipe.name).with_path(&self.path))
+        })
     }
 
     fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
@@ -175,6 +195,19 @@ mod tests {
         let all = derived.read_range(ByteRange::new(0, derived.byte_len()).unwrap()).unwrap();
         assert_eq!(all[..12], [0, 0, 3, 0, 1, 0, 4, 0, 2, 0, 5, 0]);
         assert_eq!(all[12..16], [0; 4]);
+    }
+
+    #[test]
+    fn bombs_are_refused_when_they_are_read() {
+        let mut derived = DerivedSource::new(Path::new("derived"));
+        let small = derived.push(recipe(vec![7; 4], &[1 << 20], &[0], 4, 1)).unwrap();
+        let bomb = derived.push(recipe(vec![7; 4], &[4_400_000_000_000], &[0], 4, 1)).unwrap();
+        assert_eq!(derived.read_range(small).unwrap(), vec![7; 4 << 20]);
+        derived.check(small).unwrap();
+        let first = ByteRange::from_len(bomb.start(), 1).unwrap();
+        for error in [derived.read_range(first).unwrap_err(), derived.check(bomb).unwrap_err()] {
+            assert_eq!((error.kind(), error.tensor()), (Kind::Limit, Some("w")));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::source::{ByteSource, ByteSourceExt, MemorySource};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex, TensorIndexBuilder, limits};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What kind of file the tensors stand in.
@@ -150,6 +151,8 @@ pub(super) struct Stored {
     /// The source to read them from; `None` for the file itself.
     pub(super) source: Option<Arc<dyn ByteSource>>,
     pub(super) range: ByteRange,
+    /// Of a source that makes only what is needed: how far tensors need it.
+    pub(super) needed: Option<Arc<AtomicU64>>,
 }
 
 impl PytorchFile {
@@ -415,7 +418,7 @@ fn is_folder(prefix: &str) -> bool {
 fn read_entry(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<Vec<u8>> {
     check_readable(entry)?;
     if entry.method == Method::Deflated {
-        return inflate::inflate(source, entry);
+        return inflate::inflate(source, entry, entry.byte_len);
     }
     let bytes = source.read_range(entry.range)?;
     let found = crc32fast::hash(&bytes);
@@ -475,12 +478,13 @@ fn stored(
     };
     check_readable(entry)?;
     if entry.method == Method::Stored {
-        return Ok(Stored { source: None, range: entry.range });
+        return Ok(Stored { source: None, range: entry.range, needed: None });
     }
     let number = entries.partition_point(|other| other.header < entry.header);
     let inflated = InflatedSource::new(Arc::clone(source), entry.clone(), Arc::clone(cache), number);
     let range = ByteRange::from_len(0, entry.byte_len).unwrap_or_default();
-    Ok(Stored { source: Some(Arc::new(inflated)), range })
+    let needed = Some(inflated.needed());
+    Ok(Stored { source: Some(Arc::new(inflated)), range, needed })
 }
 
 /// Brings storages and tensors together: what stands in the file as it is wanted is read from there, everything else from
@@ -517,6 +521,11 @@ fn assemble(source: Arc<dyn ByteSource>, parts: Parts) -> Result<PytorchFile> {
             return Err(at(Error::new(Kind::Truncated, "a tensor reaches behind the end of its storage")
                 .with_expected(format!("at least {} bytes from its first element on", layout.extent()))
                 .with_got(format!("{byte_len} bytes"))));
+        }
+        if let Place::Storage { storage, offset } = spec.place
+            && let Some(needed) = storages.get(storage).and_then(|stored| stored.needed.as_ref())
+        {
+            needed.fetch_max(offset.saturating_add(layout.extent()), Ordering::Relaxed);
         }
         let swap = if swapped { spec.swap } else { 1 };
         let plain = from.is_none() && layout.is_contiguous() && swap == 1;

@@ -89,6 +89,11 @@ impl Strided {
         bytes.try_reserve_exact(byte_len).map_err(|_| no_memory())?;
         bytes.resize(byte_len, 0);
         let mut into = Gather { source, into: &mut bytes, item: self.item, window: Vec::new(), window_at: 0 };
+        // However often the elements of a short stretch are used, it is read once.
+        if self.extent <= WINDOW_BYTES && !self.is_contiguous() && first == 0 && byte_len as u64 == self.byte_len {
+            let extent = ByteRange::from_len(base, self.extent).ok_or_else(outside)?;
+            (into.window, into.window_at) = (source.read_range(extent)?, base);
+        }
         into.part(&self.dims, base, -i128::from(first * self.item), first, end)?;
         let (skip, len) = ((range.start() - first * self.item) as usize, range.byte_len() as usize);
         if skip > 0 {

@@ -7,6 +7,7 @@ use crate::{ByteRange, Error, Kind, Result, limits};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Deflate makes at most 1032 bytes of one; a directory that promises more lies.
 const MAX_RATIO: u64 = 1032;
@@ -14,25 +15,26 @@ const MAX_RATIO: u64 = 1032;
 /// How many compressed bytes are read at a time.
 const PIECE_BYTES: u64 = 256 << 10;
 
-/// All bytes of a deflated entry, checked against its CRC.
-pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<Vec<u8>> {
+/// The first `wanted` bytes of a deflated entry; where these are all, checked against its CRC.
+pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry, wanted: u64) -> Result<Vec<u8>> {
     let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
     check_size(entry).map_err(place)?;
     let wrong =
         |message: &str| place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))));
     let no_memory = || place(Error::new(Kind::OutOfMemory, "cannot reserve memory for a compressed entry"));
-    let len = usize::try_from(entry.byte_len).map_err(|_| no_memory())?;
+    let all = wanted >= entry.byte_len;
+    let len = usize::try_from(wanted.min(entry.byte_len)).map_err(|_| no_memory())?;
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
     let mut stream = flate2::Decompress::new(false);
     let mut at = entry.range.start();
     let mut ended = false;
-    while !ended && at < entry.range.end() {
+    while !ended && at < entry.range.end() && (all || bytes.len() < len) {
         let end = entry.range.end().min(at.saturating_add(PIECE_BYTES));
         let piece = source.read_range(ByteRange::new(at, end).unwrap_or_default())?;
         at = end;
         let mut rest = piece.as_slice();
-        while !rest.is_empty() && !ended {
+        while !rest.is_empty() && !ended && (all || bytes.len() < len) {
             let (taken, made) = (stream.total_in(), stream.total_out());
             // It never grows beyond what was reserved, whatever the stream holds.
             let status = stream
@@ -46,10 +48,10 @@ pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<V
             rest = rest.get(used..).unwrap_or_default();
         }
     }
-    if !ended || bytes.len() != len {
+    if (all && !ended) || bytes.len() != len {
         return Err(wrong("a compressed entry holds another number of bytes than the directory says"));
     }
-    if !entry.has_crc(crc32fast::hash(&bytes)) {
+    if all && !entry.has_crc(crc32fast::hash(&bytes)) {
         return Err(wrong("the CRC of an entry is not the directory's"));
     }
     Ok(bytes)
@@ -108,7 +110,7 @@ pub(super) fn check_size(entry: &ArchiveEntry) -> Result<()> {
         .with_got(format!("{} bytes in entry {:?}", entry.byte_len, shown(&entry.name))))
 }
 
-/// A deflated entry as a source of its own. It is inflated as a whole when the first byte is read.
+/// A deflated entry as a source of its own. It is inflated when the first byte is read, as far as tensors need it.
 #[derive(Debug)]
 pub(super) struct InflatedSource {
     source: Arc<dyn ByteSource>,
@@ -116,11 +118,20 @@ pub(super) struct InflatedSource {
     cache: Arc<Cache>,
     /// Its number in the cache, which the entries of an archive share.
     number: usize,
+    /// Where the last byte ends that a tensor needs.
+    needed: Arc<AtomicU64>,
 }
 
 impl InflatedSource {
     pub(super) fn new(source: Arc<dyn ByteSource>, entry: ArchiveEntry, cache: Arc<Cache>, number: usize) -> Self {
-        Self { source, entry, cache, number }
+        Self { source, entry, cache, number, needed: Arc::default() }
+    }
+}
+
+impl InflatedSource {
+    /// Where the last byte ends that a tensor needs, to be raised as tensors become known.
+    pub(super) fn needed(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.needed)
     }
 }
 
@@ -135,7 +146,8 @@ impl ByteSource for InflatedSource {
 
     fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
         self.check_range(offset, buffer.len())?;
-        let bytes = self.cache.get(self.number, || inflate(&*self.source, &self.entry))?;
+        let needed = self.needed.load(Ordering::Relaxed);
+        let bytes = self.cache.get(self.number, || inflate(&*self.source, &self.entry, needed))?;
         let start = offset as usize;
         let part = bytes.get(start..start + buffer.len()).unwrap_or_default();
         let len = part.len().min(buffer.len());

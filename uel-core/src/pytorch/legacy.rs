@@ -168,7 +168,7 @@ pub(super) fn placed(storage: &StorageRef, ranges: &HashMap<String, ByteRange>) 
         }
     };
     let inside = range.filter(|range| root.contains(*range));
-    inside.map(|range| Stored { source: None, range }).ok_or_else(|| {
+    inside.map(|range| Stored { source: None, range, needed: None }).ok_or_else(|| {
         Error::new(Kind::Truncated, "a part of a storage reaches behind its end")
             .with_got(format!("storage {:?}", storage.key))
     })
