@@ -149,11 +149,10 @@ fn a_file_that_is_not_cached_is_read_through_the_page_cache_and_mapped() {
     drop((checkpoint, loaded.tensors));
     cool();
     let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
-    for times in 1..3 {
-        // The system is asked to read ahead, and nobody waits for it.
+    for read in [24 << 20, 24 << 20] {
+        // The second time the page cache has it: what was read stays what it was.
         assert!(same(&checkpoint.tensor("w", &CPU).unwrap(), &tensor));
-        let report = checkpoint.report();
-        assert_eq!((report.bytes_mapped, report.bytes_read, report.bytes_copied), (times * (24 << 20), 0, 0));
+        assert_eq!(checkpoint.report().bytes_read, read);
     }
 }
 

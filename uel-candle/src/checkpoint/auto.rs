@@ -90,14 +90,11 @@ impl Checkpoint {
         self.inner.auto_for_one.get_or_init(choose).clone()
     }
 
-    /// Has the system begin to read a tensor whose mapping is handed out, where the page cache lacks it: what the caller does
-    /// with its first bytes then goes on while the others come. Small ones are left to their page faults.
-    pub(super) fn read_ahead(&self, info: TensorInfo<'_>) {
-        let Some(file) = self.sources().get(info.file()).and_then(|source| source.as_file()) else { return };
-        let cold = || residency::resident_share(file, info.range()).is_some_and(|held| held < RESIDENT);
-        if info.byte_len() >= FILL_FROM && cold() {
-            uel_core::source::advise(file, info.range(), uel_core::source::Advice::WillNeed);
-        }
+    /// Whether a tensor has to be read before its mapping is handed out. Small ones are left to their page faults.
+    pub(super) fn is_cold(&self, info: TensorInfo<'_>) -> bool {
+        let file = self.sources().get(info.file()).and_then(|source| source.as_file());
+        let share = || file.and_then(|file| residency::resident_share(file, info.range()));
+        info.byte_len() >= FILL_FROM && share().is_some_and(|held| held < RESIDENT)
     }
 
     /// Why to map `bytes` of the checkpoint, of which the page cache holds the share `held`, or why not to.

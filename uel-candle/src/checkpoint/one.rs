@@ -118,11 +118,10 @@ impl Checkpoint {
                         0 => threads,
                         asked => asked,
                     };
-                    if !hashes.is_empty() {
+                    let cold = || want.cast.is_none() && fill && self.is_cold(info);
+                    if !hashes.is_empty() || cold() {
                         self.fill_page_cache([(info, hashes)], How { threads: asked, arrived: &|_| {} })?;
                         report.bytes_read += info.byte_len();
-                    } else if want.cast.is_none() && fill {
-                        self.read_ahead(info);
                     }
                     if want.cast.is_none() {
                         report.add_mapped(info.byte_len());
