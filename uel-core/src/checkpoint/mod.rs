@@ -7,7 +7,7 @@ mod pytorch;
 pub use format::Format;
 
 use crate::pytorch::{PytorchFile, PytorchOptions};
-use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, open_threads, try_map};
+use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, merged, open_threads, try_map};
 use crate::source::{ByteSource, FileSource};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex};
 use folder::Found;
@@ -200,13 +200,7 @@ impl CheckpointFiles {
 
     /// The `__metadata__` of all files together. Where files disagree on a key, the first file's value stands.
     pub fn to_metadata(&self) -> Metadata {
-        let mut merged = Metadata::new();
-        for (key, value) in self.metadata.iter().flatten().flatten() {
-            if !merged.contains_key(key) {
-                merged.insert(key.clone(), value.clone());
-            }
-        }
-        merged
+        merged(&self.metadata)
     }
 
     /// The bytes of all files, headers included.

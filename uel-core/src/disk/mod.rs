@@ -250,9 +250,14 @@ pub fn read_all_at(file: &dyn DiskFile, mut offset: u64, mut buffer: &mut [u8]) 
 /// # Errors
 ///
 /// The file's error; [`io::ErrorKind::WriteZero`] where it takes nothing.
-pub fn write_all_at(file: &dyn DiskFile, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+pub fn write_all_at(file: &dyn DiskFile, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    write_all_by(|offset, bytes| file.write_at(offset, bytes), offset, bytes)
+}
+
+/// Writes all of `bytes` by calls of `write` that write some.
+fn write_all_by(write: impl Fn(u64, &[u8]) -> io::Result<usize>, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match file.write_at(offset, bytes) {
+        match write(offset, bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 offset = offset.saturating_add(written as u64);

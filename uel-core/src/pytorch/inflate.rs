@@ -19,80 +19,62 @@ const PIECE_BYTES: u64 = 256 << 10;
 pub(super) fn inflate(source: &dyn ByteSource, entry: &ArchiveEntry, wanted: u64) -> Result<Vec<u8>> {
     let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
     check_size(entry).map_err(place)?;
-    let wrong =
-        |message: &str| place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))));
     let no_memory = || place(Error::new(Kind::OutOfMemory, "cannot reserve memory for a compressed entry"));
-    let all = wanted >= entry.byte_len;
     let len = usize::try_from(wanted.min(entry.byte_len)).map_err(|_| no_memory())?;
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
-    let mut stream = flate2::Decompress::new(false);
-    let mut at = entry.range.start();
-    let mut ended = false;
-    while !ended && at < entry.range.end() && (all || bytes.len() < len) {
-        let end = entry.range.end().min(at.saturating_add(PIECE_BYTES));
-        let piece = source.read_range(ByteRange::new(at, end).unwrap_or_default())?;
-        at = end;
-        let mut rest = piece.as_slice();
-        while !rest.is_empty() && !ended && (all || bytes.len() < len) {
-            let (taken, made) = (stream.total_in(), stream.total_out());
-            // It never grows beyond what was reserved, whatever the stream holds.
-            let status = stream
-                .decompress_vec(rest, &mut bytes, flate2::FlushDecompress::None)
-                .map_err(|error| wrong("a compressed entry is broken").with_source(error))?;
-            ended = status == flate2::Status::StreamEnd;
-            let used = (stream.total_in() - taken) as usize;
-            if used == 0 && stream.total_out() == made && !ended {
-                return Err(wrong("a compressed entry holds more bytes than the directory says"));
-            }
-            rest = rest.get(used..).unwrap_or_default();
-        }
-    }
-    if (all && !ended) || bytes.len() != len {
-        return Err(wrong("a compressed entry holds another number of bytes than the directory says"));
-    }
-    if all && !entry.has_crc(crc32fast::hash(&bytes)) {
-        return Err(wrong("the CRC of an entry is not the directory's"));
-    }
+    // No more is ever handed over than was reserved.
+    each_piece(source, entry, wanted, |piece| bytes.extend_from_slice(piece))?;
     Ok(bytes)
 }
 
 /// Compares a deflated entry with its CRC, holding no more than a piece of it.
 pub(super) fn check(source: &dyn ByteSource, entry: &ArchiveEntry) -> Result<()> {
-    let place = |error: Error| error.with_path(source.path()).with_offset(entry.range.start());
-    let wrong =
-        |message: &str| place(Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name))));
+    each_piece(source, entry, entry.byte_len, |_| {})
+}
+
+/// Hands over the first `wanted` bytes of a deflated entry, piece by piece; where these are all, the stream must end with
+/// them and have the CRC of the directory.
+fn each_piece(source: &dyn ByteSource, entry: &ArchiveEntry, wanted: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
+    let wrong = |message: &str| {
+        let error = Error::new(Kind::Archive, message).with_got(format!("entry {:?}", shown(&entry.name)));
+        error.with_path(source.path()).with_offset(entry.range.start())
+    };
+    let (all, len) = (wanted >= entry.byte_len, wanted.min(entry.byte_len));
     let mut stream = flate2::Decompress::new(false);
     let mut crc = crc32fast::Hasher::new();
-    let mut made = Vec::with_capacity(PIECE_BYTES as usize);
-    let mut at = entry.range.start();
-    let mut ended = false;
-    while !ended && at < entry.range.end() {
+    let mut piece = Vec::with_capacity(PIECE_BYTES as usize);
+    let (mut at, mut given, mut ended) = (entry.range.start(), 0, false);
+    while !ended && at < entry.range.end() && (all || given < len) {
         let end = entry.range.end().min(at.saturating_add(PIECE_BYTES));
-        let piece = source.read_range(ByteRange::new(at, end).unwrap_or_default())?;
+        let read = source.read_range(ByteRange::new(at, end).unwrap_or_default())?;
         at = end;
-        let mut rest = piece.as_slice();
+        let mut rest = read.as_slice();
         while !ended {
-            let (taken, out) = (stream.total_in(), stream.total_out());
-            made.clear();
+            let (taken, made) = (stream.total_in(), stream.total_out());
+            piece.clear();
             let status = stream
-                .decompress_vec(rest, &mut made, flate2::FlushDecompress::None)
+                .decompress_vec(rest, &mut piece, flate2::FlushDecompress::None)
                 .map_err(|error| wrong("a compressed entry is broken").with_source(error))?;
-            crc.update(&made);
             ended = status == flate2::Status::StreamEnd;
             rest = rest.get((stream.total_in() - taken) as usize..).unwrap_or_default();
             if stream.total_out() > entry.byte_len {
                 return Err(wrong("a compressed entry holds more bytes than the directory says"));
             }
-            if (stream.total_in(), stream.total_out()) == (taken, out) {
+            crc.update(&piece);
+            let part = (len - given).min(piece.len() as u64);
+            take(piece.get(..part as usize).unwrap_or_default());
+            given += part;
+            let stands = (stream.total_in(), stream.total_out()) == (taken, made);
+            if stands || (!all && given == len) {
                 break;
             }
         }
     }
-    if !ended || stream.total_out() != entry.byte_len {
+    if given != len || (all && !ended) {
         return Err(wrong("a compressed entry holds another number of bytes than the directory says"));
     }
-    if !entry.has_crc(crc.finalize()) {
+    if all && !entry.has_crc(crc.finalize()) {
         return Err(wrong("the CRC of an entry is not the directory's"));
     }
     Ok(())
@@ -126,9 +108,7 @@ impl InflatedSource {
     pub(super) fn new(source: Arc<dyn ByteSource>, entry: ArchiveEntry, cache: Arc<Cache>, number: usize) -> Self {
         Self { source, entry, cache, number, needed: Arc::default() }
     }
-}
 
-impl InflatedSource {
     /// Where the last byte ends that a tensor needs, to be raised as tensors become known.
     pub(super) fn needed(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.needed)

@@ -241,19 +241,24 @@ impl SafetensorsFiles {
 
     /// The `__metadata__` of all files together. Where files disagree on a key, the first file's value stands.
     pub fn to_metadata(&self) -> Metadata {
-        let mut merged = Metadata::new();
-        for (key, value) in self.metadata.iter().flatten().flatten() {
-            if !merged.contains_key(key) {
-                merged.insert(key.clone(), value.clone());
-            }
-        }
-        merged
+        merged(&self.metadata)
     }
 
     /// The bytes of all files, headers included.
     pub fn file_bytes(&self) -> u64 {
         self.sources.iter().map(|source| source.byte_len()).fold(0, u64::saturating_add)
     }
+}
+
+/// The metadata of all files together. Where files disagree on a key, the first file's value stands.
+pub(crate) fn merged(files: &[Option<Metadata>]) -> Metadata {
+    let mut merged = Metadata::new();
+    for (key, value) in files.iter().flatten().flatten() {
+        if !merged.contains_key(key) {
+            merged.insert(key.clone(), value.clone());
+        }
+    }
+    merged
 }
 
 impl Header {

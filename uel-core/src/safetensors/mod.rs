@@ -26,7 +26,7 @@ mod tests;
 pub mod write;
 
 pub use crate::save::recover_set;
-pub(crate) use files::{missing_shard, open_threads, read_index_file, shard_paths};
+pub(crate) use files::{merged, missing_shard, open_threads, read_index_file, shard_paths};
 pub(crate) use folder::folder_layout_error;
 pub(crate) use index_file::IndexFile;
 pub(crate) use parallel::try_map;

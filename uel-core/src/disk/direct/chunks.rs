@@ -3,6 +3,7 @@
 use super::chunk::Chunk;
 use super::pool::{Lease, Pool};
 use super::{BLOCK_BYTES, Target};
+use crate::disk::write_all_by;
 use crate::limits;
 use std::collections::BTreeMap;
 use std::io;
@@ -129,7 +130,9 @@ impl Chunks {
     pub(super) fn flush(&self, target: &impl Target) -> io::Result<()> {
         self.each(|taken| {
             let start = taken.start();
-            taken.chunk.flush(|at, bytes| write_all(target, start + at as u64, bytes))
+            taken.chunk.flush(|at, bytes| {
+                write_all_by(|offset, bytes| target.write_at(offset, bytes), start + at as u64, bytes)
+            })
         })
     }
 
@@ -212,21 +215,6 @@ fn write_blocks(target: &impl Target, mut offset: u64, mut bytes: &[u8]) -> io::
                 let whole = written / BLOCK_BYTES * BLOCK_BYTES;
                 offset = offset.saturating_add(whole as u64);
                 bytes = bytes.get(whole..).unwrap_or_default();
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn write_all(target: &impl Target, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match target.write_at(offset, bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                offset = offset.saturating_add(written as u64);
-                bytes = bytes.get(written..).unwrap_or_default();
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
