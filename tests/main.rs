@@ -20,6 +20,8 @@ mod memory;
 mod python;
 mod pytorch;
 mod saving;
+mod scenario;
+mod stream;
 mod tied;
 mod torch;
 mod tracing;

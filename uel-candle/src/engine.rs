@@ -30,7 +30,7 @@ const CAST_CHUNK: usize = 256 << 10;
 const PARALLEL_FROM: u64 = 1 << 20;
 
 /// Threads of the pool at most. Beyond, local disks and memory give no more.
-const MAX_THREADS: usize = 16;
+pub(crate) const MAX_THREADS: usize = 16;
 
 /// Cold disks answer several requests at once faster than one after another, however few processors there are.
 const MIN_POOL_THREADS: usize = 4;
@@ -300,7 +300,7 @@ pub(crate) fn read_to_scratch<'s>(
 }
 
 /// Fills `buffer` from `offset` on.
-fn read<'b>(source: &dyn ByteSource, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b [u8]> {
+pub(crate) fn read<'b>(source: &dyn ByteSource, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b [u8]> {
     let (start, byte_len) = (buffer.as_ptr().cast(), buffer.len());
     if !source.read_exact_at(offset, buffer)?.covers(start, byte_len) {
         return Err(Error::new(Kind::Internal, "a read must fill its buffer").with_offset(offset));

@@ -1,5 +1,8 @@
 //! CPU storages that are filled before they are used: allocated without zeroing, in huge pages where they are large.
 
+pub(crate) mod chunk;
+pub(crate) mod pool;
+
 use std::mem::MaybeUninit;
 
 use candle_core::{CpuStorage, DType, Tensor};
@@ -129,10 +132,19 @@ pub(crate) fn zeroed(byte_len: usize) -> Result<Vec<u8>> {
     // Refused sizes are known now; the zeroed allocation of the same size can be had too.
     drop(room);
     let mut bytes = vec![0; byte_len];
-    // SAFETY: initialised bytes may be seen as bytes that might not be, as long as nothing uninitialised is written to
-    // them; the advice writes nothing.
-    advise_huge(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<MaybeUninit<u8>>(), bytes.len()) });
+    // SAFETY: the advice writes nothing.
+    advise_huge(unsafe { as_uninit(&mut bytes) });
     Ok(bytes)
+}
+
+/// Bytes as bytes that might not be initialised.
+///
+/// # Safety
+///
+/// Nothing uninitialised is written to them.
+pub(crate) unsafe fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: both have one layout, and the caller keeps the bytes initialised.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
 }
 
 /// From this size on a copy goes past the caches.

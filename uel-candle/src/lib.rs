@@ -7,6 +7,8 @@
 
 mod cast;
 pub mod checkpoint;
+#[allow(unsafe_code)]
+mod cuda;
 mod dict;
 pub mod dtype;
 mod edit;
@@ -22,6 +24,8 @@ mod placement;
 #[allow(unsafe_code)]
 mod residency;
 mod save;
+mod stream;
+mod transfer;
 mod var_builder;
 mod view;
 
@@ -31,11 +35,14 @@ pub use checkpoint::{
 };
 pub use dict::{dict_to_tensor, tensor_to_dict};
 pub use edit::{Edit, LoraOptions, MapFn};
+pub use host::pool::{HostPool, Lease, PoolOptions, PoolStats};
 pub use mapped::{MappedAllocator, Stats};
 pub use save::{
     BackgroundSaver, FileFormat, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport,
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
+pub use stream::{Batch, BatchSize, CastOn, StreamOptions, StreamStats, TensorStream, Tensors};
+pub use transfer::{TransferStats, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices};
 pub use uel_core::slice::Bounds;
 pub use uel_core::{Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;

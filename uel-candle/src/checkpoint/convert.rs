@@ -24,7 +24,7 @@ pub(super) fn widened(info: TensorInfo<'_>, shape: &[usize], bytes: &[u8]) -> Re
 }
 
 /// Reads one tensor on the caller's thread, checks it against `hashes` where there are any, widens and casts it.
-pub(super) fn read(info: TensorInfo<'_>, want: &Wanted, source: &dyn ByteSource, hashes: &[u64]) -> Result<Tensor> {
+pub(crate) fn read(info: TensorInfo<'_>, want: &Wanted, source: &dyn ByteSource, hashes: &[u64]) -> Result<Tensor> {
     let named = |error: Error| error.with_tensor(info.name()).with_path(source.path());
     let tensor = if want.widened {
         let bytes = source.read_range(info.range()).map_err(named)?;
@@ -58,7 +58,7 @@ pub(crate) fn cast(tensor: Tensor, dtype: Option<DType>) -> Result<Tensor> {
 }
 
 /// A replaced or added tensor, on `device` and cast as a tensor of the files would be.
-pub(super) fn replaced(tensor: &Tensor, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
+pub(crate) fn replaced(tensor: &Tensor, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
     let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
     cast(tensor.to_device(device).map_err(candle)?, dtype)
 }

@@ -11,13 +11,13 @@ mod select;
 mod slice;
 mod verified;
 
-pub(crate) use convert::{candle, cast};
+pub(crate) use convert::{candle, cast, read as read_whole, replaced as given};
 pub use load::Loaded;
 pub(crate) use load::own_bytes;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use report::{CopyReason, LoadReport};
-pub(crate) use select::is_cast;
+pub(crate) use select::{Wanted, is_cast};
 pub use slice::IntoBounds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -289,6 +289,16 @@ impl Checkpoint {
         self.inner.views.view(info, source, self.inner.options.mmap.is_some())
     }
 
+    /// Whether what is loaded is checked against the hashes in the files, where a load does not say otherwise.
+    pub(crate) fn is_verified(&self) -> bool {
+        self.inner.options.verified
+    }
+
+    /// The threads that the checkpoint was opened with; 0 for as many as there are processors.
+    pub(crate) fn threads_asked(&self) -> usize {
+        self.inner.options.threads
+    }
+
     /// Replaces the tensor called `name`, or adds one: from here on it is handed out instead of the file's.
     pub fn replace(&self, name: impl Into<String>, tensor: Tensor) {
         self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), tensor);
@@ -344,7 +354,7 @@ impl Checkpoint {
         lock(&self.inner.report).merge(report);
     }
 
-    fn replaced(&self, name: &str) -> Option<Tensor> {
+    pub(crate) fn replaced(&self, name: &str) -> Option<Tensor> {
         let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
         if overlay.is_empty() {
             return None;
@@ -358,7 +368,7 @@ impl Checkpoint {
         self.replaced(name).map(|tensor| tensor.dims().to_vec())
     }
 
-    fn source(&self, file: usize) -> Result<&dyn ByteSource> {
+    pub(crate) fn source(&self, file: usize) -> Result<&dyn ByteSource> {
         let source = self.sources().get(file).map(|source| &**source);
         source.ok_or_else(|| {
             Error::new(Kind::Argument, "no such file in the checkpoint")
@@ -368,7 +378,7 @@ impl Checkpoint {
     }
 
     /// `error` with the name and the file of the tensor that it is about.
-    fn located(&self, error: Error, info: TensorInfo<'_>) -> Error {
+    pub(crate) fn located(&self, error: Error, info: TensorInfo<'_>) -> Error {
         let error = error.with_tensor(info.name());
         match self.sources().get(info.file()) {
             Some(source) => error.with_path(source.path()),
@@ -376,7 +386,7 @@ impl Checkpoint {
         }
     }
 
-    fn find(&self, name: &str) -> Result<(usize, TensorInfo<'_>)> {
+    pub(crate) fn find(&self, name: &str) -> Result<(usize, TensorInfo<'_>)> {
         let index = self.index();
         let found = self.position(name).and_then(|position| Some((position, index.at(position)?)));
         found.ok_or_else(|| self.unknown(name))

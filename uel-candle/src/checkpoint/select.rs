@@ -15,33 +15,33 @@ const LISTED_NAMES: usize = 5;
 
 /// One tensor of a load.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     /// Its position in the index.
-    pub(super) position: usize,
+    pub(crate) position: usize,
     /// Its name for the caller, where that is not the one in the file.
-    pub(super) renamed: Option<String>,
+    pub(crate) renamed: Option<String>,
     /// The dtype of the bytes in candle.
-    pub(super) dtype: DType,
+    pub(crate) dtype: DType,
     /// candle lacks the file's dtype, and `dtype` is a wider one.
-    pub(super) widened: bool,
+    pub(crate) widened: bool,
     /// The dtype that the caller asked for, where it is another one.
-    pub(super) cast: Option<DType>,
+    pub(crate) cast: Option<DType>,
 }
 
 impl Wanted {
-    pub(super) fn new(position: usize, stored: Dtype, asked: Option<DType>) -> Result<Self> {
+    pub(crate) fn new(position: usize, stored: Dtype, asked: Option<DType>) -> Result<Self> {
         let (dtype, widened) = candle_dtype(stored)?;
         let cast = asked.filter(|&asked| asked != dtype && is_cast(dtype));
         Ok(Self { position, renamed: None, dtype, widened, cast })
     }
 
     /// The dtype that the caller gets.
-    pub(super) fn result_dtype(&self) -> DType {
+    pub(crate) fn result_dtype(&self) -> DType {
         self.cast.unwrap_or(self.dtype)
     }
 
     /// The cast that the reading threads do.
-    pub(super) fn cast_on_the_way(&self) -> Option<Cast> {
+    pub(crate) fn cast_on_the_way(&self) -> Option<Cast> {
         let to = self.cast.filter(|_| !self.widened)?;
         Cast::new(self.dtype, to)
     }

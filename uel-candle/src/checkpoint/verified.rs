@@ -14,7 +14,7 @@ impl Checkpoint {
     ///
     /// [`Kind::Argument`] where its file has no hashes, [`Kind::Json`] where they cannot be read, [`Kind::HashMismatch`]
     /// where there are none of this tensor, or not as many as it has pieces.
-    pub(super) fn hashes_of(&self, info: TensorInfo<'_>) -> Result<&[u64]> {
+    pub(crate) fn hashes_of(&self, info: TensorInfo<'_>) -> Result<&[u64]> {
         let pieces = info.byte_len().div_ceil(HASH_CHUNK_BYTES as u64);
         if pieces == 0 {
             return Ok(&[]);

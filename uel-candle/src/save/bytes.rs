@@ -6,6 +6,7 @@ use uel_core::safetensors::write::TensorMeta;
 use uel_core::{Dtype, Error, Kind, Result};
 
 use crate::checkpoint::candle;
+use crate::cuda;
 use crate::dtype::stored;
 use crate::host::as_bytes;
 
@@ -29,6 +30,13 @@ pub(crate) fn meta(name: &str, tensor: &Tensor) -> Result<TensorMeta> {
 /// Those of `take`; [`Kind::UnsupportedDtype`] for views of packed dtypes; candle's, where the tensor lies on a device.
 pub(crate) fn with_bytes(tensor: &Tensor, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     if !matches!(tensor.device(), Device::Cpu) {
+        let (storage, layout) = tensor.storage_and_layout();
+        if let Storage::Cuda(storage) = &*storage
+            && let Some(done) = cuda::with_bytes(storage, layout, take)
+        {
+            return done;
+        }
+        drop(storage);
         return with_bytes(&tensor.to_device(&Device::Cpu).map_err(candle)?, take);
     }
     let (storage, layout) = tensor.storage_and_layout();
@@ -71,6 +79,24 @@ pub(crate) fn with_bytes_of(
         _ if layout.is_contiguous() && layout.start_offset() == 0 && bytes.len() == byte_len => take(bytes),
         _ => Err(Error::new(Kind::UnsupportedDtype, format!("a view of a packed {dtype} tensor cannot be written"))),
     }
+}
+
+/// Waits for what the calling thread has begun on the tensors' devices, so that other threads may read them. candle's default
+/// CUDA stream is another queue on every thread.
+///
+/// # Errors
+///
+/// The device's.
+pub(crate) fn settle<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<()> {
+    let mut settled: Vec<&Device> = Vec::new();
+    for tensor in tensors {
+        let device = tensor.device();
+        if !device.is_cpu() && !settled.iter().any(|known| known.same_device(device)) {
+            device.synchronize().map_err(candle)?;
+            settled.push(device);
+        }
+    }
+    Ok(())
 }
 
 /// Whether [`with_bytes`] hands all bytes over at once.

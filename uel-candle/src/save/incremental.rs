@@ -63,6 +63,11 @@ impl IncrementalWriter {
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<()> {
         let located = |error: Error| error.with_tensor(name).with_path(self.inner.path());
         let TensorMeta { name, dtype, shape } = meta(name, tensor).map_err(located)?;
+        if tensor.device().is_cuda() && tensor.is_contiguous() {
+            let mut writer = self.inner.begin(&name, dtype, &shape)?;
+            with_bytes(tensor, &mut |bytes| writer.write(bytes)).map_err(located)?;
+            return writer.finish();
+        }
         // What candle may refuse comes before the tensor has its place.
         let tensor = tensor.to_device(&Device::Cpu).map_err(candle).map_err(located)?;
         if is_contiguous(&tensor) || dtype.block() != (1, u64::from(dtype.bits() / 8)) {

@@ -31,7 +31,7 @@ use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::Progress;
 use crate::engine;
-use bytes::{is_contiguous, meta, with_bytes, with_bytes_of};
+use bytes::{is_contiguous, meta, settle, with_bytes, with_bytes_of};
 use output::{Output, Target, Writer};
 use sink::Sink;
 
@@ -122,6 +122,7 @@ fn prepare<'t>(
     mut tensors: Vec<(String, &'t Tensor)>,
     options: &SaveOptions,
 ) -> Result<(Vec<(String, &'t Tensor)>, Target)> {
+    settle(tensors.iter().map(|(_, tensor)| *tensor))?;
     tensors.sort_by(|left, right| left.0.cmp(&right.0));
     let tied = if options.tied { tied::untie(&mut tensors) } else { Vec::new() };
     let taken = |other: &str| options.core.metadata().is_some_and(|metadata| metadata.contains_key(other));

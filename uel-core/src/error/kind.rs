@@ -110,6 +110,10 @@ kinds! {
     Argument = "argument",
     /// candle refused an operation; the cause is kept as the source.
     Candle = "candle",
+    /// A device or its driver refused an operation.
+    Device = "device",
+    /// What was waited for did not come in time.
+    Timeout = "timeout",
     /// Memory could not be reserved.
     OutOfMemory = "out-of-memory",
     /// Bytes are not those that were written: their hash is another one.

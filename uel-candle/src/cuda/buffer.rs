@@ -1,0 +1,145 @@
+//! Device memory that becomes a tensor, and copies into and out of it.
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr};
+use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, DType, Storage, Tensor};
+use uel_core::{Error, Kind, Result};
+
+use super::link::driver;
+
+/// Runs one expression on the slice of a storage, whatever its element type.
+macro_rules! on_slice {
+    ($storage:expr, $slice:ident => $body:expr) => {
+        match $storage {
+            CudaStorageSlice::U8($slice) => $body,
+            CudaStorageSlice::U32($slice) => $body,
+            CudaStorageSlice::I16($slice) => $body,
+            CudaStorageSlice::I32($slice) => $body,
+            CudaStorageSlice::I64($slice) => $body,
+            CudaStorageSlice::BF16($slice) => $body,
+            CudaStorageSlice::F16($slice) => $body,
+            CudaStorageSlice::F32($slice) => $body,
+            CudaStorageSlice::F64($slice) => $body,
+            CudaStorageSlice::F8E4M3($slice) => $body,
+            CudaStorageSlice::F6E2M3($slice) => $body,
+            CudaStorageSlice::F6E3M2($slice) => $body,
+            CudaStorageSlice::F4($slice) => $body,
+            CudaStorageSlice::F8E8M0($slice) => $body,
+        }
+    };
+}
+
+/// Memory of a device for one tensor.
+pub(super) struct Buffer {
+    slice: CudaStorageSlice,
+    byte_len: usize,
+}
+
+impl Buffer {
+    /// Memory for `byte_len` bytes of `dtype`, from candle's device, on its stream as this thread sees it.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::OutOfMemory`] where the device has no more.
+    pub(super) fn new(device: &CudaDevice, copies: &Arc<CudaStream>, dtype: DType, byte_len: usize) -> Result<Self> {
+        let on = match super::seeded::is(super::seeded::ALLOCATED_ON_COPY_STREAM) {
+            true => copies,
+            false => &device.cuda_stream(),
+        };
+        let slice = match dtype {
+            DType::U8 => CudaStorageSlice::U8(room(on, byte_len)?),
+            DType::U32 => CudaStorageSlice::U32(room(on, byte_len)?),
+            DType::I16 => CudaStorageSlice::I16(room(on, byte_len)?),
+            DType::I32 => CudaStorageSlice::I32(room(on, byte_len)?),
+            DType::I64 => CudaStorageSlice::I64(room(on, byte_len)?),
+            DType::BF16 => CudaStorageSlice::BF16(room(on, byte_len)?),
+            DType::F16 => CudaStorageSlice::F16(room(on, byte_len)?),
+            DType::F32 => CudaStorageSlice::F32(room(on, byte_len)?),
+            DType::F64 => CudaStorageSlice::F64(room(on, byte_len)?),
+            DType::F8E4M3 => CudaStorageSlice::F8E4M3(room(on, byte_len)?),
+            DType::F6E2M3 => CudaStorageSlice::F6E2M3(room(on, byte_len)?),
+            DType::F6E3M2 => CudaStorageSlice::F6E3M2(room(on, byte_len)?),
+            DType::F4 => CudaStorageSlice::F4(room(on, byte_len)?),
+            DType::F8E8M0 => CudaStorageSlice::F8E8M0(room(on, byte_len)?),
+            _ => return Err(Error::new(Kind::UnsupportedDtype, format!("{dtype:?} is not a dtype that UEL knows"))),
+        };
+        Ok(Self { slice, byte_len })
+    }
+
+    /// Begins to copy `bytes` to the device, from the tensor's byte `at` on.
+    ///
+    /// # Errors
+    ///
+    /// The driver's; nothing is known then of what was copied.
+    ///
+    /// # Safety
+    ///
+    /// `bytes` are page-locked, and stay where and as they are until what `copies` was given so far is done.
+    pub(super) unsafe fn copy_in(&mut self, copies: &Arc<CudaStream>, at: usize, bytes: &[u8]) -> Result<()> {
+        let byte_len = self.byte_len;
+        on_slice!(&mut self.slice, slice => {
+            let mut whole = as_bytes_mut(slice, byte_len).ok_or_else(outside)?;
+            let end = at.checked_add(bytes.len()).ok_or_else(outside)?;
+            let mut part = whole.try_slice_mut(at..end).ok_or_else(outside)?;
+            copies.memcpy_htod(bytes, &mut part).map_err(driver("cannot copy to the device"))
+        })
+    }
+
+    /// The tensor over this memory.
+    pub(super) fn into_tensor(self, device: &CudaDevice, shape: &[usize]) -> Tensor {
+        let storage = CudaStorage { slice: self.slice, device: device.clone() };
+        Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+    }
+}
+
+/// Begins to copy bytes from `at` on of a storage to `into`.
+///
+/// # Errors
+///
+/// The driver's; nothing is known then of what was copied.
+///
+/// # Safety
+///
+/// `into` is page-locked, and nobody looks at it until what `copies` was given so far is done.
+pub(super) unsafe fn copy_out(
+    storage: &CudaStorage,
+    copies: &Arc<CudaStream>,
+    at: usize,
+    into: &mut [u8],
+) -> Result<()> {
+    on_slice!(&storage.slice, slice => {
+        let part = as_bytes(slice).and_then(|whole| whole.try_slice(at..at.checked_add(into.len())?));
+        let part = part.ok_or_else(outside)?;
+        copies.memcpy_dtoh(&part, into).map_err(driver("cannot copy from the device"))
+    })
+}
+
+fn outside() -> Error {
+    Error::new(Kind::Internal, "a copy lies outside of its tensor on the device")
+}
+
+fn room<T: DeviceRepr>(stream: &Arc<CudaStream>, byte_len: usize) -> Result<CudaSlice<T>> {
+    if !byte_len.is_multiple_of(size_of::<T>()) {
+        return Err(Error::new(Kind::Internal, "a storage must hold a whole number of elements"));
+    }
+    // SAFETY: the memory is not initialised; no tensor is made of it before all of it was written.
+    let slice = unsafe { stream.alloc::<T>(byte_len / size_of::<T>()) };
+    slice.map_err(|error| {
+        let error = driver("cannot allocate memory on the device")(error);
+        error.with_expected(format!("{byte_len} bytes"))
+    })
+}
+
+/// A slice as bytes.
+fn as_bytes_mut<T>(slice: &mut CudaSlice<T>, byte_len: usize) -> Option<CudaViewMut<'_, u8>> {
+    // SAFETY: every element is made of bytes, and candle's element types take any bytes.
+    unsafe { slice.transmute_mut::<u8>(byte_len) }
+}
+
+fn as_bytes<T>(slice: &CudaSlice<T>) -> Option<CudaView<'_, u8>> {
+    // SAFETY: every element is made of bytes.
+    unsafe { slice.transmute::<u8>(slice.num_bytes()) }
+}

@@ -1,0 +1,37 @@
+//! What there is of CUDA in a build without it: errors that say so.
+
+use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
+use uel_core::{Error, Kind, Result};
+
+use crate::host::chunk::MakeChunk;
+use crate::host::pool::HostPool;
+use crate::stream::land::Landing;
+use crate::stream::options::CastOn;
+
+/// Makes page-locked chunks for copies to and from a device.
+pub(crate) fn chunks(device: &Device) -> Result<Box<dyn MakeChunk>> {
+    Err(without(device))
+}
+
+/// Where tensors for a CUDA device go.
+pub(crate) fn landing(device: &Device, _: u64, _: Option<&HostPool>) -> Result<Box<dyn Landing<Tensor>>> {
+    Err(without(device))
+}
+
+/// Whether a cast is left to the device.
+pub(crate) fn casts_there(_: &Device, _: DType, _: DType, _: CastOn) -> bool {
+    false
+}
+
+/// Hands the bytes of a tensor on a CUDA device to `take`.
+pub(crate) fn with_bytes(_: &CudaStorage, _: &Layout, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Option<Result<()>> {
+    None
+}
+
+/// Releases what is kept for contexts that nobody uses any more.
+pub(crate) fn trim() {}
+
+fn without(device: &Device) -> Error {
+    Error::new(Kind::Argument, "page-locked memory is for CUDA devices, and UEL was built without its feature `cuda`")
+        .with_got(format!("{:?}", device.location()))
+}

@@ -1,0 +1,159 @@
+//! Where a unit's bytes go: one small trait, which the CPU, CUDA devices and staging implement.
+
+use std::mem::MaybeUninit;
+
+use candle_core::Tensor;
+use uel_core::source::ByteSource;
+use uel_core::{Error, Kind, Result};
+
+use super::plan::{CAST_PIECE, Cut, Item, Job, Part};
+use crate::engine::{self, Check};
+
+/// A kind of place for tensors.
+pub(crate) trait Landing<T>: Send + Sync {
+    /// How reads for it are cut.
+    fn cut(&self) -> Cut;
+
+    /// Makes room for the tensors of a unit. Those for which there is none are errors in the unit's end.
+    fn begin(&self, items: &[Item]) -> Box<dyn Landed<T>>;
+}
+
+/// The tensors of one unit, while their bytes arrive.
+///
+/// Jobs of one unit never share a byte of a tensor, and each is done once; several may be done at a time.
+pub(crate) trait Landed<T>: Send + Sync {
+    /// Does one read.
+    fn read(&self, read: &Read<'_>, scratch: &mut Scratch) -> Result<()>;
+
+    /// Takes a tensor that was made as a whole on the host.
+    fn put(&self, tensor: usize, host: Tensor, scratch: &mut Scratch) -> Result<()>;
+
+    /// The tensors, `None` for those that are made when they are handed out. Called after the last job.
+    ///
+    /// `whole` says of each tensor whether all its jobs succeeded.
+    fn finish(self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<T>;
+}
+
+/// A unit whose bytes have arrived.
+pub(crate) struct Finished<T> {
+    pub(crate) tensors: Vec<Option<Result<T>>>,
+    /// To be called on the consumer's thread before it gets the first of them.
+    pub(crate) hand_over: Option<Box<dyn HandOver>>,
+}
+
+/// What orders a device's copies before the work of the thread that gets the tensors.
+pub(crate) trait HandOver: Send {
+    /// Makes what the calling thread submits from now on wait for the copies.
+    fn hand_over(&self) -> Result<()>;
+}
+
+/// Memory that a reading thread uses again and again.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) bytes: Vec<MaybeUninit<u8>>,
+}
+
+/// A job, with what is needed to do it.
+pub(crate) struct Read<'a> {
+    pub(crate) job: &'a Job,
+    /// The items of the job's unit.
+    pub(crate) items: &'a [Item],
+    pub(crate) source: &'a dyn ByteSource,
+}
+
+impl Read<'_> {
+    /// Whether the bytes are used as they stand in the file.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.job
+            .parts
+            .iter()
+            .all(|part| self.items.get(part.tensor).and_then(Item::stored).is_none_or(|s| s.cast.is_none()))
+    }
+
+    /// Reads the whole range of a plain job to where the parts will be used.
+    ///
+    /// # Errors
+    ///
+    /// The source's, and where a part is not what was written.
+    pub(crate) fn all<'b>(&self, into: &'b mut [MaybeUninit<u8>]) -> Result<&'b [u8]> {
+        let bytes = engine::read(self.source, self.job.range.start(), into)?;
+        for part in &self.job.parts {
+            self.check(part, bytes, self.job.range.start())?;
+        }
+        Ok(bytes)
+    }
+
+    /// Reads, and brings each part to the place that `place` gives for it, all of which is written.
+    ///
+    /// # Errors
+    ///
+    /// The source's, those of `place`, and where a part is not what was written.
+    pub(crate) fn parts<'b>(
+        &self,
+        scratch: &mut Scratch,
+        mut place: impl FnMut(&Part) -> Result<&'b mut [MaybeUninit<u8>]>,
+    ) -> Result<()> {
+        if let [part] = self.job.parts.as_slice() {
+            let into = place(part)?;
+            return self.alone(part, into, scratch);
+        }
+        let start = self.job.range.start();
+        let bytes =
+            engine::read_to_scratch(self.source, start, self.job.range.byte_len() as usize, &mut scratch.bytes)?;
+        for part in &self.job.parts {
+            self.check(part, bytes, start)?;
+            let from = part.range.start().checked_sub(start).map(|at| at as usize);
+            let from = from.and_then(|at| bytes.get(at..at.checked_add(part.range.byte_len() as usize)?));
+            let from = from.ok_or_else(|| outside(part))?;
+            let into = place(part)?;
+            match self.items.get(part.tensor).and_then(Item::stored).and_then(|stored| stored.cast) {
+                Some(cast) if cast.run(from, into) => {}
+                None if from.len() == into.len() => {
+                    into.write_copy_of_slice(from);
+                }
+                _ => return Err(outside(part)),
+            }
+        }
+        Ok(())
+    }
+
+    fn alone(&self, part: &Part, into: &mut [MaybeUninit<u8>], scratch: &mut Scratch) -> Result<()> {
+        let stored = self.items.get(part.tensor).and_then(Item::stored).ok_or_else(|| outside(part))?;
+        let Some(cast) = stored.cast else {
+            let bytes = engine::read(self.source, part.range.start(), into)?;
+            return self.check(part, bytes, part.range.start());
+        };
+        // What is checked has to be there whole before it is cast; otherwise small pieces stay in the cache.
+        let most = if stored.hashes.is_empty() { CAST_PIECE } else { part.range.byte_len() as usize };
+        let (mut start, mut into) = (part.range.start(), into);
+        while !into.is_empty() {
+            let byte_len = most.min((part.range.end() - start) as usize);
+            let bytes = engine::read_to_scratch(self.source, start, byte_len, &mut scratch.bytes)?;
+            if !stored.hashes.is_empty() {
+                self.check(part, bytes, start)?;
+            }
+            let made = cast.destination_len(byte_len).filter(|&made| made > 0 && made <= into.len());
+            let (head, tail) = into.split_at_mut(made.ok_or_else(|| outside(part))?);
+            if !cast.run(bytes, head) {
+                return Err(outside(part));
+            }
+            into = tail;
+            start += byte_len as u64;
+        }
+        Ok(())
+    }
+
+    /// Checks a part against its hash, where it has one.
+    fn check(&self, part: &Part, bytes: &[u8], start: u64) -> Result<()> {
+        let Some(item) = self.items.get(part.tensor) else { return Ok(()) };
+        let Some(stored) = item.stored().filter(|stored| !stored.hashes.is_empty()) else { return Ok(()) };
+        let piece = (part.range.start() - stored.range.start()) / uel_core::safetensors::write::HASH_CHUNK_BYTES as u64;
+        let hash = stored.hashes.get(piece as usize).ok_or_else(|| outside(part))?;
+        engine::check(&[Check { range: part.range, hash: *hash, tensor: &item.name }], self.source, start, bytes)
+    }
+}
+
+#[cold]
+fn outside(part: &Part) -> Error {
+    Error::new(Kind::Internal, "a part of a read does not fit its destination").with_offset(part.range.start())
+}

@@ -1,0 +1,348 @@
+//! Streams of tensors: read ahead by threads of their own, within a budget of bytes, and handed out in order.
+
+#[allow(unsafe_code)]
+mod host;
+pub(crate) mod land;
+pub(crate) mod options;
+pub(crate) mod plan;
+mod reading;
+mod schedule;
+
+pub use options::{BatchSize, CastOn, StreamOptions};
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use uel_core::{Error, Kind, Result};
+
+use crate::checkpoint::{Checkpoint, candle, cast, given};
+use crate::{cuda, placement};
+use host::OnHost;
+use land::{Finished, Landing, Scratch};
+use plan::{Item, ItemKind, Plan};
+use reading::{Reading, named};
+use schedule::{Bounds, Schedule};
+
+/// Tensors with their names, in order.
+pub type Batch = Vec<(String, Tensor)>;
+
+/// What a stream has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamStats {
+    /// Tensors that were handed out.
+    pub tensors: usize,
+    /// Bytes that were read, gaps included.
+    pub bytes_read: u64,
+    /// Reads that were made.
+    pub reads: u64,
+    /// The most bytes of tensors that the stream held at once.
+    pub high_water_bytes: u64,
+    /// How long the consumer waited for tensors.
+    pub waited: Duration,
+}
+
+impl Checkpoint {
+    /// Streams the tensors called `names`: threads of the stream's own read ahead, as far as the budget goes, while the
+    /// caller works with what came before. A name may stand more than once.
+    ///
+    /// Small neighbours are read together, large tensors by several threads in pieces. A tensor that cannot be brought comes
+    /// as an error in its place, which names it; those after it come all the same. A panic in a source comes as such an
+    /// error, too. Dropping the stream ends its threads.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// use uel_candle::{BatchSize, Checkpoint, StreamOptions};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("model.safetensors");
+    /// # let w = Tensor::ones(3, DType::F32, &Device::Cpu)?;
+    /// # candle_core::safetensors::save(&std::collections::HashMap::from([("a", w.clone()), ("b", w)]), &path)?;
+    /// let checkpoint = Checkpoint::open(&path)?;
+    /// let options = StreamOptions::new(&Device::Cpu).with_batch(BatchSize::Tensors(16));
+    /// for batch in checkpoint.stream(checkpoint.names(), &options)? {
+    ///     for (name, tensor) in batch? {
+    ///         println!("{name}: {tensor:?}");
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UnknownTensor`]; [`Kind::UnsupportedDtype`] for dtypes that candle lacks; where a device has no page-locked
+    /// memory, or the system no thread. All else comes with the tensor that it concerns.
+    pub fn stream<S: AsRef<str>>(
+        &self,
+        names: impl IntoIterator<Item = S>,
+        options: &StreamOptions,
+    ) -> Result<TensorStream> {
+        let casts_there = |device: &Device, from, to| cuda::casts_there(device, from, to, options.cast_on);
+        let plan = Plan::new(self, names, options, casts_there)?;
+        let landings = plan.devices.iter().map(|device| self.landing(device, &plan, options));
+        let landings = landings.collect::<Result<Vec<_>>>()?;
+        Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
+    }
+
+    fn landing(&self, device: &Device, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
+        let gap = self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0);
+        match device {
+            Device::Cuda(_) => cuda::landing(device, gap, options.pool.as_ref()),
+            // What goes elsewhere is copied there by candle, when it is handed out.
+            _ => Ok(Box::new(OnHost::new(&plan.items, options.budget, gap))),
+        }
+    }
+}
+
+/// Tensors of a [`Checkpoint`] in batches, read ahead: made by [`Checkpoint::stream`].
+///
+/// The iterator ends after the last tensor. After an error it goes on with the next tensor.
+pub struct TensorStream {
+    queue: Queue<Tensor>,
+    given_up: bool,
+}
+
+impl fmt::Debug for TensorStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorStream").field("left", &self.left()).field("stats", &self.stats()).finish()
+    }
+}
+
+impl TensorStream {
+    /// How many tensors are still to come, errors among them.
+    pub fn left(&self) -> usize {
+        self.queue.plan.items.len() - self.queue.taken
+    }
+
+    /// What the stream has done so far.
+    pub fn stats(&self) -> StreamStats {
+        self.queue.stats()
+    }
+
+    /// The same tensors, one at a time.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use uel_candle::{Checkpoint, StreamOptions};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("model.safetensors");
+    /// # let w = Tensor::ones(3, DType::F32, &Device::Cpu)?;
+    /// # candle_core::safetensors::save(&std::collections::HashMap::from([("w", w)]), &path)?;
+    /// # let checkpoint = Checkpoint::open(&path)?;
+    /// for tensor in checkpoint.stream(["w"], &StreamOptions::new(&Device::Cpu))?.tensors() {
+    ///     let (name, tensor) = tensor?;
+    ///     assert_eq!((name.as_str(), tensor.dims()), ("w", &[3][..]));
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn tensors(self) -> Tensors {
+        Tensors { stream: self, batch: VecDeque::new() }
+    }
+}
+
+impl Iterator for TensorStream {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        if self.given_up {
+            return None;
+        }
+        let batch = self.queue.next_batch(|plan, item, tensor| make(plan, item, tensor));
+        match batch {
+            Ok(None) => None,
+            Ok(Some(batch)) => Some(batch),
+            Err(error) => {
+                self.given_up = true;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+impl std::iter::FusedIterator for TensorStream {}
+
+/// Tensors of a [`TensorStream`], one at a time.
+#[derive(Debug)]
+pub struct Tensors {
+    stream: TensorStream,
+    batch: VecDeque<(String, Tensor)>,
+}
+
+impl Tensors {
+    /// What the stream has done so far.
+    pub fn stats(&self) -> StreamStats {
+        self.stream.stats()
+    }
+}
+
+impl Iterator for Tensors {
+    type Item = Result<(String, Tensor)>;
+
+    fn next(&mut self) -> Option<Result<(String, Tensor)>> {
+        loop {
+            if let Some(tensor) = self.batch.pop_front() {
+                return Some(Ok(tensor));
+            }
+            match self.stream.next()? {
+                Ok(batch) => self.batch = batch.into(),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl std::iter::FusedIterator for Tensors {}
+
+/// A CPU tensor's copy on a CUDA device, by way of page-locked buffers.
+///
+/// # Errors
+///
+/// The device's, and [`Kind::UnsupportedDtype`] for views of packed dtypes.
+pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    let items = [Item::whole(tensor)?];
+    if items[0].stored().is_none() {
+        return tensor.to_device(device).map_err(candle);
+    }
+    let unit = cuda::landing(device, 0, None)?.begin(&items);
+    unit.put(0, tensor.clone(), &mut Scratch::default())?;
+    let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
+    hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
+    let missing = || Err(Error::new(Kind::Internal, "a tensor was not brought"));
+    tensors.into_iter().flatten().next().unwrap_or_else(missing)
+}
+
+/// What the consumer gets for an item: made here, on its thread, where the reading threads could not.
+fn make(plan: &Plan, item: &Item, tensor: Option<Tensor>) -> Result<Tensor> {
+    let device = plan.devices.get(item.device).unwrap_or(&Device::Cpu);
+    let tensor = match (tensor, &item.kind) {
+        (Some(tensor), _) => tensor,
+        (None, ItemKind::Given { tensor, dtype }) => return given(tensor, *dtype, device),
+        (None, ItemKind::Empty { dtype, shape }) => placement::empty(*dtype, shape)?,
+        (None, ItemKind::Stored(_)) => return Err(Error::new(Kind::Internal, "a tensor was not brought")),
+    };
+    // Where it lies on its device already, these are of no cost.
+    let tensor = tensor.to_device(device).map_err(candle)?;
+    cast(tensor, item.cast_there)
+}
+
+/// The consumer's side of a schedule: finished units in, batches out.
+struct Queue<T: Send + 'static> {
+    schedule: Schedule<Reading<T>>,
+    plan: Arc<Plan>,
+    batch: BatchSize,
+    /// Tensors that have come, with their items.
+    ready: VecDeque<(usize, Option<Result<T>>)>,
+    /// Bytes and tensors of the batch that was handed out last.
+    handed: (u64, usize),
+    /// Items that were handed out, errors among them.
+    taken: usize,
+    tensors: usize,
+}
+
+impl<T: Send + 'static> Queue<T> {
+    fn start(
+        checkpoint: &Checkpoint,
+        plan: Plan,
+        landings: Vec<Box<dyn Landing<T>>>,
+        options: &StreamOptions,
+    ) -> Result<Self> {
+        let (budget, tensors_ahead) = options.ahead();
+        let threads = match options.threads {
+            0 => checkpoint.threads_asked(),
+            threads => threads,
+        };
+        let bounds =
+            Bounds { budget, tensors_ahead, in_order: options.in_order, threads: crate::engine::threads(threads) };
+        let plan = Arc::new(plan);
+        let reading = Reading {
+            checkpoint: checkpoint.clone(),
+            plan: Arc::clone(&plan),
+            landings,
+            progress: options.progress.clone(),
+            bytes_done: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+        };
+        let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
+        let (batch, ready) = (options.batch, VecDeque::new());
+        Ok(Self { schedule, plan, batch, ready, handed: (0, 0), taken: 0, tensors: 0 })
+    }
+
+    /// The next batch, or the error in the next tensor's place; `None` after the last.
+    ///
+    /// # Errors
+    ///
+    /// Where the stream cannot go on at all.
+    fn next_batch<U>(
+        &mut self,
+        mut make: impl FnMut(&Plan, &Item, Option<T>) -> Result<U>,
+    ) -> Result<Option<Result<Vec<(String, U)>>>> {
+        let (bytes, tensors) = std::mem::take(&mut self.handed);
+        if tensors > 0 {
+            self.schedule.release(bytes, tensors);
+        }
+        let plan = Arc::clone(&self.plan);
+        let mut batch = Vec::new();
+        loop {
+            let Some((at, brought)) = self.pop()? else { break };
+            let Some(item) = plan.items.get(at) else { continue };
+            let cost = item.cost();
+            let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
+            let fault = matches!(brought, Some(Err(_)));
+            if !batch.is_empty() && (full || fault) {
+                self.ready.push_front((at, brought));
+                break;
+            }
+            self.handed = (self.handed.0.saturating_add(cost), self.handed.1 + 1);
+            match brought.transpose().and_then(|brought| make(&plan, item, brought)) {
+                Ok(tensor) => batch.push((item.name.clone(), tensor)),
+                Err(error) if batch.is_empty() => {
+                    self.taken += 1;
+                    return Ok(Some(Err(named(error, item))));
+                }
+                Err(error) => {
+                    self.handed = (self.handed.0.saturating_sub(cost), self.handed.1 - 1);
+                    self.ready.push_front((at, Some(Err(error))));
+                    break;
+                }
+            }
+            if matches!(self.batch, BatchSize::Tensors(most) if batch.len() >= most.max(1)) {
+                break;
+            }
+        }
+        self.taken += batch.len();
+        self.tensors += batch.len();
+        Ok((!batch.is_empty()).then_some(Ok(batch)))
+    }
+
+    /// The next tensor that has come, with its item; waits for it. `None` after the last.
+    fn pop(&mut self) -> Result<Option<(usize, Option<Result<T>>)>> {
+        loop {
+            if let Some(next) = self.ready.pop_front() {
+                return Ok(Some(next));
+            }
+            let Some((_, mut done)) = self.schedule.next()? else { return Ok(None) };
+            let handed_over = done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over());
+            let tensors = std::mem::take(&mut done.tensors).into_iter().map(|tensor| match &handed_over {
+                Ok(()) => tensor,
+                // Each tensor of the unit gets the error, which has no copies.
+                Err(error) => tensor.map(|_| Err(Error::new(error.kind(), error.to_string()))),
+            });
+            self.ready.extend((done.first..).zip(tensors));
+        }
+    }
+
+    fn stats(&self) -> StreamStats {
+        let counts = self.schedule.counts();
+        let work = self.schedule.work();
+        StreamStats {
+            tensors: self.tensors,
+            bytes_read: work.bytes_done.load(Ordering::Relaxed),
+            reads: work.reads.load(Ordering::Relaxed),
+            high_water_bytes: counts.high_water,
+            waited: counts.waited,
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! What a stream reads, in which order, and in which pieces.
+//!
+//! Tensors that follow one another are read as one *unit*, of a few MiB where they are small. A unit's bytes come by *jobs*:
+//! each is one read, of a part of one large tensor or of several small ones that lie close together in the file.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+use uel_core::safetensors::write::HASH_CHUNK_BYTES;
+use uel_core::{ByteRange, Error, Kind, Result};
+
+use super::options::StreamOptions;
+use crate::cast::Cast;
+use crate::checkpoint::{Checkpoint, Wanted, is_cast};
+
+/// A unit of several tensors has at most this many bytes.
+const UNIT_BYTES: u64 = 4 << 20;
+
+/// Tensors of at least this size are read by themselves; smaller neighbours share a read.
+const ALONE_FROM: usize = 256 << 10;
+
+/// A read that several tensors share is at most this long, so that it stays in the processor's cache until it is copied.
+const SHARED_READ: usize = 1 << 20;
+
+/// What is cast on its way is read in pieces of this many bytes, so that a piece is still in the processor's second-level
+/// cache when it is cast. A multiple of every element's size.
+pub(crate) const CAST_PIECE: usize = 256 << 10;
+
+/// One tensor of a stream.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) name: String,
+    pub(crate) kind: ItemKind,
+    /// Index of its device in the plan.
+    pub(crate) device: usize,
+    /// The dtype that the device makes after the copy, where it does.
+    pub(crate) cast_there: Option<DType>,
+}
+
+#[derive(Debug)]
+pub(crate) enum ItemKind {
+    /// Bytes of a file.
+    Stored(Stored),
+    /// No bytes.
+    Empty { dtype: DType, shape: Vec<usize> },
+    /// Replaced or added by the caller.
+    Given { tensor: Tensor, dtype: Option<DType> },
+}
+
+/// What is read from a file, and what becomes of it.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) position: usize,
+    pub(crate) file: usize,
+    pub(crate) range: ByteRange,
+    pub(crate) shape: Vec<usize>,
+    /// The dtype of what the reading threads make.
+    pub(crate) dtype: DType,
+    /// Its bytes.
+    pub(crate) byte_len: usize,
+    /// How it is cast while it is read.
+    pub(crate) cast: Option<Cast>,
+    /// Where the bytes have to be converted as a whole, on the host: what is asked for.
+    pub(crate) converted: Option<Wanted>,
+    /// The hash of each piece of [`HASH_CHUNK_BYTES`]; none where it is not
+    /// verified.
+    pub(crate) hashes: Vec<u64>,
+}
+
+impl Item {
+    /// A CPU tensor that is brought as it is.
+    pub(crate) fn whole(tensor: &Tensor) -> Result<Item> {
+        let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
+        let bytes = crate::dtype::stored(dtype).and_then(|dtype| dtype.byte_len(tensor.elem_count() as u64));
+        let whole = bytes.and_then(|bytes| Some((usize::try_from(bytes).ok()?, ByteRange::new(0, bytes)?)));
+        let unsupported = || Error::new(Kind::UnsupportedDtype, format!("a {dtype:?} tensor ends inside a byte"));
+        let (byte_len, range) = whole.ok_or_else(unsupported)?;
+        let (cast, converted, hashes) = (None, None, Vec::new());
+        let kind = match byte_len {
+            0 => ItemKind::Empty { dtype, shape },
+            _ => ItemKind::Stored(Stored {
+                position: 0,
+                file: 0,
+                range,
+                shape,
+                dtype,
+                byte_len,
+                cast,
+                converted,
+                hashes,
+            }),
+        };
+        Ok(Item { name: String::new(), kind, device: 0, cast_there: None })
+    }
+
+    /// What it counts against the budget.
+    pub(crate) fn cost(&self) -> u64 {
+        match &self.kind {
+            ItemKind::Stored(stored) => {
+                let raw = if stored.converted.is_some() { stored.range.byte_len() } else { 0 };
+                (stored.byte_len as u64).saturating_add(raw)
+            }
+            ItemKind::Empty { .. } | ItemKind::Given { .. } => 0,
+        }
+    }
+
+    pub(crate) fn stored(&self) -> Option<&Stored> {
+        match &self.kind {
+            ItemKind::Stored(stored) => Some(stored),
+            _ => None,
+        }
+    }
+}
+
+/// Neighbours that are read together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unit {
+    pub(crate) items: Range<usize>,
+    pub(crate) device: usize,
+    pub(crate) cost: u64,
+}
+
+/// All that a stream brings.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) items: Vec<Item>,
+    pub(crate) units: Vec<Unit>,
+    pub(crate) devices: Vec<Device>,
+    /// Bytes that will be read from files, gaps aside.
+    pub(crate) bytes: u64,
+}
+
+impl Plan {
+    /// # Errors
+    ///
+    /// For names that the checkpoint lacks and dtypes that candle does.
+    pub(crate) fn new<S: AsRef<str>>(
+        checkpoint: &Checkpoint,
+        names: impl IntoIterator<Item = S>,
+        options: &StreamOptions,
+        mut casts_there: impl FnMut(&Device, DType, DType) -> bool,
+    ) -> Result<Plan> {
+        let verified = options.verified.unwrap_or(checkpoint.is_verified());
+        let mut devices = vec![options.device.clone()];
+        let mut items = Vec::new();
+        for name in names {
+            let name = name.as_ref();
+            let device = match &options.device_of {
+                Some(device_of) => place_of(&mut devices, device_of(name)),
+                None => 0,
+            };
+            let there = |from, to| devices.get(device).is_some_and(|device| casts_there(device, from, to));
+            items.push(item(checkpoint, name, options.dtype, verified, device, there)?);
+        }
+        if !options.in_order {
+            items.sort_by_key(|item| item.stored().map(|stored| (stored.file, stored.range.start())));
+        }
+        // Small enough that several fit what may be held.
+        let (budget, tensors) = options.ahead();
+        let units = units(&items, (budget / 4).clamp(1, UNIT_BYTES), (tensors / 2).max(1));
+        let bytes = items.iter().filter_map(Item::stored).map(|stored| stored.range.byte_len());
+        let bytes = bytes.fold(0, u64::saturating_add);
+        Ok(Plan { items, units, devices, bytes })
+    }
+}
+
+fn place_of(devices: &mut Vec<Device>, device: Device) -> usize {
+    match devices.iter().position(|known| known.same_device(&device)) {
+        Some(known) => known,
+        None => {
+            devices.push(device);
+            devices.len() - 1
+        }
+    }
+}
+
+fn item(
+    checkpoint: &Checkpoint,
+    name: &str,
+    dtype: Option<DType>,
+    verified: bool,
+    device: usize,
+    mut casts_there: impl FnMut(DType, DType) -> bool,
+) -> Result<Item> {
+    let owned = name.to_owned();
+    if let Some(tensor) = checkpoint.replaced(name) {
+        let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
+        return Ok(Item { name: owned, kind: ItemKind::Given { tensor, dtype }, device, cast_there: None });
+    }
+    let (position, info) = checkpoint.find(name)?;
+    let place = |error: Error| checkpoint.located(error, info);
+    let mut want = Wanted::new(position, info.dtype(), dtype).map_err(place)?;
+    if info.range().is_empty() {
+        let kind = ItemKind::Empty { dtype: want.result_dtype(), shape: info.shape().to_vec() };
+        return Ok(Item { name: owned, kind, device, cast_there: None });
+    }
+    let hashes = if verified { checkpoint.hashes_of(info)?.to_vec() } else { Vec::new() };
+    let cast_there = want.cast.filter(|&to| casts_there(want.dtype, to));
+    if cast_there.is_some() {
+        want.cast = None;
+    }
+    let cast = want.cast_on_the_way();
+    let result = want.result_dtype();
+    let too_large = || place(Error::new(Kind::Overflow, "the tensor does not fit this machine's address space"));
+    let byte_len = match crate::dtype::stored(result).filter(|_| want.widened || want.cast.is_some()) {
+        Some(dtype) => dtype.byte_len(info.elem_count() as u64).ok_or_else(too_large)?,
+        None => info.byte_len(),
+    };
+    let byte_len =
+        usize::try_from(byte_len.max(info.byte_len())).map_err(|_| too_large()).map(|_| byte_len as usize)?;
+    let stored = Stored {
+        position,
+        file: info.file(),
+        range: info.range(),
+        shape: info.shape().to_vec(),
+        dtype: result,
+        byte_len,
+        cast,
+        converted: (want.widened || (want.cast.is_some() && cast.is_none())).then_some(want),
+        hashes,
+    };
+    Ok(Item { name: owned, kind: ItemKind::Stored(stored), device, cast_there })
+}
+
+/// Cuts the items into units: of neighbours on one device, and of large ones each by itself.
+fn units(items: &[Item], most: u64, tensors: usize) -> Vec<Unit> {
+    let mut units: Vec<Unit> = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        let cost = item.cost();
+        match units.last_mut() {
+            Some(unit)
+                if unit.device == item.device
+                    && unit.cost.saturating_add(cost) <= most
+                    && unit.items.len() < tensors =>
+            {
+                unit.items.end = at + 1;
+                unit.cost += cost;
+            }
+            _ => units.push(Unit { items: at..at + 1, device: item.device, cost }),
+        }
+    }
+    units
+}
+
+/// One read.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) file: usize,
+    pub(crate) range: ByteRange,
+    /// What becomes of its bytes; one part where the read is of one tensor.
+    pub(crate) parts: Vec<Part>,
+}
+
+/// Bytes of one tensor in a read.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    /// The tensor's place in its unit.
+    pub(crate) tensor: usize,
+    pub(crate) range: ByteRange,
+    /// Where they go in what the tensor becomes, and how many they are there.
+    pub(crate) at: usize,
+    pub(crate) byte_len: usize,
+}
+
+/// How reads are cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// What a read brings has at most this many bytes in the end, pieces that are hashed aside.
+    pub(crate) most: usize,
+    /// Unwanted bytes between two tensors that are read along.
+    pub(crate) gap: u64,
+    /// Reads are cut at multiples of `most` in the file, rather than in the tensor.
+    pub(crate) in_file: bool,
+}
+
+/// The jobs of a unit, but for tensors that are converted as a whole.
+pub(crate) fn jobs(items: &[Item], cut: Cut) -> Vec<Job> {
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut small: Vec<(usize, &Stored)> = Vec::new();
+    for (tensor, item) in items.iter().enumerate() {
+        let Some(stored) = item.stored().filter(|stored| stored.converted.is_none()) else { continue };
+        let byte_len = stored.byte_len.max(stored.range.byte_len() as usize);
+        if byte_len < ALONE_FROM.min(cut.most) {
+            small.push((tensor, stored));
+        } else {
+            alone(tensor, stored, cut, &mut jobs);
+        }
+    }
+    small.sort_by_key(|(_, stored)| (stored.file, stored.range.start()));
+    let first = jobs.len();
+    let most = SHARED_READ.min(cut.most);
+    let mut made = 0;
+    for (tensor, stored) in small {
+        let part = Part { tensor, range: stored.range, at: 0, byte_len: stored.byte_len };
+        let last = jobs.get_mut(first..).and_then(<[Job]>::last_mut).filter(|job| {
+            job.file == stored.file
+                && stored.range.start() <= job.range.end().saturating_add(cut.gap)
+                && stored.range.end().saturating_sub(job.range.start()) <= most as u64
+                && made + stored.byte_len <= most
+        });
+        match last {
+            Some(job) => {
+                job.range =
+                    ByteRange::new(job.range.start(), job.range.end().max(stored.range.end())).unwrap_or(job.range);
+                job.parts.push(part);
+                made += stored.byte_len;
+            }
+            None => {
+                made = stored.byte_len;
+                jobs.push(Job { file: stored.file, range: stored.range, parts: vec![part] });
+            }
+        }
+    }
+    jobs
+}
+
+/// The reads of one tensor.
+fn alone(tensor: usize, stored: &Stored, cut: Cut, jobs: &mut Vec<Job>) {
+    let (mut start, end) = (stored.range.start(), stored.range.end());
+    let mut at = 0;
+    while start < end {
+        let step = match stored.cast {
+            // A hash is over a whole piece.
+            _ if !stored.hashes.is_empty() => HASH_CHUNK_BYTES as u64,
+            // What is made of them has to fit as well.
+            Some(cast) => (cast.source_len(cut.most).min(cut.most) / CAST_PIECE * CAST_PIECE).max(CAST_PIECE) as u64,
+            None if cut.in_file => cut.most as u64 - start % cut.most as u64,
+            None => cut.most as u64,
+        };
+        let Some(range) = ByteRange::new(start, start.saturating_add(step).min(end)) else { return };
+        let read = range.byte_len() as usize;
+        let byte_len = stored.cast.map_or(Some(read), |cast| cast.destination_len(read)).unwrap_or(0);
+        jobs.push(Job { file: stored.file, range, parts: vec![Part { tensor, range, at, byte_len }] });
+        (start, at) = (range.end(), at + byte_len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(start: u64, byte_len: usize) -> Item {
+        let mut item = Item::whole(&Tensor::zeros(byte_len, DType::U8, &Device::Cpu).unwrap()).unwrap();
+        if let ItemKind::Stored(stored) = &mut item.kind {
+            stored.range = ByteRange::new(start, start + byte_len as u64).unwrap();
+        }
+        item
+    }
+
+    const CUT: Cut = Cut { most: 2 << 20, gap: 100, in_file: true };
+
+    #[test]
+    fn small_neighbours_share_a_read() {
+        let items = [stored(1000, 10), stored(0, 900), stored(5000, 10), stored(1010, 90)];
+        let jobs = jobs(&items, CUT);
+        let ranges: Vec<(u64, u64)> = jobs.iter().map(|job| (job.range.start(), job.range.end())).collect();
+        assert_eq!(ranges, [(0, 1100), (5000, 5010)]);
+        let tensors: Vec<usize> = jobs[0].parts.iter().map(|part| part.tensor).collect();
+        assert_eq!(tensors, [1, 0, 3]);
+    }
+
+    #[test]
+    fn shared_reads_stay_short() {
+        let items: Vec<Item> = (0..100).map(|n| stored(n * 100_000, 100_000)).collect();
+        let jobs = jobs(&items, CUT);
+        assert_eq!(jobs.len(), 10);
+        assert!(jobs.iter().all(|job| job.range.byte_len() <= SHARED_READ as u64));
+        assert_eq!(jobs.iter().map(|job| job.parts.len()).sum::<usize>(), 100);
+    }
+
+    #[test]
+    fn large_tensors_are_cut_at_multiples_in_the_file() {
+        let jobs = jobs(&[stored(1 << 20, 5 << 20)], CUT);
+        let cuts: Vec<(u64, usize)> = jobs.iter().map(|job| (job.range.start() >> 20, job.parts[0].at >> 20)).collect();
+        assert_eq!(cuts, [(1, 0), (2, 1), (4, 3)]);
+        assert_eq!(jobs[2].parts[0].byte_len, 2 << 20);
+    }
+
+    #[test]
+    fn units_hold_neighbours_or_one_large_tensor() {
+        let items = [stored(0, 10), stored(10, 20), stored(30, 5000), stored(6000, 1)];
+        let units = units(&items, 1000, 10);
+        let ranges: Vec<Range<usize>> = units.iter().map(|unit| unit.items.clone()).collect();
+        assert_eq!(ranges, [0..2, 2..3, 3..4]);
+        assert_eq!(units[1].cost, 5000);
+    }
+}

@@ -1,0 +1,171 @@
+//! What the reading threads of a stream do.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uel_core::{Error, Kind, Result};
+
+use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
+use super::plan::{Item, Job, Plan, Unit, jobs};
+use super::schedule::{Task, Work};
+use crate::checkpoint::{Checkpoint, Progress, ProgressFn, read_whole};
+use crate::engine::worker_panic;
+
+/// The work of a stream whose tensors become `T`.
+pub(super) struct Reading<T> {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) plan: Arc<Plan>,
+    /// One for each device of the plan.
+    pub(super) landings: Vec<Box<dyn Landing<T>>>,
+    pub(super) progress: Option<ProgressFn>,
+    pub(super) bytes_done: AtomicU64,
+    pub(super) reads: AtomicU64,
+}
+
+/// A unit that is being read.
+pub(super) struct Open<T> {
+    landed: Box<dyn Landed<T>>,
+    first: usize,
+    /// The first fault of each of its tensors.
+    faults: Vec<Mutex<Option<Error>>>,
+}
+
+/// A unit that was read.
+pub(super) struct Done<T> {
+    /// Its first item.
+    pub(super) first: usize,
+    /// Its tensors; `None` for those that are made when they are handed out.
+    pub(super) tensors: Vec<Option<Result<T>>>,
+    pub(super) hand_over: Option<Box<dyn HandOver>>,
+}
+
+impl<T> Drop for Done<T> {
+    fn drop(&mut self) {
+        // Memory of a device must not be freed before the copies into it; without the wait, its owner might do so.
+        if let Some(hand_over) = self.hand_over.take()
+            && let Err(error) = hand_over.hand_over()
+        {
+            tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
+        }
+    }
+}
+
+impl<T: Send + 'static> Reading<T> {
+    fn items(&self, open: &Open<T>) -> &[Item] {
+        self.plan.items.get(open.first..).and_then(|items| items.get(..open.faults.len())).unwrap_or_default()
+    }
+
+    fn job(&self, open: &Open<T>, job: &Job, scratch: &mut Scratch) -> Result<()> {
+        let source = self.checkpoint.source(job.file)?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        open.landed.read(&Read { job, items: self.items(open), source }, scratch)?;
+        self.arrived(job.range.byte_len());
+        Ok(())
+    }
+
+    fn whole(&self, open: &Open<T>, tensor: usize, scratch: &mut Scratch) -> Result<()> {
+        let missing = || Error::new(Kind::Internal, "no such tensor");
+        let stored = self.items(open).get(tensor).and_then(Item::stored).ok_or_else(missing)?;
+        let want = stored.converted.as_ref().ok_or_else(missing)?;
+        let info = self.checkpoint.index().at(stored.position).ok_or_else(missing)?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let host = read_whole(info, want, self.checkpoint.source(stored.file)?, &stored.hashes)?;
+        open.landed.put(tensor, host, scratch)?;
+        self.arrived(stored.range.byte_len());
+        Ok(())
+    }
+
+    fn arrived(&self, bytes: u64) {
+        let done = self.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(progress) = &self.progress {
+            let total = self.plan.bytes;
+            progress(Progress { bytes_done: done.min(total), bytes_total: total });
+        }
+    }
+
+    fn fault(&self, open: &Open<T>, tensor: usize, error: Error) {
+        let Some(fault) = open.faults.get(tensor) else { return };
+        let stored = self.items(open).get(tensor).and_then(Item::stored);
+        let info = stored.and_then(|stored| self.checkpoint.index().at(stored.position));
+        let error = match info {
+            Some(info) => self.checkpoint.located(error, info),
+            None => error,
+        };
+        fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn is_faulty(open: &Open<T>, tensor: usize) -> bool {
+        open.faults.get(tensor).is_some_and(|fault| fault.lock().unwrap_or_else(PoisonError::into_inner).is_some())
+    }
+}
+
+/// Runs `work`; a panic becomes an error.
+fn caught(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(worker_panic(&*panic)))
+}
+
+impl<T: Send + 'static> Work for Reading<T> {
+    type Open = Open<T>;
+    type Done = Done<T>;
+    type Scratch = Scratch;
+
+    fn open(&self, unit: &Unit) -> (Open<T>, Vec<Task>) {
+        let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
+        // There is a landing for every device of the plan.
+        let landing = &self.landings[unit.device];
+        let mut tasks: Vec<Task> = jobs(items, landing.cut()).into_iter().map(Task::Job).collect();
+        let whole = |item: &Item| item.stored().is_some_and(|stored| stored.converted.is_some());
+        let whole = items.iter().enumerate().filter(|(_, item)| whole(item)).map(|(tensor, _)| Task::Whole(tensor));
+        tasks.extend(whole);
+        let faults = items.iter().map(|_| Mutex::new(None)).collect();
+        (Open { landed: landing.begin(items), first: unit.items.start, faults }, tasks)
+    }
+
+    fn run(&self, open: &Open<T>, task: &Task, scratch: &mut Scratch) {
+        match task {
+            Task::Whole(tensor) => {
+                if let Err(error) = caught(|| self.whole(open, *tensor, scratch)) {
+                    self.fault(open, *tensor, error);
+                }
+            }
+            Task::Job(job) => {
+                if job.parts.iter().all(|part| Self::is_faulty(open, part.tensor)) {
+                    return;
+                }
+                let Err(error) = caught(|| self.job(open, job, scratch)) else { return };
+                if let [part] = job.parts.as_slice() {
+                    self.fault(open, part.tensor, error);
+                    return;
+                }
+                // One fault must not cost its neighbours: each is read by itself.
+                for part in &job.parts {
+                    let alone = Job { file: job.file, range: part.range, parts: vec![part.clone()] };
+                    if let Err(error) = caught(|| self.job(open, &alone, scratch)) {
+                        self.fault(open, part.tensor, error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&self, unit: &Unit, open: Open<T>) -> Done<T> {
+        let Open { landed, first, faults } = open;
+        let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
+        let faults: Vec<Option<Error>> =
+            faults.into_iter().map(|fault| fault.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+        let whole: Vec<bool> = faults.iter().map(Option::is_none).collect();
+        let Finished { mut tensors, hand_over } = landed.finish(items, &whole);
+        for (tensor, fault) in tensors.iter_mut().zip(faults) {
+            if let Some(error) = fault {
+                *tensor = Some(Err(error));
+            }
+        }
+        Done { first, tensors, hand_over }
+    }
+}
+
+/// A tensor's name in front of what went wrong with it, whoever found it.
+pub(super) fn named(error: Error, item: &Item) -> Error {
+    if error.tensor().is_some() { error } else { error.with_tensor(&item.name) }
+}

@@ -1,0 +1,104 @@
+//! Single tensors to a device, and the counts of all transfers.
+
+use candle_core::{Device, Tensor};
+use uel_core::Result;
+
+use crate::checkpoint::candle;
+use crate::{cuda, stream};
+
+/// Copies to and from devices since the program started, or since [`reset_transfer_stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransferStats {
+    /// Page-locked buffers that were copied from or to.
+    pub pinned: u64,
+    /// Their bytes.
+    pub pinned_bytes: u64,
+    /// Tensors that [`transfer_to_gpu_pinned`] moved by candle's own copy.
+    pub fallback: u64,
+}
+
+/// What was copied to and from devices.
+pub fn transfer_stats() -> TransferStats {
+    count::get()
+}
+
+/// Begins to count anew.
+pub fn reset_transfer_stats() {
+    count::reset();
+}
+
+pub(crate) mod count {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static PINNED: AtomicU64 = AtomicU64::new(0);
+    static PINNED_BYTES: AtomicU64 = AtomicU64::new(0);
+    static FALLBACK: AtomicU64 = AtomicU64::new(0);
+
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub(crate) fn pinned(bytes: u64) {
+        PINNED.fetch_add(1, Ordering::Relaxed);
+        PINNED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn fallback() {
+        FALLBACK.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn get() -> super::TransferStats {
+        super::TransferStats {
+            pinned: PINNED.load(Ordering::Relaxed),
+            pinned_bytes: PINNED_BYTES.load(Ordering::Relaxed),
+            fallback: FALLBACK.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn reset() {
+        [&PINNED, &PINNED_BYTES, &FALLBACK].iter().for_each(|count| count.store(0, Ordering::Relaxed));
+    }
+}
+
+/// Moves a tensor to `device`; from the CPU to a CUDA device through page-locked buffers, which candle's own copy does
+/// without.
+///
+/// On the CPU, and where the tensor is there already, it is returned as it is, sharing its storage. Between devices, and to
+/// devices that are not CUDA's, candle copies, which [`transfer_stats`] counts as `fallback`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use uel_candle::transfer_to_gpu_pinned;
+/// let tensor = Tensor::new(&[1f32, 2.], &Device::Cpu)?;
+/// let device = Device::cuda_if_available(0)?;
+/// assert_eq!(transfer_to_gpu_pinned(&tensor, &device)?.to_vec1::<f32>()?, [1., 2.]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Kind::OutOfMemory`](uel_core::Kind::OutOfMemory) and [`Kind::Device`](uel_core::Kind::Device) where the device or its
+/// driver refuses; candle's.
+pub fn transfer_to_gpu_pinned(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    if tensor.device().same_device(device) {
+        return Ok(tensor.clone());
+    }
+    if matches!((tensor.device(), device), (Device::Cpu, Device::Cuda(_))) {
+        return stream::send(tensor, device);
+    }
+    count::fallback();
+    tensor.to_device(device).map_err(candle)
+}
+
+/// Releases the page-locked buffers and the copy streams of CUDA devices that the program has dropped, with all tensors on
+/// them. It happens by itself when another device is first used.
+///
+/// ```
+/// # use candle_core::Device;
+/// let device = Device::cuda_if_available(0)?;
+/// // Loads, and computes; then:
+/// drop(device);
+/// uel_candle::trim_devices();
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn trim_devices() {
+    cuda::trim();
+}
