@@ -1,0 +1,175 @@
+//! The controls of the emulated driver, as far as the driver is that one.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use serde_json::Value;
+
+/// How many random schedules a test is run with.
+const SCHEDULES: u64 = 16;
+
+/// `CUDA_ERROR_OUT_OF_MEMORY`
+pub(crate) const OUT_OF_MEMORY: u32 = 2;
+
+/// The control functions of the emulated driver.
+pub(crate) struct Emulated {
+    reset: extern "C" fn(),
+    memory_limit: extern "C" fn(u64),
+    memory_pools: extern "C" fn(c_int),
+    seed: extern "C" fn(u64),
+    fail_nth: unsafe extern "C" fn(*const c_char, u64, c_uint),
+    fail_none: extern "C" fn(),
+    host_access: extern "C" fn(usize, usize, c_int) -> u64,
+    violations: extern "C" fn() -> u64,
+    report_json: unsafe extern "C" fn(*mut c_char, usize) -> usize,
+}
+
+/// A function of the driver that this program is linked with.
+fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the name is a C string; the default handle is that of the program.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!found.is_null()).then_some(found)
+}
+
+impl Emulated {
+    /// The controls, or `None` on a real driver.
+    pub(crate) fn get() -> Option<&'static Emulated> {
+        static FOUND: OnceLock<Option<Emulated>> = OnceLock::new();
+        FOUND
+            .get_or_init(|| {
+                macro_rules! function {
+                    ($name:literal) => {
+                        // SAFETY: functions of these names are the emulated driver's and have the types of the fields.
+                        unsafe { std::mem::transmute::<*mut c_void, _>(symbol($name)?) }
+                    };
+                }
+                Some(Emulated {
+                    reset: function!(c"emulated_reset"),
+                    memory_limit: function!(c"emulated_memory_limit"),
+                    memory_pools: function!(c"emulated_memory_pools"),
+                    seed: function!(c"emulated_seed"),
+                    fail_nth: function!(c"emulated_fail_nth"),
+                    fail_none: function!(c"emulated_fail_none"),
+                    host_access: function!(c"emulated_host_access"),
+                    violations: function!(c"emulated_violations"),
+                    report_json: function!(c"emulated_report_json"),
+                })
+            })
+            .as_ref()
+    }
+
+    /// The memory that each device has.
+    pub(crate) fn memory_limit(&self, bytes: u64) {
+        (self.memory_limit)(bytes);
+    }
+
+    /// Whether the devices have stream-ordered allocations.
+    pub(crate) fn memory_pools(&self, supported: bool) {
+        (self.memory_pools)(supported.into());
+    }
+
+    /// Runs operations at random calls, or for 0 as late as possible.
+    pub(crate) fn seed(&self, seed: u64) {
+        (self.seed)(seed);
+    }
+
+    /// Makes the n-th call from now of a function fail, or of any function.
+    pub(crate) fn fail_nth(&self, function: Option<&str>, n: u64, code: u32) {
+        let function = function.map(|name| CString::new(name).expect("a function's name"));
+        // SAFETY: the name is a C string or null.
+        unsafe { (self.fail_nth)(function.as_ref().map_or(std::ptr::null(), |name| name.as_ptr()), n, code) };
+    }
+
+    /// Takes back what is still to fail.
+    pub(crate) fn fail_none(&self) {
+        (self.fail_none)();
+    }
+
+    /// Declares that the host touches memory now; gives the number of violations that this is.
+    pub(crate) fn host_access(&self, bytes: &[u8], write: bool) -> u64 {
+        (self.host_access)(bytes.as_ptr() as usize, bytes.len(), write.into())
+    }
+
+    /// How many violations there were.
+    pub(crate) fn violations(&self) -> u64 {
+        (self.violations)()
+    }
+
+    /// What the driver saw.
+    pub(crate) fn report(&self) -> Value {
+        // SAFETY: without room nothing is written.
+        let len = unsafe { (self.report_json)(std::ptr::null_mut(), 0) };
+        // Other threads may lengthen it meanwhile.
+        let mut json = vec![0u8; len * 2 + 4096];
+        // SAFETY: the room is the buffer's.
+        unsafe { (self.report_json)(json.as_mut_ptr().cast(), json.len()) };
+        let text = CStr::from_bytes_until_nul(&json).expect("the report ends").to_str().expect("the report is text");
+        serde_json::from_str(text).expect("the report is JSON")
+    }
+
+    /// A number of the report, such as `/live/device_bytes`.
+    pub(crate) fn number(&self, pointer: &str) -> u64 {
+        self.report().pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number {pointer}"))
+    }
+
+    /// How often a function was called.
+    pub(crate) fn calls(&self, function: &str) -> u64 {
+        self.report().pointer(&format!("/calls/{function}")).and_then(Value::as_u64).unwrap_or(0)
+    }
+}
+
+/// A test's turn on the driver, of which there is one in a process. When it ends, whatever was used has to be in order:
+/// on the emulated driver there are neither violations nor live memory.
+pub(crate) struct Turn {
+    expected_violations: Option<&'static str>,
+    // Dropped last, after what `drop` looks at.
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl Turn {
+    /// Waits for the turn and resets the emulated driver.
+    pub(crate) fn begin() -> Turn {
+        static LOCK: Mutex<()> = Mutex::new(());
+        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        match Emulated::get() {
+            Some(emulated) => (emulated.reset)(),
+            None => println!("not the emulated driver: what it would check is not checked"),
+        }
+        Turn { expected_violations: None, _lock: lock }
+    }
+
+    /// Says that the test is one of the driver itself and ends with violations of one kind.
+    pub(crate) fn expect_violations(&mut self, kind: &'static str) {
+        self.expected_violations = Some(kind);
+    }
+
+    /// Runs a test as late as possible and with random schedules; on a real driver once.
+    pub(crate) fn each_schedule(mut test: impl FnMut()) {
+        let seeds = if Emulated::get().is_some() { SCHEDULES } else { 0 };
+        for seed in 0..=seeds {
+            let _turn = Turn::begin();
+            if let Some(emulated) = Emulated::get() {
+                emulated.seed(seed);
+                println!("schedule {seed}");
+            }
+            test();
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(emulated) = Emulated::get().filter(|_| !std::thread::panicking()) else { return };
+        let report = emulated.report();
+        let kinds: Vec<&str> =
+            report["violations"].as_array().into_iter().flatten().flat_map(|v| v["kind"].as_str()).collect();
+        match self.expected_violations {
+            None => assert!(kinds.is_empty(), "violations: {:#}", report["violations"]),
+            Some(kind) => {
+                assert!(!kinds.is_empty() && kinds.iter().all(|&found| found == kind), "{:#}", report["violations"]);
+            }
+        }
+        assert_eq!(report["live"]["device_bytes"], 0, "device memory lives: {:#}", report["live_memory"]);
+        assert_eq!(report["live"]["pinned_bytes"], 0, "pinned memory lives: {:#}", report["live_memory"]);
+    }
+}
