@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 use uel::core::source::{ByteSource, MemorySource};
 use uel::{BatchSize, Checkpoint, Dtype, Error, HostPool, Kind, OpenOptions, PoolOptions, StreamOptions};
@@ -40,6 +40,8 @@ pub(crate) struct Scenario {
     pub(crate) in_order: bool,
     /// The stream is dropped after so many batches.
     pub(crate) taken: usize,
+    /// The device's driver is made to fail somewhere.
+    pub(crate) injected: bool,
     /// Chunks of the pool for copies to a device, and their bytes.
     pub(crate) pool: (usize, usize),
 }
@@ -74,6 +76,7 @@ pub(crate) fn any_scenario(most: usize, large: usize) -> impl Strategy<Value = S
                 threads,
                 in_order,
                 taken,
+                injected: false,
                 pool,
             })
     })
@@ -180,15 +183,28 @@ pub(crate) fn options(scenario: &Scenario, device: &Device) -> StreamOptions {
 
 /// Streams a scenario to `device`, and looks at all that comes. Returns the tensors.
 pub(crate) fn run(scenario: &Scenario, device: &Device) -> Vec<(String, Tensor)> {
+    run_then(scenario, device, || ())
+}
+
+/// As [`run`]; `streamed` is called between the stream's end and the look at its tensors.
+pub(crate) fn run_then(scenario: &Scenario, device: &Device, streamed: impl FnOnce()) -> Vec<(String, Tensor)> {
     let (checkpoint, bytes) = checkpoint(scenario);
     let names: Vec<String> = scenario.asked.iter().map(|&tensor| name(tensor)).collect();
     let mut options = options(scenario, device);
     if device.is_cuda() {
         let (chunks, chunk_bytes) = scenario.pool;
         let pool = PoolOptions::new().with_chunk_bytes(chunk_bytes).with_budget(chunk_bytes * chunks);
-        options = options.with_pool(&HostPool::pinned(device, pool).unwrap());
+        match HostPool::pinned(device, pool) {
+            Ok(pool) => options = options.with_pool(&pool),
+            Err(error) if scenario.injected && is_injected(&error) => return Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
     }
-    let mut stream = checkpoint.stream(&names, &options).unwrap();
+    let mut stream = match checkpoint.stream(&names, &options) {
+        Ok(stream) => stream,
+        Err(error) if scenario.injected && is_injected(&error) => return Vec::new(),
+        Err(error) => panic!("{error}"),
+    };
     let faulty = |tensor: usize| !bytes[tensor].is_empty() && scenario.faults.iter().any(|(at, _)| *at == tensor);
     let number: HashMap<String, usize> = (0..bytes.len()).map(|tensor| (name(tensor), tensor)).collect();
     let mut came = Vec::new();
@@ -215,6 +231,10 @@ pub(crate) fn run(scenario: &Scenario, device: &Device) -> Vec<(String, Tensor)>
             }
             Err(error) => {
                 let name = error.tensor().expect("the error names its tensor").to_owned();
+                if scenario.injected && is_injected(&error) {
+                    came.push(name);
+                    continue;
+                }
                 let panics = scenario.faults.iter().any(|(at, panics)| *at == number[&name] && *panics);
                 assert!(faulty(number[&name]), "{error}");
                 assert!(error.kind() == Kind::Io || panics && error.kind() == Kind::WorkerPanic, "{error}");
@@ -231,6 +251,7 @@ pub(crate) fn run(scenario: &Scenario, device: &Device) -> Vec<(String, Tensor)>
     // A batch may be larger than the budget, and then what completes it is read beside it.
     assert!(stats.high_water_bytes <= scenario.budget.max(batch.saturating_add(largest.max(4 << 20))), "{stats:?}");
     drop(stream);
+    streamed();
     match scenario.in_order {
         true => assert!(names.starts_with(&came), "{came:?} of {names:?}"),
         false => {
@@ -250,6 +271,11 @@ pub(crate) fn run(scenario: &Scenario, device: &Device) -> Vec<(String, Tensor)>
     kept
 }
 
+/// Whether an error is one of the driver.
+fn is_injected(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Device | Kind::OutOfMemory | Kind::Candle)
+}
+
 /// A scenario in which nothing is special.
 pub(crate) fn plain(tensors: Vec<(Dtype, usize)>) -> Scenario {
     Scenario {
@@ -262,14 +288,7 @@ pub(crate) fn plain(tensors: Vec<(Dtype, usize)>) -> Scenario {
         threads: 2,
         in_order: true,
         taken: usize::MAX,
+        injected: false,
         pool: (2, 1 << 20),
-    }
-}
-
-/// candle's name of a dtype that both have.
-pub(crate) fn candle(dtype: Dtype) -> DType {
-    match uel::dtype::mapping(dtype) {
-        uel::dtype::Mapping::Same(dtype) => dtype,
-        other => panic!("{dtype} is {other:?}"),
     }
 }

@@ -3,6 +3,7 @@
 use uel_core::source::{FileSystem, file_system};
 use uel_core::{ByteRange, Error, Kind, Result, TensorInfo};
 
+use super::one::TO_DEVICE;
 use super::options::{LoadOptions, Mode};
 use super::select::Wanted;
 use super::{Checkpoint, MmapFallback};
@@ -65,6 +66,9 @@ impl Checkpoint {
         let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
         if mode != Mode::Auto {
             return Ok(Choice { threads, ..Choice::fixed(mode) });
+        }
+        if options.device.is_cuda() {
+            return Ok(Choice::of(Mode::LowMemory, TO_DEVICE, threads));
         }
         if !options.device.is_cpu() {
             return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));

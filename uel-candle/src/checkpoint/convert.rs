@@ -14,6 +14,7 @@ use crate::dtype::widen;
 use crate::engine::{self, Check, How, Span};
 use crate::host::{Unfilled, as_bytes};
 use crate::placement::tensor;
+use crate::transfer::transfer_to_gpu_pinned;
 
 /// Casting fewer bytes than this takes one thread less time than waking others.
 const PARALLEL_FROM: usize = 1 << 20;
@@ -60,7 +61,7 @@ pub(crate) fn cast(tensor: Tensor, dtype: Option<DType>) -> Result<Tensor> {
 /// A replaced or added tensor, on `device` and cast as a tensor of the files would be.
 pub(crate) fn replaced(tensor: &Tensor, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
     let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
-    cast(tensor.to_device(device).map_err(candle)?, dtype)
+    transfer_to_gpu_pinned(&cast(tensor.clone(), dtype)?, device)
 }
 
 /// A large CPU tensor, cast by several threads; `None` where candle does it as well.

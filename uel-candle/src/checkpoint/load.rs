@@ -115,7 +115,7 @@ impl Checkpoint {
         (rest, tied)
     }
 
-    fn name_at(&self, position: usize) -> String {
+    pub(super) fn name_at(&self, position: usize) -> String {
         self.index().at(position).map_or_else(String::new, |info| info.name().to_owned())
     }
 
@@ -179,6 +179,11 @@ impl Checkpoint {
         let bytes_of =
             |positions: &[usize]| positions.iter().map(|&at| self.bytes_of(&wanted[at])).fold(0, u64::saturating_add);
         let total = bytes_of(&copied).saturating_add(bytes_of(&converted));
+        if options.device.is_cuda() {
+            report.bytes_read = self.stream_to(wanted, &converted, options, choice, &mut placed)?;
+            report.bytes_verified = if verified { total } else { 0 };
+            return all_placed(placed);
+        }
         memory::check(total)?;
         let total = total.saturating_add(bytes_of(&mapped));
         let done = AtomicU64::new(0);
@@ -202,8 +207,7 @@ impl Checkpoint {
         }
         report.bytes_read = done.load(Ordering::Relaxed);
         report.bytes_verified = if verified { total } else { 0 };
-        let missing = || Error::new(uel_core::Kind::Internal, "a tensor was not placed");
-        placed.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
+        all_placed(placed)
     }
 
     /// Reads what was mapped, in large pieces and on several threads, so that nobody waits for page faults. Each tensor
@@ -231,7 +235,7 @@ impl Checkpoint {
         self.index().at(want.position).map_or(0, |info| info.byte_len())
     }
 
-    fn threads(&self, options: &LoadOptions, choice: &Choice) -> usize {
+    pub(super) fn threads(&self, options: &LoadOptions, choice: &Choice) -> usize {
         match options.threads.unwrap_or(self.inner.options.threads) {
             0 => choice.threads,
             asked => asked,
@@ -455,6 +459,11 @@ impl Checkpoint {
             None => error,
         }
     }
+}
+
+fn all_placed(placed: Vec<Option<Tensor>>) -> Result<Vec<Tensor>> {
+    let missing = || Error::new(uel_core::Kind::Internal, "a tensor was not placed");
+    placed.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
 }
 
 /// Memory for what a tensor becomes.

@@ -9,6 +9,7 @@ mod options;
 mod report;
 mod select;
 mod slice;
+mod to_device;
 mod verified;
 
 pub(crate) use convert::{candle, cast, read as read_whole, replaced as given};

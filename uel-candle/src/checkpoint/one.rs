@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
 use super::auto::Choice;
-use super::convert::{self, Origin, candle, too_large};
+use super::convert::{self, Origin, too_large};
 use super::load::{self, copy_reason};
 use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
@@ -20,10 +20,14 @@ use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::Claim;
 use crate::memory;
-use crate::placement;
+use crate::transfer::transfer_to_gpu_pinned;
+use crate::{placement, stream};
 
 /// From this size on a tensor gets recycled memory; smaller ones come from the heap.
 const RECYCLED_FROM: usize = 1 << 20;
+
+/// Why tensors for a CUDA device are read as they are.
+pub(super) const TO_DEVICE: &str = "read into page-locked memory, and copied to the device from there";
 
 impl Checkpoint {
     /// The tensor called `name`, on `device`, as it stands in the file.
@@ -52,8 +56,19 @@ impl Checkpoint {
         let place = |error: Error| self.located(error, info);
         let want = Wanted::new(position, info.dtype(), dtype).map_err(place)?;
         let mut report = LoadReport::default();
-        let tensor = self.one(&want, info, &mut report).map_err(place)?;
-        let tensor = tensor.to_device(device).map_err(candle).map_err(place)?;
+        let preloads = self.mode_for_one().mode == Mode::Preload;
+        let tensor = if device.is_cuda() && !preloads {
+            if want.widened {
+                report.add_widened(info.dtype(), want.dtype);
+            }
+            (report.chosen, report.reason) = (Mode::LowMemory, TO_DEVICE.to_owned());
+            report.add_copied(CopyReason::Device, info.byte_len());
+            report.bytes_read = info.byte_len();
+            stream::bring(self, name, dtype, device)?
+        } else {
+            let tensor = self.one(&want, info, &mut report).map_err(place)?;
+            transfer_to_gpu_pinned(&tensor, device).map_err(place)?
+        };
         report.duration = began.elapsed();
         self.note(&report);
         Ok(tensor)
@@ -69,7 +84,7 @@ impl Checkpoint {
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
         let tensor = self.read_plain(info, DType::U8, &[byte_len], self.hashes_for_one(info)?);
         let tensor = tensor.map_err(|error| error.with_tensor(name))?;
-        tensor.to_device(device).map_err(candle)
+        transfer_to_gpu_pinned(&tensor, device)
     }
 
     /// What single tensors are checked against; empty where they are not.

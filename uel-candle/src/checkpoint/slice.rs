@@ -16,6 +16,7 @@ use super::select::Wanted;
 use crate::engine::{self, How, Scatter};
 use crate::host::{Unfilled, as_bytes};
 use crate::placement;
+use crate::transfer::transfer_to_gpu_pinned;
 
 /// A read that several runs of a slice share is at most this long.
 const SHARED_READ: u64 = 1 << 20;
@@ -95,7 +96,7 @@ impl Checkpoint {
         let began = Instant::now();
         let bounds = bounds.into_bounds();
         if let Some(tensor) = self.replaced(name) {
-            let sliced = slice_tensor(&tensor, &bounds, name).and_then(|part| part.to_device(device).map_err(candle));
+            let sliced = slice_tensor(&tensor, &bounds, name).and_then(|part| transfer_to_gpu_pinned(&part, device));
             return sliced.map_err(|error| error.with_tensor(name));
         }
         let (position, info) = self.find(name)?;
@@ -145,7 +146,7 @@ impl Checkpoint {
             true => widened(info, slice.result_shape(), as_bytes(&storage)).map_err(place)?,
             false => placement::tensor(storage, slice.result_shape()),
         };
-        let tensor = tensor.to_device(device).map_err(candle).map_err(place)?;
+        let tensor = transfer_to_gpu_pinned(&tensor, device).map_err(place)?;
         let reason = "slices are read".to_owned();
         let mut report = LoadReport { chosen: Mode::LowMemory, reason, ..LoadReport::default() };
         report.add_copied(CopyReason::Slice, slice.byte_len());

@@ -98,8 +98,7 @@ pub(super) fn trim() {
 fn release_unused(links: &mut Vec<Arc<Link>>) {
     links.retain(|link| {
         let pool_is_free = link.pool.get().is_none_or(HostPool::settle);
-        let used = Arc::strong_count(link) > 1 || Arc::strong_count(link.copies.context()) > 1 || !pool_is_free;
-        used
+        Arc::strong_count(link) > 1 || Arc::strong_count(link.copies.context()) > 1 || !pool_is_free
     });
 }
 

@@ -13,10 +13,10 @@ pub use options::{BatchSize, CastOn, StreamOptions};
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::{Checkpoint, candle, cast, given};
@@ -25,7 +25,7 @@ use host::OnHost;
 use land::{Finished, Landing, Scratch};
 use plan::{Item, ItemKind, Plan};
 use reading::{Reading, named};
-use schedule::{Bounds, Schedule};
+use schedule::{Bounds, Schedule, Work};
 
 /// Tensors with their names, in order.
 pub type Batch = Vec<(String, Tensor)>;
@@ -150,7 +150,7 @@ impl Iterator for TensorStream {
         if self.given_up {
             return None;
         }
-        let batch = self.queue.next_batch(|plan, item, tensor| make(plan, item, tensor));
+        let batch = self.queue.next_batch(make);
         match batch {
             Ok(None) => None,
             Ok(Some(batch)) => Some(batch),
@@ -196,6 +196,36 @@ impl Iterator for Tensors {
 
 impl std::iter::FusedIterator for Tensors {}
 
+/// One tensor on a CUDA device, read by the threads that all loads share.
+///
+/// # Errors
+///
+/// As those of [`Checkpoint::stream`] and of its tensors.
+pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
+    let mut options = StreamOptions::new(device);
+    options.dtype = dtype;
+    let plan =
+        Plan::new(checkpoint, [name], &options, |device, from, to| cuda::casts_there(device, from, to, CastOn::Auto))?;
+    let landings = vec![checkpoint.landing(device, &plan, &options)?];
+    let reading = Reading::new(checkpoint, Arc::new(plan), landings, &options);
+    let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
+        return Err(Error::new(Kind::Internal, "a tensor without a unit"));
+    };
+    let (open, tasks) = reading.open(unit);
+    let next = AtomicUsize::new(0);
+    let threads = crate::engine::threads(checkpoint.threads_asked()).min(tasks.len());
+    crate::engine::on_threads(threads, &|| {
+        let mut scratch = Scratch::default();
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            reading.run(&open, task, &mut scratch);
+        }
+    });
+    let mut done = reading.finish(unit, open);
+    done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over())?;
+    let brought = std::mem::take(&mut done.tensors).into_iter().next().flatten().transpose();
+    brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item))
+}
+
 /// A CPU tensor's copy on a CUDA device, by way of page-locked buffers.
 ///
 /// # Errors
@@ -228,6 +258,8 @@ fn make(plan: &Plan, item: &Item, tensor: Option<Tensor>) -> Result<Tensor> {
     cast(tensor, item.cast_there)
 }
 
+type NamedBatch<U> = Vec<(String, U)>;
+
 /// The consumer's side of a schedule: finished units in, batches out.
 struct Queue<T: Send + 'static> {
     schedule: Schedule<Reading<T>>,
@@ -257,14 +289,7 @@ impl<T: Send + 'static> Queue<T> {
         let bounds =
             Bounds { budget, tensors_ahead, in_order: options.in_order, threads: crate::engine::threads(threads) };
         let plan = Arc::new(plan);
-        let reading = Reading {
-            checkpoint: checkpoint.clone(),
-            plan: Arc::clone(&plan),
-            landings,
-            progress: options.progress.clone(),
-            bytes_done: AtomicU64::new(0),
-            reads: AtomicU64::new(0),
-        };
+        let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
         let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
         let (batch, ready) = (options.batch, VecDeque::new());
         Ok(Self { schedule, plan, batch, ready, handed: (0, 0), taken: 0, tensors: 0 })
@@ -278,7 +303,7 @@ impl<T: Send + 'static> Queue<T> {
     fn next_batch<U>(
         &mut self,
         mut make: impl FnMut(&Plan, &Item, Option<T>) -> Result<U>,
-    ) -> Result<Option<Result<Vec<(String, U)>>>> {
+    ) -> Result<Option<Result<NamedBatch<U>>>> {
         let (bytes, tensors) = std::mem::take(&mut self.handed);
         if tensors > 0 {
             self.schedule.release(bytes, tensors);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use uel_core::{Error, Kind, Result};
 
 use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
+use super::options::StreamOptions;
 use super::plan::{Item, Job, Plan, Unit, jobs};
 use super::schedule::{Task, Work};
 use crate::checkpoint::{Checkpoint, Progress, ProgressFn, read_whole};
@@ -52,6 +53,22 @@ impl<T> Drop for Done<T> {
 }
 
 impl<T: Send + 'static> Reading<T> {
+    pub(super) fn new(
+        checkpoint: &Checkpoint,
+        plan: Arc<Plan>,
+        landings: Vec<Box<dyn Landing<T>>>,
+        options: &StreamOptions,
+    ) -> Self {
+        Self {
+            checkpoint: checkpoint.clone(),
+            plan,
+            landings,
+            progress: options.progress.clone(),
+            bytes_done: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+        }
+    }
+
     fn items(&self, open: &Open<T>) -> &[Item] {
         self.plan.items.get(open.first..).and_then(|items| items.get(..open.faults.len())).unwrap_or_default()
     }
