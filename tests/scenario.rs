@@ -153,6 +153,16 @@ pub(crate) fn checkpoint(scenario: &Scenario) -> (Checkpoint, Vec<Vec<u8>>) {
 
 /// The bytes of a tensor, wherever it lies.
 pub(crate) fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    // candle brings tensors of this dtype to a CUDA device, but not back.
+    #[cfg(feature = "cuda")]
+    if let (candle_core::Storage::Cuda(storage), candle_core::DType::F8E8M0) =
+        (&*tensor.storage_and_layout().0, tensor.dtype())
+    {
+        let candle_core::cuda_backend::CudaStorageSlice::F8E8M0(slice) = &storage.slice else {
+            panic!("another dtype")
+        };
+        return storage.device.clone_dtoh(slice).unwrap();
+    }
     let host = tensor.to_device(&Device::Cpu).unwrap();
     let (storage, _) = host.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };

@@ -23,6 +23,7 @@ use crate::mapped::MappedAllocator;
 use crate::mapped::region::Buffer;
 use crate::memory;
 use crate::placement::{self, NotMapped};
+use crate::stream;
 
 /// Unwanted bytes between two wanted tensors that are read along when many tensors are loaded into one buffer.
 const BUFFER_GAP: u64 = 64 << 10;
@@ -145,9 +146,8 @@ impl Checkpoint {
             }
             let mut reason = CopyReason::Mode;
             if info.range().is_empty() {
-                let tensor = placement::empty(want.result_dtype(), info.shape());
-                let tensor = tensor.map_err(|error| self.located(error, info))?;
-                placed[at] = Some(tensor.to_device(&options.device).map_err(candle)?);
+                let tensor = stream::empty(want.result_dtype(), info.shape(), &options.device);
+                placed[at] = Some(tensor.map_err(|error| self.located(error, info))?);
                 report.add_copied(reason, 0);
                 continue;
             } else if !to_cpu {

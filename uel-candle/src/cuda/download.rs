@@ -8,7 +8,7 @@ use candle_core::cuda_backend::CudaStorage;
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::copy_out;
-use super::link::{Copied, Link, driver};
+use super::link::{Link, driver};
 use crate::dtype::stored;
 use crate::host::pool::Lease;
 use crate::transfer::count;
@@ -70,10 +70,10 @@ impl Coming {
         let into = into.ok_or_else(|| Error::new(Kind::Internal, "a copy is longer than its buffer"))?;
         // SAFETY: the buffer is page-locked. It keeps the event that is recorded after the copy, and until that is over
         // `bytes_mut` waits and nobody else gets it; where there is no event, it waits or is given up.
-        let begun = unsafe { copy_out(storage, link.copies(), at, into) }.and_then(|()| link.after_copies());
+        let begun = unsafe { copy_out(storage, link.copies(), at, into) }.and_then(|()| link.copied());
         match begun {
-            Ok(event) => {
-                lease.keep_until(Box::new(Copied(event)));
+            Ok(copied) => {
+                lease.keep_until(Box::new(copied));
                 Ok(Self { lease, byte_len })
             }
             Err(error) => {

@@ -1,6 +1,5 @@
 //! Tensors of a stream on a CUDA device: read into page-locked buffers, and copied from there while the next are read.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
@@ -8,7 +7,7 @@ use candle_core::{CudaDevice, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
-use super::link::{Copied, Link, driver};
+use super::link::{Link, driver};
 use super::seeded;
 use crate::host::pool::{HostPool, Lease};
 use crate::save::bytes::with_bytes;
@@ -44,7 +43,6 @@ impl Landing<Tensor> for OnDevice {
             device: self.device.clone(),
             pool: self.pool.clone(),
             slots,
-            copied: AtomicBool::new(false),
         })
     }
 }
@@ -87,8 +85,6 @@ pub(super) struct DeviceUnit {
     device: CudaDevice,
     pool: HostPool,
     slots: Vec<Mutex<Slot>>,
-    /// Whether any copy was begun.
-    copied: AtomicBool,
 }
 
 impl Landed<Tensor> for DeviceUnit {
@@ -149,6 +145,10 @@ impl Landed<Tensor> for DeviceUnit {
 
     fn finish(mut self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<Tensor> {
         let hand_over = self.end();
+        if hand_over.is_err() || whole.contains(&false) {
+            // Memory that is not handed out is freed here.
+            self.wait_here(hand_over.as_ref().ok());
+        }
         let slots = std::mem::take(&mut self.slots);
         let finish = |((slot, item), &whole): ((Mutex<Slot>, &Item), &bool)| {
             let stored = item.stored()?;
@@ -177,7 +177,6 @@ impl DeviceUnit {
             let bytes = lease.bytes().get(from..from + byte_len).ok_or_else(outside)?;
             let mut slot = self.slot(tensor)?;
             let Slot::Room(buffer) = &mut *slot else { return Err(refusal(&mut slot)) };
-            self.copied.store(true, Ordering::Relaxed);
             // SAFETY: the bytes are page-locked, as all of this pool are. The buffer goes back with an event that is recorded
             // after the copy, and until that is over nobody gets it; where no event can be recorded, it waits or is given up.
             unsafe { buffer.copy_in(self.link.copies(), at, bytes) }?;
@@ -202,6 +201,15 @@ impl DeviceUnit {
     fn slot(&self, tensor: usize) -> Result<MutexGuard<'_, Slot>> {
         let slot = self.slots.get(tensor).ok_or_else(|| Error::new(Kind::Internal, "no such tensor"))?;
         Ok(slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes this thread's queue, on which it may free memory, wait for the copies into it, and so for its allocation, which
+    /// another thread's queue may have done.
+    fn wait_here(&self, copies: Option<&Copies>) {
+        let waits = copies.is_some_and(|copies| copies.wait().is_ok());
+        if !waits && let Err(error) = self.link.copies().synchronize() {
+            tracing::warn!(%error, "cannot wait for copies to a device");
+        }
     }
 
     /// What orders the copies so far before the work of whoever gets the tensors.
@@ -229,13 +237,8 @@ impl Drop for DeviceUnit {
             .slots
             .iter_mut()
             .any(|slot| matches!(slot.get_mut().unwrap_or_else(PoisonError::into_inner), Slot::Room(_)));
-        if !left || !self.copied.load(Ordering::Relaxed) {
-            return;
-        }
-        // The memory is freed on this thread's queue, and must not be before the copies into it.
-        let ordered = self.end().and_then(|copies| copies.wait());
-        if ordered.is_err() {
-            let _ = self.link.copies().synchronize();
+        if left {
+            self.wait_here(self.end().ok().as_ref());
         }
     }
 }
@@ -249,11 +252,11 @@ struct Sending<'a> {
 impl Sending<'_> {
     /// Sends the buffer back to its pool, to be used again after the copies.
     fn end(mut self) -> Result<()> {
-        let event = self.link.after_copies()?;
+        let copied = self.link.copied()?;
         if let Some(mut lease) = self.lease.take()
             && !seeded::is(seeded::EARLY_RETURN)
         {
-            lease.keep_until(Box::new(Copied(event)));
+            lease.keep_until(Box::new(copied));
         }
         Ok(())
     }
@@ -278,7 +281,9 @@ struct Copies {
 
 impl Copies {
     fn wait(&self) -> Result<()> {
-        self.stream.wait(&self.event).map_err(driver("cannot wait for the copies"))
+        // Where the stream cannot be made to wait, this thread waits: nothing it submits later comes before the copies.
+        let waits = self.stream.wait(&self.event).or_else(|_| self.event.synchronize());
+        waits.map_err(driver("cannot wait for the copies"))
     }
 }
 

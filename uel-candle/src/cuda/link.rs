@@ -77,6 +77,11 @@ impl Link {
         *lock(&self.casts).entry((from, to)).or_insert(tried.is_ok())
     }
 
+    /// The end of all copies submitted so far.
+    pub(super) fn copied(&self) -> Result<Copied> {
+        Ok(Copied { event: self.after_copies()?, copies: Arc::clone(&self.copies) })
+    }
+
     /// An event after all copies submitted so far.
     pub(super) fn after_copies(&self) -> Result<CudaEvent> {
         self.copies.record_event(None).map_err(driver("cannot record an event"))
@@ -181,15 +186,19 @@ impl Drop for Pinned {
 
 /// The end of the copies before an event.
 #[derive(Debug)]
-pub(super) struct Copied(pub(super) CudaEvent);
+pub(super) struct Copied {
+    event: CudaEvent,
+    copies: Arc<CudaStream>,
+}
 
 impl Completion for Copied {
     fn is_done(&self) -> Result<bool> {
-        self.0.context().bind_to_thread().map_err(driver("cannot ask for an event"))?;
-        self.0.try_is_complete().map_err(driver("cannot ask for an event"))
+        self.event.context().bind_to_thread().map_err(driver("cannot ask for an event"))?;
+        self.event.try_is_complete().map_err(driver("cannot ask for an event"))
     }
 
     fn wait(&self) -> Result<()> {
-        self.0.synchronize().map_err(driver("a copy failed"))
+        // Where the event cannot be waited for, the whole stream can.
+        self.event.synchronize().or_else(|_| self.copies.synchronize()).map_err(driver("a copy failed"))
     }
 }

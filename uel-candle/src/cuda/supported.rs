@@ -4,6 +4,7 @@ use candle_core::cuda_backend::CudaStorage;
 use candle_core::{CudaDevice, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
+use super::buffer::Buffer;
 use super::landing::OnDevice;
 use super::link::{Link, PinnedChunks};
 use super::{download, link};
@@ -38,6 +39,13 @@ pub(crate) fn landing(device: &Device, gap: u64, pool: Option<&HostPool>) -> Res
         None => link.pool()?,
     };
     Ok(Box::new(OnDevice { link, device: device.clone(), pool, gap }))
+}
+
+/// A tensor without elements on a CUDA device.
+pub(crate) fn empty(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    let device = cuda(device)?;
+    let link = Link::of(device)?;
+    Ok(Buffer::new(device, link.copies(), dtype, 0)?.into_tensor(device, shape))
 }
 
 /// Whether a cast is left to the device.

@@ -18,6 +18,11 @@ pub(crate) fn landing(device: &Device, _: u64, _: Option<&HostPool>) -> Result<B
     Err(without(device))
 }
 
+/// A tensor without elements on a CUDA device.
+pub(crate) fn empty(device: &Device, _: DType, _: &[usize]) -> Result<Tensor> {
+    Err(without(device))
+}
+
 /// Whether a cast is left to the device.
 pub(crate) fn casts_there(_: &Device, _: DType, _: DType, _: CastOn) -> bool {
     false

@@ -234,7 +234,7 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
 pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     let items = [Item::whole(tensor)?];
     if items[0].stored().is_none() {
-        return tensor.to_device(device).map_err(candle);
+        return empty(tensor.dtype(), tensor.dims(), device);
     }
     let unit = cuda::landing(device, 0, None)?.begin(&items);
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
@@ -250,12 +250,22 @@ fn make(plan: &Plan, item: &Item, tensor: Option<Tensor>) -> Result<Tensor> {
     let tensor = match (tensor, &item.kind) {
         (Some(tensor), _) => tensor,
         (None, ItemKind::Given { tensor, dtype }) => return given(tensor, *dtype, device),
-        (None, ItemKind::Empty { dtype, shape }) => placement::empty(*dtype, shape)?,
+        (None, ItemKind::Empty { dtype, shape }) => empty(*dtype, shape, device)?,
         (None, ItemKind::Stored(_)) => return Err(Error::new(Kind::Internal, "a tensor was not brought")),
     };
     // Where it lies on its device already, these are of no cost.
     let tensor = tensor.to_device(device).map_err(candle)?;
     cast(tensor, item.cast_there)
+}
+
+/// A tensor without elements.
+pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Tensor> {
+    // Its strides must be countable on any device.
+    let tensor = placement::empty(dtype, shape)?;
+    match device {
+        Device::Cuda(_) => cuda::empty(device, dtype, shape),
+        _ => tensor.to_device(device).map_err(candle),
+    }
 }
 
 type NamedBatch<U> = Vec<(String, U)>;
