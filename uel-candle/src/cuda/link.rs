@@ -62,7 +62,8 @@ impl Link {
         if let Some(pool) = self.pool.get() {
             return Ok(pool.clone());
         }
-        let pool = HostPool::over(Box::new(PinnedChunks { copies: Arc::clone(&self.copies) }), PoolOptions::new())?;
+        let chunks = PinnedChunks { context: Arc::clone(self.copies.context()) };
+        let pool = HostPool::over(Box::new(chunks), PoolOptions::new())?;
         Ok(self.pool.get_or_init(|| pool).clone())
     }
 
@@ -79,7 +80,7 @@ impl Link {
 
     /// The end of all copies submitted so far.
     pub(super) fn copied(&self) -> Result<Copied> {
-        Ok(Copied { event: self.after_copies()?, copies: Arc::clone(&self.copies) })
+        self.after_copies().map(Copied)
     }
 
     /// An event after all copies submitted so far.
@@ -90,6 +91,11 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        if super::seeded::is(super::seeded::COPY_STREAM_DROPPED) {
+            // Without this its end would wait for the copies, and hide the fault.
+            lock(&super::seeded::POOLS).extend(self.pool.take());
+            return;
+        }
         // What was copied last may still be on its way; the stream's end would not wait for it.
         let _ = self.copies.synchronize();
     }
@@ -98,12 +104,19 @@ impl Drop for Link {
 /// Releases the page-locked memory and copy streams of contexts that nobody uses any more.
 pub(super) fn trim() {
     release_unused(&mut lock(&LINKS));
+    #[cfg(feature = "seeded-faults")]
+    lock(&super::seeded::POOLS).clear();
 }
 
 fn release_unused(links: &mut Vec<Arc<Link>>) {
     links.retain(|link| {
-        let pool_is_free = link.pool.get().is_none_or(HostPool::settle);
-        Arc::strong_count(link) > 1 || Arc::strong_count(link.copies.context()) > 1 || !pool_is_free
+        // The copy stream holds the context, and so do the pool and each of its chunks.
+        let (pool_is_used, holders) = match link.pool.get().map(HostPool::settle) {
+            None => (false, 1),
+            Some(Some(chunks)) => (false, 2 + chunks),
+            Some(None) => (true, 1),
+        };
+        pool_is_used || Arc::strong_count(link) > 1 || Arc::strong_count(link.copies.context()) > holders
     });
 }
 
@@ -125,14 +138,13 @@ pub(super) fn driver(what: &'static str) -> impl Fn(DriverError) -> Error {
 /// Makes page-locked chunks.
 #[derive(Debug)]
 pub(super) struct PinnedChunks {
-    pub(super) copies: Arc<CudaStream>,
+    pub(super) context: Arc<CudaContext>,
 }
 
 impl MakeChunk for PinnedChunks {
     fn make(&self, byte_len: usize) -> Result<Chunk> {
-        let context: &Arc<CudaContext> = self.copies.context();
         let refused = driver("cannot page-lock memory");
-        context.bind_to_thread().map_err(&refused)?;
+        self.context.bind_to_thread().map_err(&refused)?;
         // Not write-combined, because casts and checks read it; usable from every context.
         // SAFETY: the context was made current; the memory is owned by `Pinned`, which frees it once.
         let start = unsafe { result::malloc_host(byte_len, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(refused)?;
@@ -140,7 +152,7 @@ impl MakeChunk for PinnedChunks {
         let start = start.ok_or_else(|| Error::new(Kind::Device, "the driver gave no memory"))?;
         // SAFETY: the driver gave so many bytes for reading and writing.
         unsafe { start.write_bytes(0, byte_len) };
-        Ok(Chunk::new(Pinned { start, byte_len, copies: Arc::clone(&self.copies) }))
+        Ok(Chunk::new(Pinned { start, byte_len, context: Arc::clone(&self.context) }))
     }
 
     fn is_pinned(&self) -> bool {
@@ -152,8 +164,7 @@ impl MakeChunk for PinnedChunks {
 struct Pinned {
     start: NonNull<u8>,
     byte_len: usize,
-    /// Keeps the context.
-    copies: Arc<CudaStream>,
+    context: Arc<CudaContext>,
 }
 
 // SAFETY: page-locked memory is ordinary memory of the process, owned by the value alone.
@@ -174,8 +185,7 @@ unsafe impl Memory for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let context = self.copies.context();
-        let bound = context.bind_to_thread();
+        let bound = self.context.bind_to_thread();
         // SAFETY: the memory came from `malloc_host` and is freed once. The pool drops chunks only when no copy uses them.
         let freed = bound.and_then(|()| unsafe { result::free_host(self.start.as_ptr().cast()) });
         if let Err(error) = freed {
@@ -186,19 +196,16 @@ impl Drop for Pinned {
 
 /// The end of the copies before an event.
 #[derive(Debug)]
-pub(super) struct Copied {
-    event: CudaEvent,
-    copies: Arc<CudaStream>,
-}
+pub(super) struct Copied(CudaEvent);
 
 impl Completion for Copied {
     fn is_done(&self) -> Result<bool> {
-        self.event.context().bind_to_thread().map_err(driver("cannot ask for an event"))?;
-        self.event.try_is_complete().map_err(driver("cannot ask for an event"))
+        self.0.context().bind_to_thread().map_err(driver("cannot ask for an event"))?;
+        self.0.try_is_complete().map_err(driver("cannot ask for an event"))
     }
 
     fn wait(&self) -> Result<()> {
-        // Where the event cannot be waited for, the whole stream can.
-        self.event.synchronize().or_else(|_| self.copies.synchronize()).map_err(driver("a copy failed"))
+        // Where the event cannot be waited for, the whole device can.
+        self.0.synchronize().or_else(|_| self.0.context().synchronize()).map_err(driver("a copy failed"))
     }
 }

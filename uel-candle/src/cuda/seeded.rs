@@ -8,6 +8,9 @@ pub(crate) const ALLOCATED_ON_COPY_STREAM: &str = "allocated-on-copy-stream";
 pub(crate) const COPY_STREAM_DROPPED: &str = "copy-stream-dropped";
 pub(crate) const NO_ALLOCATION_WAIT: &str = "no-allocation-wait";
 
+/// Pools that outlive their copy stream, by the fault that drops it.
+pub(crate) static POOLS: std::sync::Mutex<Vec<crate::host::pool::HostPool>> = std::sync::Mutex::new(Vec::new());
+
 /// Whether the fault called `name` was asked for, by the variable `UEL_SEEDED_FAULT`.
 #[cfg(feature = "seeded-faults")]
 pub(crate) fn is(name: &str) -> bool {

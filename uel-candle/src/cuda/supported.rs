@@ -24,7 +24,7 @@ fn cuda(device: &Device) -> Result<&CudaDevice> {
 /// Makes page-locked chunks for copies to and from a device.
 pub(crate) fn chunks(device: &Device) -> Result<Box<dyn MakeChunk>> {
     let link = Link::of(cuda(device)?)?;
-    Ok(Box::new(PinnedChunks { copies: link.copies().clone() }))
+    Ok(Box::new(PinnedChunks { context: link.copies().context().clone() }))
 }
 
 /// Where tensors for a CUDA device go.

@@ -296,14 +296,14 @@ impl HostPool {
         PoolStats { used_bytes: (state.leased + state.busy.len()) * self.inner.chunk_bytes, ..state.stats }
     }
 
-    /// Waits for what devices still do with chunks, and says whether the pool has none of them out and no other owner.
+    /// Waits for what devices still do with chunks. The number of chunks, where the pool has no other owner, as every lease is
+    /// one.
     #[cfg(feature = "cuda")]
-    pub(crate) fn settle(&self) -> bool {
+    pub(crate) fn settle(&self) -> Option<usize> {
         while let Some((chunk, completion)) = { self.inner.lock().busy.pop_front() } {
             self.inner.finish(chunk, &*completion);
         }
-        // A lease owns the pool, too.
-        Arc::strong_count(&self.inner) == 1
+        (Arc::strong_count(&self.inner) == 1).then(|| self.inner.lock().made)
     }
 }
 
