@@ -42,7 +42,9 @@ pub use save::{
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
 pub use stream::{Batch, BatchSize, CastOn, StreamOptions, StreamStats, TensorStream, Tensors};
-pub use transfer::{TransferStats, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices};
+pub use transfer::{
+    TransferStats, pinned_rate, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices,
+};
 pub use uel_core::slice::Bounds;
 pub use uel_core::{Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;

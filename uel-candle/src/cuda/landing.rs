@@ -28,7 +28,7 @@ impl Landing<Tensor> for OnDevice {
         Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
     }
 
-    fn begin(&self, items: &[Item]) -> Box<dyn Landed<Tensor>> {
+    fn begin(&self, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
         let mut slots: Vec<Slot> = items.iter().map(|item| self.room(item)).collect();
         if let Err(error) = self.wait_for_room() {
             // Without the wait nothing may be copied there.

@@ -7,7 +7,7 @@ use uel_core::{Error, Kind, Result};
 use super::buffer::Buffer;
 use super::landing::OnDevice;
 use super::link::{Link, PinnedChunks};
-use super::{download, link};
+use super::{download, link, rate};
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::HostPool;
 use crate::stream::land::Landing;
@@ -68,6 +68,11 @@ pub(crate) fn with_bytes(
     take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Option<Result<()>> {
     download::with_bytes(storage, layout, take)
+}
+
+/// Bytes in a second from page-locked memory to a device.
+pub(crate) fn pinned_rate(device: &Device, bytes: u64) -> Result<f64> {
+    rate::pinned_rate(cuda(device)?, bytes)
 }
 
 /// Releases what is kept for contexts that nobody uses any more.

@@ -194,7 +194,7 @@ fn recycled_buffers_are_reused_and_capped() {
     let _alone = alone();
     let claim = recycle::Claim::new(64 << 20);
     let make = |byte_len: usize, byte: u8| {
-        let mut buffer = Buffer::recycled(byte_len, 64 << 20).unwrap();
+        let mut buffer = Buffer::recycled(byte_len, 64 << 20, recycle::Reuse::Any).unwrap();
         fill(&mut buffer, byte);
         let region = buffer.divide([(0, byte_len)].into_iter()).unwrap();
         region.take::<u8>(0).unwrap()

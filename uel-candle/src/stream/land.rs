@@ -15,7 +15,9 @@ pub(crate) trait Landing<T>: Send + Sync {
     fn cut(&self) -> Cut;
 
     /// Makes room for the tensors of a unit. Those for which there is none are errors in the unit's end.
-    fn begin(&self, items: &[Item]) -> Box<dyn Landed<T>>;
+    ///
+    /// `held` is what the stream holds of its budget, this unit included.
+    fn begin(&self, items: &[Item], held: u64) -> Box<dyn Landed<T>>;
 }
 
 /// The tensors of one unit, while their bytes arrive.
