@@ -42,7 +42,7 @@ impl Landing<Tensor> for OnHost {
         Cut { most: CHUNK, gap: self.gap, in_file: true }
     }
 
-    fn begin(&self, items: &[Item]) -> Box<dyn Landed<Tensor>> {
+    fn begin(&self, _: usize, items: &[Item]) -> Box<dyn Landed<Tensor>> {
         Box::new(HostUnit { tensors: items.iter().map(|item| HostTensor::new(item, self.largest)).collect() })
     }
 }

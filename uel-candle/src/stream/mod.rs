@@ -7,8 +7,10 @@ pub(crate) mod options;
 pub(crate) mod plan;
 mod reading;
 mod schedule;
+mod staged;
 
 pub use options::{BatchSize, CastOn, StreamOptions};
+pub use staged::{StagedStream, StagedTensor};
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -87,8 +89,13 @@ impl Checkpoint {
         Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
     }
 
+    /// Unwanted bytes between two tensors that are read along.
+    fn gap(&self) -> u64 {
+        self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0)
+    }
+
     fn landing(&self, device: &Device, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
-        let gap = self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0);
+        let gap = self.gap();
         match device {
             Device::Cuda(_) => cuda::landing(device, gap, options.pool.as_ref()),
             // What goes elsewhere is copied there by candle, when it is handed out.
@@ -211,7 +218,7 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
         return Err(Error::new(Kind::Internal, "a tensor without a unit"));
     };
-    let (open, tasks) = reading.open(unit);
+    let (open, tasks) = reading.open(0, unit);
     let next = AtomicUsize::new(0);
     let threads = crate::engine::threads(checkpoint.threads_asked()).min(tasks.len());
     crate::engine::on_threads(threads, &|| {
@@ -236,7 +243,7 @@ pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if items[0].stored().is_none() {
         return empty(tensor.dtype(), tensor.dims(), device);
     }
-    let unit = cuda::landing(device, 0, None)?.begin(&items);
+    let unit = cuda::landing(device, 0, None)?.begin(0, &items);
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
     let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
     hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
@@ -266,6 +273,11 @@ pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Te
         Device::Cuda(_) => cuda::empty(device, dtype, shape),
         _ => tensor.to_device(device).map_err(candle),
     }
+}
+
+/// A tensor on another device, by candle's own copy.
+fn moved(tensor: Tensor, device: &Device) -> Result<Tensor> {
+    tensor.to_device(device).map_err(candle)
 }
 
 type NamedBatch<U> = Vec<(String, U)>;
