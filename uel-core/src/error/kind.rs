@@ -116,6 +116,14 @@ kinds! {
     HashMismatch = "hash-mismatch",
     /// A save or patch was interrupted, and has to be completed or undone first.
     Interrupted = "interrupted",
+    /// The code of a dataset, or of another part that a loader calls, failed; its error is kept as the source.
+    Dataset = "dataset",
+    /// The samples of a batch do not fit together.
+    Collate = "collate",
+    /// A state was saved by a loader of other data or another configuration.
+    State = "state",
+    /// A batch did not arrive in time.
+    Timeout = "timeout",
     /// A worker thread panicked.
     WorkerPanic = "worker-panic",
     /// A bug in UEL: an invariant did not hold. Please report it.
