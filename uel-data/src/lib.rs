@@ -6,10 +6,12 @@
 //! Checkpoints are loaded by `uel-candle`.
 #![forbid(unsafe_code)]
 
+pub mod collate;
 pub mod dataset;
 mod error;
 mod fingerprint;
 mod rng;
+pub mod sampler;
 pub mod value;
 
 pub use dataset::{Cursor, Dataset, IterableDataset, SampleCx, SampleStream};
