@@ -10,13 +10,16 @@ pub mod collate;
 pub mod dataset;
 mod error;
 mod fingerprint;
+pub mod loader;
 mod rng;
 pub mod sampler;
+mod sync;
 pub mod value;
 
 pub use dataset::{Cursor, Dataset, IterableDataset, SampleCx, SampleStream};
 pub use error::{Error, Result, Stage};
 pub use fingerprint::Fingerprint;
+pub use loader::{DataLoader, DataLoaderBuilder, Epoch, LoaderState, LoaderStats, OnError, Progress};
 pub use rng::Rng;
 pub use uel_core::Kind;
 pub use value::{Array, Batch, Element, Elements, Field, Layout, Rows, Value};

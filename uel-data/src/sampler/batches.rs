@@ -31,6 +31,11 @@ pub trait Batches: Send + Sync {
         self.len() == 0
     }
 
+    /// The most samples of one batch, where that is known: memory is reserved for so many.
+    fn largest(&self) -> Option<u64> {
+        None
+    }
+
     /// Appends the indices of batch `number`, which is below [`len`](Self::len), to `out`.
     fn append(&self, number: u64, out: &mut Vec<u64>);
 }
@@ -74,6 +79,9 @@ struct Fixed {
 impl Batches for Fixed {
     fn len(&self) -> u64 {
         self.count
+    }
+    fn largest(&self) -> Option<u64> {
+        Some(self.size.min(self.len))
     }
     fn append(&self, number: u64, out: &mut Vec<u64>) {
         let first = number.saturating_mul(self.size).min(self.len);
@@ -176,6 +184,9 @@ impl Batches for Bucket {
     fn len(&self) -> u64 {
         self.count
     }
+    fn largest(&self) -> Option<u64> {
+        Some(self.size.min(self.len))
+    }
     fn append(&self, number: u64, out: &mut Vec<u64>) {
         let window = self.window(number / self.window);
         let first = number % self.window * self.size;
@@ -251,6 +262,9 @@ struct Listed {
 impl Batches for Listed {
     fn len(&self) -> u64 {
         self.batches.len() as u64
+    }
+    fn largest(&self) -> Option<u64> {
+        Some(self.batches.iter().map(|(begin, end)| end - begin).max().unwrap_or(0) as u64)
     }
     fn append(&self, number: u64, out: &mut Vec<u64>) {
         let batch = usize::try_from(number).ok().and_then(|number| self.batches.get(number));
