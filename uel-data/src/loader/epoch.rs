@@ -74,13 +74,21 @@ impl Epoch {
         self.job.counters.stats(self.job.handover.most_bytes())
     }
 
+    #[cfg(test)]
+    pub(super) fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+
     /// The next batch, whatever it is.
     fn take(&mut self) -> Option<Result<(u64, Made)>> {
         if let Some(local) = &mut self.local {
             loop {
                 let number = self.inline_next;
-                self.inline_next += 1;
-                let is_known = self.state.ahead.contains(&number);
+                if self.job.len().is_some_and(|len| number >= len) {
+                    return None;
+                }
+                self.inline_next = number.saturating_add(1);
+                let is_known = number < self.state.next || self.state.ahead.contains(&number);
                 // What an earlier run took ahead is passed over; in streams it has to be read for that.
                 if !is_known || self.job.len().is_none() {
                     let made = self.job.make_inline(number, local)?;
@@ -111,10 +119,10 @@ impl Epoch {
     fn note(&mut self, number: u64, made: &mut Made) {
         let state = &mut self.state;
         if number == state.next {
-            state.next += 1;
+            state.next = state.next.saturating_add(1);
             while let Some(at) = state.ahead.iter().position(|&ahead| ahead == state.next) {
                 state.ahead.swap_remove(at);
-                state.next += 1;
+                state.next = state.next.saturating_add(1);
             }
         } else {
             state.ahead.push(number);

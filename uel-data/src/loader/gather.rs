@@ -151,6 +151,8 @@ impl Job {
     ) -> Result<()> {
         let kept = gathered.kept.len();
         let sink = &mut gathered.sink;
+        // A panic leaves behind the row and the scope that it came from.
+        cx.begin_again();
         let read = guarded(cx, |cx| cx.from_row(row, |cx| sink.read(dataset, indices, kept, cx)));
         read.inspect_err(|_| sink.truncate(kept))
     }
@@ -181,10 +183,7 @@ impl Job {
             loop {
                 let read = match known.take() {
                     Some(error) => Err(error),
-                    None => {
-                        cx.begin_again();
-                        self.attempt(dataset, std::slice::from_ref(&index), row + position, gathered, cx)
-                    }
+                    None => self.attempt(dataset, std::slice::from_ref(&index), row + position, gathered, cx),
                 };
                 let Err(error) = read else {
                     gathered.kept.push(index);

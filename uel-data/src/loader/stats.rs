@@ -21,7 +21,7 @@ pub struct LoaderStats {
     pub failed: u64,
     /// Time in which the dataset gave samples, closures aside.
     pub read: Duration,
-    /// Time in the closures of `map`.
+    /// Time in the closures of [`map`](crate::dataset::DatasetExt::map).
     pub decode: Duration,
     /// Time in which samples became batches; none where rows are written straight into the batch.
     pub collate: Duration,
