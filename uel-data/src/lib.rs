@@ -16,7 +16,7 @@ pub mod sampler;
 mod sync;
 pub mod value;
 
-pub use dataset::{Cursor, Dataset, DatasetExt, IterableDataset, SampleCx, SampleStream};
+pub use dataset::{Cursor, Dataset, DatasetExt, IterableDataset, IterableExt, SampleCx, SampleStream};
 pub use error::{Error, Result, Stage};
 pub use fingerprint::Fingerprint;
 pub use loader::{DataLoader, DataLoaderBuilder, Epoch, LoaderState, LoaderStats, OnError, Progress};

@@ -14,7 +14,7 @@ use uel_core::Kind;
 /// ```
 /// use uel_data::collate::{Collate, Pack};
 /// use uel_data::{Array, Value};
-/// let sample = |tokens: Vec<u32>| Ok(Value::from(Array::new(vec![tokens.len()], tokens)?));
+/// let sample = |tokens: Vec<u32>| Array::new(vec![tokens.len()], tokens).map(Value::from);
 /// let samples = vec![sample(vec![1, 2, 3])?, sample(vec![4, 5])?, sample(vec![6])?];
 /// let batch = Pack::new(4, 0.0)?.collate(samples, &[0, 1, 2])?;
 /// assert_eq!(batch.tensor("values")?.to_vec2::<u32>()?, [[1, 2, 3, 6], [4, 5, 0, 0]]);

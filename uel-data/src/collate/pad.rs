@@ -12,7 +12,7 @@ use crate::{Array, Elements, Field, Fingerprint, Result, Value};
 /// ```
 /// use uel_data::collate::{Collate, Pad};
 /// use uel_data::{Array, Value};
-/// let sample = |tokens: Vec<u32>| Ok(Value::from(Array::new(vec![tokens.len()], tokens)?));
+/// let sample = |tokens: Vec<u32>| Array::new(vec![tokens.len()], tokens).map(Value::from);
 /// let batch = Pad::new(0.0).multiple_of(4).collate(vec![sample(vec![5, 6])?, sample(vec![7])?], &[0, 1])?;
 /// assert_eq!(batch.tensor("values")?.to_vec2::<u32>()?, [[5, 6, 0, 0], [7, 0, 0, 0]]);
 /// assert_eq!(batch.tensor("mask")?.to_vec2::<u8>()?, [[1, 1, 0, 0], [1, 0, 0, 0]]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::{Config, Data, Stream};
+use super::config::{Config, Data, OnProgress, Stream};
 use super::guard::guarded;
 use super::{DataLoader, Inner, OnError, Progress};
 use crate::collate::{Collate, Stack};
@@ -13,6 +13,9 @@ use crate::{Dataset, Error, IterableDataset, Kind, Result};
 
 /// The most workers of one loader.
 const MAX_WORKERS: usize = 1024;
+
+/// Batches made ahead unless set, where there are few workers.
+const MIN_PREFETCH: usize = 4;
 
 enum From {
     Map(Arc<dyn Dataset>),
@@ -41,7 +44,7 @@ pub struct DataLoaderBuilder {
     on_error: OnError,
     worker_name: Option<String>,
     persistent_workers: bool,
-    progress: Option<Box<dyn Fn(&Progress) + Send + Sync>>,
+    progress: Option<OnProgress>,
 }
 
 impl std::fmt::Debug for DataLoaderBuilder {
@@ -158,7 +161,8 @@ impl DataLoaderBuilder {
         self
     }
 
-    /// How many batches are made ahead, those that workers are at included; two for each worker unless set.
+    /// How many batches are made ahead, those that workers are at included; two for each
+    /// worker, and at least 4, unless set.
     pub fn prefetch(mut self, batches: usize) -> Self {
         self.prefetch = Some(batches);
         self
@@ -293,7 +297,7 @@ impl DataLoaderBuilder {
             collate: self.collate.unwrap_or_else(|| Arc::new(Stack)),
             seed,
             num_workers: self.num_workers,
-            prefetch: self.prefetch.unwrap_or(self.num_workers.saturating_mul(2)),
+            prefetch: self.prefetch.unwrap_or(self.num_workers.saturating_mul(2).max(MIN_PREFETCH)),
             budget: self.prefetch_bytes.unwrap_or(u64::MAX),
             in_order: self.in_order,
             timeout: self.timeout,

@@ -9,6 +9,9 @@ use crate::collate::Collate;
 use crate::sampler::{BatchSampler, DistributedSampler, Order, RandomSampler, Sampler, SequentialSampler, Tail};
 use crate::{Dataset, Fingerprint, IterableDataset, Result};
 
+/// What is called for every batch that is taken.
+pub(super) type OnProgress = Box<dyn Fn(&Progress) + Send + Sync>;
+
 pub(super) struct Config {
     pub(super) data: Data,
     pub(super) collate: Arc<dyn Collate>,
@@ -23,7 +26,7 @@ pub(super) struct Config {
     pub(super) on_error: OnError,
     pub(super) worker_name: String,
     pub(super) persistent_workers: bool,
-    pub(super) progress: Option<Box<dyn Fn(&Progress) + Send + Sync>>,
+    pub(super) progress: Option<OnProgress>,
 }
 
 pub(super) enum Data {

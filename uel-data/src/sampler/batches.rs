@@ -71,7 +71,7 @@ fn batch_count(len: u64, size: u64, drop_last: bool) -> u64 {
 
 struct Fixed {
     order: Arc<dyn Order>,
-    len: u64,
+    samples: u64,
     size: u64,
     count: u64,
 }
@@ -81,11 +81,11 @@ impl Batches for Fixed {
         self.count
     }
     fn largest(&self) -> Option<u64> {
-        Some(self.size.min(self.len))
+        Some(self.size.min(self.samples))
     }
     fn append(&self, number: u64, out: &mut Vec<u64>) {
-        let first = number.saturating_mul(self.size).min(self.len);
-        self.order.append(first..first.saturating_add(self.size).min(self.len), out);
+        let first = number.saturating_mul(self.size).min(self.samples);
+        self.order.append(first..first.saturating_add(self.size).min(self.samples), out);
     }
 }
 
@@ -93,7 +93,7 @@ impl BatchSampler for FixedBatches {
     fn batches(&self, epoch: u64) -> Result<Arc<dyn Batches>> {
         let len = self.sampler.len();
         let count = batch_count(len, self.size, self.drop_last);
-        Ok(Arc::new(Fixed { order: self.sampler.order(epoch)?, len, size: self.size, count }))
+        Ok(Arc::new(Fixed { order: self.sampler.order(epoch)?, samples: len, size: self.size, count }))
     }
     /// With the size of the global batch: a run resumes in a world of another size.
     fn fingerprint(&self) -> u64 {
@@ -143,7 +143,7 @@ impl BucketBatches {
 struct Bucket {
     order: Arc<dyn Order>,
     lengths: Arc<[u32]>,
-    len: u64,
+    samples: u64,
     size: u64,
     window: u64,
     count: u64,
@@ -164,9 +164,9 @@ impl Bucket {
             return Arc::clone(window);
         }
         let size = self.window.saturating_mul(self.size);
-        let first = number.saturating_mul(size).min(self.len);
+        let first = number.saturating_mul(size).min(self.samples);
         let mut indices = Vec::new();
-        self.order.append(first..first.saturating_add(size).min(self.len), &mut indices);
+        self.order.append(first..first.saturating_add(size).min(self.samples), &mut indices);
         indices.sort_by_key(|&index| length_of(&self.lengths, index));
         let size = usize::try_from(self.size).unwrap_or(usize::MAX);
         let mut whole: Vec<&[u64]> = indices.chunks_exact(size).collect();
@@ -185,7 +185,7 @@ impl Batches for Bucket {
         self.count
     }
     fn largest(&self) -> Option<u64> {
-        Some(self.size.min(self.len))
+        Some(self.size.min(self.samples))
     }
     fn append(&self, number: u64, out: &mut Vec<u64>) {
         let window = self.window(number / self.window);
@@ -201,7 +201,7 @@ impl BatchSampler for BucketBatches {
         Ok(Arc::new(Bucket {
             order: self.sampler.order(epoch)?,
             lengths: Arc::clone(&self.lengths),
-            len,
+            samples: len,
             size: self.size,
             window: self.window,
             count: batch_count(len, self.size, self.drop_last),

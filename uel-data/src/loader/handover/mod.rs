@@ -33,6 +33,16 @@ struct State<T> {
     bytes: u64,
     most_bytes: u64,
     closed: bool,
+    /// How many workers wait, and whether the consumer does: who waits for nothing is not woken, which would cost a
+    /// system call for each batch.
+    waiting_workers: usize,
+    consumer_waits: bool,
+}
+
+/// Whom to wake, once the mutex is free.
+struct Wake {
+    workers: bool,
+    consumer: bool,
 }
 
 enum Slot<T> {
@@ -63,6 +73,10 @@ impl<T> State<T> {
         self.most_bytes = self.most_bytes.max(self.bytes);
     }
 
+    fn all(&self) -> Wake {
+        Wake { workers: self.waiting_workers > 0, consumer: self.consumer_waits }
+    }
+
     /// Lets go of what the consumer has, from the front.
     fn advance(&mut self) {
         while let Some(Slot::Taken) = self.slots.front() {
@@ -76,12 +90,31 @@ impl<T> Handover<T> {
     /// Hands over the batches from `first` to `end`.
     pub(crate) fn new(bounds: Bounds, first: u64, end: u64) -> Self {
         let slots = VecDeque::new();
-        let state = State { taken: first, claimed: first, end, slots, bytes: 0, most_bytes: 0, closed: first >= end };
+        let closed = first >= end;
+        let (waiting_workers, consumer_waits) = (0, false);
+        let (taken, claimed, bytes, most_bytes) = (first, first, 0, 0);
+        let state = State { taken, claimed, end, slots, bytes, most_bytes, closed, waiting_workers, consumer_waits };
         Self { bounds, state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_room<'a>(&self, mut state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
+        state.waiting_workers += 1;
+        let mut state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting_workers -= 1;
+        state
+    }
+
+    fn wake(&self, wake: Wake) {
+        if wake.workers {
+            self.room.notify_all();
+        }
+        if wake.consumer {
+            self.ready.notify_all();
+        }
     }
 
     /// The next batch to be made, once there is room for it and for `reserve` bytes.
@@ -99,7 +132,7 @@ impl<T> Handover<T> {
                 state.reserve(reserve);
                 return Some(number);
             }
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
     }
 
@@ -121,13 +154,14 @@ impl<T> Handover<T> {
                 state.reserve(more);
                 return true;
             }
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_room(state);
         }
     }
 
     /// Hands a batch over that takes `bytes`.
     pub(crate) fn put(&self, number: u64, value: T, bytes: u64) {
         let mut unwanted = Some(value);
+        let mut wake = Wake { workers: false, consumer: false };
         let mut state = self.lock();
         if let Some(slot @ Slot::Making(_)) = state.slot(number)
             && let (Slot::Making(reserved), Some(value)) = (&*slot, unwanted.take())
@@ -136,12 +170,11 @@ impl<T> Handover<T> {
             *slot = Slot::Ready(bytes, value);
             state.bytes = state.bytes.saturating_sub(reserved);
             state.reserve(bytes);
-            self.ready.notify_all();
-            if bytes < reserved {
-                self.room.notify_all();
-            }
+            wake.workers = bytes < reserved && state.waiting_workers > 0;
+            wake.consumer = state.consumer_waits;
         }
         drop(state);
+        self.wake(wake);
         drop(unwanted);
     }
 
@@ -155,8 +188,9 @@ impl<T> Handover<T> {
             state.bytes = state.bytes.saturating_sub(reserved);
             state.advance();
         }
-        self.ready.notify_all();
-        self.room.notify_all();
+        let wake = state.all();
+        drop(state);
+        self.wake(wake);
     }
 
     /// There is no batch `number`, which was claimed last, and none behind it.
@@ -171,8 +205,9 @@ impl<T> Handover<T> {
                 state.bytes = state.bytes.saturating_sub(reserved);
             }
         }
-        self.ready.notify_all();
-        self.room.notify_all();
+        let wake = state.all();
+        drop(state);
+        self.wake(wake);
     }
 
     /// The next batch; where `patience` is given, if it is ready in that time.
@@ -196,18 +231,23 @@ impl<T> Handover<T> {
                 let number = state.taken.saturating_add(position as u64);
                 state.bytes = state.bytes.saturating_sub(bytes);
                 state.advance();
-                self.room.notify_all();
+                let wake = Wake { workers: state.waiting_workers > 0, consumer: false };
+                drop(state);
+                self.wake(wake);
                 return Take::Batch(number, value);
             }
+            state.consumer_waits = true;
             state = match deadline {
                 None => self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some((began, patience)) => {
                     let Some(left) = patience.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) else {
+                        state.consumer_waits = false;
                         return Take::TimedOut;
                     };
                     self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
+            state.consumer_waits = false;
         }
     }
 
@@ -217,9 +257,9 @@ impl<T> Handover<T> {
         state.closed = true;
         state.bytes = 0;
         let slots = std::mem::take(&mut state.slots);
+        let wake = state.all();
         drop(state);
-        self.ready.notify_all();
-        self.room.notify_all();
+        self.wake(wake);
         drop(slots);
     }
 

@@ -98,7 +98,7 @@ fn epochs_share_threads_and_may_overlap() {
     let expected = stream(loader.epoch(3).unwrap());
     let mut outer = loader.epoch(0).unwrap();
     let mut count = 0;
-    while let Some(batch) = outer.next() {
+    for batch in outer.by_ref() {
         assert!(batch.is_ok());
         assert_eq!(stream(loader.epoch(3).unwrap()), expected);
         count += 1;
