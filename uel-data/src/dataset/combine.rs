@@ -9,7 +9,7 @@ pub use join::{Concat, Interleave, Zip};
 pub use map::{Filter, Map, Repeat, Take};
 
 use super::{Dataset, SampleCx};
-use crate::{Result, Value};
+use crate::{Error, Result, Value};
 
 /// What can be made of any dataset.
 ///
@@ -66,6 +66,35 @@ pub trait DatasetExt: Dataset + Sized {
     /// The first samples, `len` at most.
     fn take(self, len: u64) -> Take<Self> {
         Take::new(self, len)
+    }
+
+    /// The samples one after the other, for what takes iterators, such as the `Batcher` of candle-datasets. What is random
+    /// in them is as a loader of this seed has it in this epoch.
+    ///
+    /// ```
+    /// # use uel_data::{Array, Dataset, DatasetExt, Fingerprint, Result, SampleCx, Value};
+    /// # struct Pixels;
+    /// # impl Dataset for Pixels {
+    /// #     fn len(&self) -> u64 { 3 }
+    /// #     fn get(&self, index: u64, _: &mut SampleCx) -> Result<Value> { Ok(Array::scalar(index as u32).into()) }
+    /// #     fn fingerprint(&self) -> u64 { Fingerprint::new("pixels").finish() }
+    /// # }
+    /// let tensors = Pixels.samples(0, 0).map(|sample| match sample? {
+    ///     Value::Array(array) => Ok(array.into_tensor()?),
+    ///     _ => candle_core::bail!("no array"),
+    /// });
+    /// // candle_datasets::Batcher::new_r1(tensors)
+    /// let tensors: Vec<candle_core::Tensor> = tensors.collect::<candle_core::Result<_>>()?;
+    /// assert_eq!(tensors[2].to_scalar::<u32>()?, 2);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    fn samples(&self, seed: u64, epoch: u64) -> impl Iterator<Item = Result<Value>> {
+        let mut cx = SampleCx::new(seed, epoch);
+        (0..self.len()).map(move |index| {
+            cx.begin(&[index]);
+            let describe = |error: Error| error.with_index(index).with_description(self.describe(index));
+            self.get(index, &mut cx).map_err(describe)
+        })
     }
 
     /// All samples `times` over: what is random in them is another each time.

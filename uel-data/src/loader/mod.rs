@@ -37,7 +37,8 @@ pub enum OnError {
         /// How many samples of an epoch may be: from the next one on, batches that lack samples become errors.
         limit: u64,
     },
-    /// The sample is asked for again, and fails if that does not help.
+    /// The sample is asked for again, and fails if that does not help. A sample that a stream cannot give is not asked for
+    /// again, as the stream stands behind it; what becomes of it behind the stream is.
     Retry {
         /// How often.
         times: u32,

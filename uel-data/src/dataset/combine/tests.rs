@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::DType;
 
 use super::*;
-use crate::{Array, DataLoader, Error, Kind, Layout, Stage};
+use crate::{Array, DataLoader, Kind, Layout, Stage};
 
 /// Numbers from somewhere on, each with noise; counts how often it is asked.
 #[derive(Debug)]

@@ -179,9 +179,9 @@ fn what_fails_together_fails_the_batch() {
 /// Whoever waits too long is told what the workers are at, and may go on waiting.
 #[test]
 fn a_timeout_says_what_the_workers_do() {
-    let faults = Faults { slow: one(6), pause: Duration::from_millis(300), ..Faults::default() };
+    let faults = Faults { slow: one(6), pause: Duration::from_millis(900), ..Faults::default() };
     let builder = DataLoader::builder(faulty(false, faults)).batch_size(4).num_workers(1);
-    let mut epoch = builder.timeout(Duration::from_millis(60)).build().unwrap().epoch(0).unwrap();
+    let mut epoch = builder.timeout(Duration::from_millis(200)).build().unwrap().epoch(0).unwrap();
     assert!(epoch.next().unwrap().is_ok());
     let error = epoch.next().unwrap().unwrap_err();
     assert_eq!((error.kind(), error.batch(), error.stage()), (Kind::Timeout, Some(1), Some(Stage::Wait)));
