@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::gather::Local;
+use super::guard::guarded;
 use super::handover::Take;
 use super::job::{Job, Made};
 use super::pool::Pool;
@@ -40,7 +41,7 @@ impl Epoch {
     pub(super) fn new(inner: &Arc<Inner>, state: LoaderState) -> Result<Self> {
         let config = &inner.config;
         let inline = config.num_workers == 0;
-        let job = Arc::new(Job::new(config, &state, inline)?);
+        let job = Arc::new(guarded(&mut (), |_| Job::new(config, &state, inline))?);
         let (mut pool, mut local) = (None, None);
         if inline {
             local = Some(job.local(None));
@@ -128,8 +129,8 @@ impl Epoch {
             state.ahead.push(number);
         }
         if let Ok(batch) = &made.batch {
-            state.samples += batch.len() as u64;
-            state.skipped += batch.skipped.len() as u64;
+            state.samples = state.samples.saturating_add(batch.len() as u64);
+            state.skipped = state.skipped.saturating_add(batch.skipped.len() as u64);
         }
         if let Some(position) = made.position.take() {
             self.positions.push((number, position));

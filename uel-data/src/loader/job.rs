@@ -8,7 +8,7 @@ use super::config::{Config, Data};
 use super::gather::{Gathered, Local, Sink, cancelled};
 use super::guard::guarded;
 use super::handover::{Bounds, Handover};
-use super::reader::{Position, Raw, Reader};
+use super::reader::{Position, Raw, Reader, described};
 use super::stats::{Counters, count, time};
 use super::{LoaderState, OnError};
 use crate::sampler::Batches;
@@ -169,7 +169,7 @@ impl Job {
             Source::Stream(reader) => {
                 let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(number) = claim() else { return false };
-                let Some((raws, position)) = self.read(&mut reader, number, local) else {
+                let Some(read) = self.read(&mut reader, number, local) else {
                     self.handover.finish(number);
                     return false;
                 };
@@ -178,7 +178,7 @@ impl Job {
                     self.handover.skip(number);
                     return true;
                 }
-                (number, Made { batch: self.make_of(number, raws, local), position: Some(position) })
+                (number, self.make_of_read(number, read, local))
             }
         };
         let bytes = made.batch.as_ref().map_or(0, |batch| batch.data.byte_len());
@@ -193,9 +193,9 @@ impl Job {
             Source::Map(_) => Some(Made { batch: self.make(number, local), position: None }),
             Source::Stream(reader) => {
                 let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-                let (raws, position) = self.read(&mut reader, number, local)?;
+                let read = self.read(&mut reader, number, local)?;
                 drop(reader);
-                Some(Made { batch: self.make_of(number, raws, local), position: Some(position) })
+                Some(self.make_of_read(number, read, local))
             }
         }
     }
@@ -229,8 +229,23 @@ impl Job {
         })
     }
 
-    /// Reads the samples of the next batch of a stream; `None` where there are none.
-    fn read(&self, reader: &mut Reader, number: u64, local: &mut Local) -> Option<(Vec<Raw>, Position)> {
+    /// Reads the samples of the next batch of a stream; `None` where there are none. Whatever panics, there is an answer:
+    /// somebody waits for the batch.
+    fn read(&self, reader: &mut Reader, number: u64, local: &mut Local) -> Option<Result<(Vec<Raw>, Position)>> {
+        guarded(local, |local| Ok(self.read_samples(reader, number, local))).transpose()
+    }
+
+    fn make_of_read(&self, number: u64, read: Result<(Vec<Raw>, Position)>, local: &mut Local) -> Made {
+        match read {
+            Ok((raws, position)) => Made { batch: self.make_of(number, raws, local), position: Some(position) },
+            Err(error) => {
+                let failed = |_: &Self, _: &mut Local| Err(error.with_stage(Stage::Read));
+                Made { batch: self.counted(number, local, failed), position: None }
+            }
+        }
+    }
+
+    fn read_samples(&self, reader: &mut Reader, number: u64, local: &mut Local) -> Option<(Vec<Raw>, Position)> {
         let Data::Stream(stream) = &self.config.data else { return None };
         let began = Instant::now();
         let mut raws: Vec<Raw> = Vec::new();
@@ -308,7 +323,7 @@ impl Job {
                     return Err(error
                         .with_index(raw.number)
                         .with_stage(cx.stage)
-                        .with_description(dataset.describe(raw.shard, raw.cursor)));
+                        .with_description(described(dataset, raw.shard, raw.cursor)));
                 }
             }
         }

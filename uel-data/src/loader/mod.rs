@@ -165,7 +165,7 @@ impl DataLoader {
     /// [`Kind::Argument`] where the epoch has no such batch, or the samples come from streams, and whatever befalls the
     /// batch itself.
     pub fn replay(&self, epoch: u64, batch: u64) -> Result<Batch> {
-        let job = Job::new(&self.inner.config, &self.first(epoch), true)?;
+        let job = guard::guarded(&mut (), |_| Job::new(&self.inner.config, &self.first(epoch), true))?;
         match job.len() {
             Some(len) if batch < len => job.make(batch, &mut job.local(None)),
             Some(len) => Err(Error::new(Kind::Argument, "the epoch has no such batch")

@@ -41,6 +41,11 @@ pub(super) struct Raw {
     pub(super) sample: Result<Value>,
 }
 
+/// The dataset's own words for a sample; none where it has none to say.
+pub(super) fn described(dataset: &dyn IterableDataset, shard: u64, cursor: Cursor) -> String {
+    guarded(&mut (), |_| Ok(dataset.describe(shard, cursor))).unwrap_or_default()
+}
+
 struct Open {
     place: u64,
     shard: u64,
@@ -125,7 +130,7 @@ impl Reader {
             Rng::new(&[seed, epoch, self.began.samples]).shuffle(&mut self.window);
         }
         let raw = self.window.pop()?;
-        self.began.used += 1;
+        self.began.used = self.began.used.saturating_add(1);
         Some(raw)
     }
 
@@ -149,9 +154,9 @@ impl Reader {
                 self.over = true;
                 break;
             };
-            let (shard, cursor) = (*shard, stream.cursor());
-            let mut returned = false;
+            let (shard, mut cursor, mut returned) = (*shard, Cursor::default(), false);
             let read = guarded(cx, |cx| {
+                cursor = stream.cursor();
                 let read = stream.next(cx);
                 returned = true;
                 read
@@ -178,9 +183,9 @@ impl Reader {
 
     fn raw(&mut self, shard: u64, cursor: Cursor, sample: Result<Value>) -> Raw {
         let number = self.samples;
-        self.samples += 1;
+        self.samples = self.samples.saturating_add(1);
         let sample = sample.map_err(|error: Error| {
-            error.with_index(number).with_description(self.dataset.describe(shard, cursor)).with_stage(Stage::Read)
+            error.with_index(number).with_description(described(&*self.dataset, shard, cursor)).with_stage(Stage::Read)
         });
         Raw { number, shard, cursor, sample }
     }

@@ -161,3 +161,90 @@ fn faults_of_streams_are_named_and_the_rest_arrives() {
     }
     assert!(DataLoader::stream(dataset).build().unwrap().replay(0, 0).is_err());
 }
+
+/// A dataset that panics wherever it can.
+struct Cursed {
+    inside: &'static str,
+}
+
+struct CursedStream {
+    inside: &'static str,
+    at: u64,
+}
+
+impl IterableDataset for Cursed {
+    fn shards(&self) -> u64 {
+        assert!(self.inside != "shards", "is cursed");
+        2
+    }
+    fn open(&self, _: u64, cursor: Option<Cursor>) -> Result<Box<dyn SampleStream>> {
+        assert!(self.inside != "open", "is cursed");
+        Ok(Box::new(CursedStream { inside: self.inside, at: cursor.unwrap_or_default().sample }))
+    }
+    fn describe(&self, _: u64, _: Cursor) -> String {
+        panic!("is cursed")
+    }
+    fn fingerprint(&self) -> u64 {
+        0
+    }
+    fn finish(&self, sample: Value, _: &mut SampleCx) -> Result<Value> {
+        assert!(self.inside != "finish", "is cursed");
+        Ok(sample)
+    }
+}
+
+impl SampleStream for CursedStream {
+    fn next(&mut self, _: &mut SampleCx) -> Result<Option<Value>> {
+        assert!(self.inside != "next", "is cursed");
+        self.at += 1;
+        Ok((self.at <= 3).then_some(Value::Int(self.at as i64)))
+    }
+    fn cursor(&self) -> Cursor {
+        assert!(self.inside != "cursor" || self.at != 2, "is cursed");
+        Cursor { sample: self.at, offset: 0 }
+    }
+}
+
+/// Wherever a dataset panics, the epoch comes to its end, and says so.
+#[test]
+fn no_panic_of_a_stream_is_lost_or_waited_for() {
+    for inside in ["shards", "open", "next", "cursor", "finish"] {
+        for workers in [0, 2] {
+            let loader = DataLoader::stream(Cursed { inside }).batch_size(1).num_workers(workers).build().unwrap();
+            let panicked = |error: &Error| error.kind() == Kind::WorkerPanic;
+            match loader.epoch(0) {
+                Err(error) => assert!(panicked(&error) && inside == "shards"),
+                // A stream whose place is not known cannot be gone on with for ever.
+                Ok(epoch) => {
+                    assert!(epoch.take(20).any(|batch| batch.is_err_and(|error| panicked(&error))), "{inside}")
+                }
+            }
+        }
+    }
+}
+
+/// Whatever stands in a state, reading from it neither panics nor waits for ever.
+#[test]
+fn a_state_that_nobody_saved_does_no_harm() {
+    let state = DataLoader::stream(whole(vec![5, 5])).build().unwrap().epoch(0).unwrap().state();
+    let json = state.to_json();
+    let most = u64::MAX;
+    let positions = [
+        format!(r#"{{"open":[],"turn":{most},"next":{most},"samples":{most},"used":{most}}}"#),
+        format!(
+            r#"{{"open":[[{most},{{"sample":{most},"offset":{most}}}]],"turn":7,"next":0,"samples":{most},"used":9}}"#
+        ),
+        r#"{"open":[[0,{"sample":2,"offset":0}],[0,{"sample":2,"offset":0}]],"turn":1,"next":2,"samples":1,"used":0}"#
+            .into(),
+    ];
+    for position in positions {
+        let json = json.replace("\"skipped\":0", &format!("\"skipped\":{most},\"stream\":{position}"));
+        let state = LoaderState::from_json(&json).unwrap();
+        for workers in [0, 2] {
+            let loader = DataLoader::stream(whole(vec![5, 5])).num_workers(workers).build().unwrap();
+            if let Ok(epoch) = loader.resume(&state) {
+                assert!(epoch.count() <= 20);
+            }
+        }
+    }
+}
