@@ -287,6 +287,9 @@ struct Queue<T: Send + 'static> {
     schedule: Schedule<Reading<T>>,
     plan: Arc<Plan>,
     batch: BatchSize,
+    /// Where tensors come in buffers: the bytes of one, and how many bytes of buffers a batch may hold, so that those of the
+    /// next can be filled.
+    buffers: Option<(u64, u64)>,
     /// Tensors that have come, with their items.
     ready: VecDeque<(usize, Option<Result<T>>)>,
     /// Bytes and tensors of the batch that was handed out last.
@@ -314,7 +317,7 @@ impl<T: Send + 'static> Queue<T> {
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
         let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
         let (batch, ready) = (options.batch, VecDeque::new());
-        Ok(Self { schedule, plan, batch, ready, handed: (0, 0), taken: 0, tensors: 0 })
+        Ok(Self { schedule, plan, batch, buffers: None, ready, handed: (0, 0), taken: 0, tensors: 0 })
     }
 
     /// The next batch, or the error in the next tensor's place; `None` after the last.
@@ -332,16 +335,20 @@ impl<T: Send + 'static> Queue<T> {
         }
         let plan = Arc::clone(&self.plan);
         let mut batch = Vec::new();
+        let mut used = 0;
         loop {
             let Some((at, brought)) = self.pop()? else { break };
             let Some(item) = plan.items.get(at) else { continue };
             let cost = item.cost();
             let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
+            let in_buffers = self.buffers.map_or(0, |(one, _)| cost.div_ceil(one) * one);
+            let full = full || self.buffers.is_some_and(|(_, most)| used + in_buffers > most);
             let fault = matches!(brought, Some(Err(_)));
             if !batch.is_empty() && (full || fault) {
                 self.ready.push_front((at, brought));
                 break;
             }
+            used += in_buffers;
             self.handed = (self.handed.0.saturating_add(cost), self.handed.1 + 1);
             match brought.transpose().and_then(|brought| make(&plan, item, brought)) {
                 Ok(tensor) => batch.push((item.name.clone(), tensor)),

@@ -105,7 +105,7 @@ impl Piece {
 impl Checkpoint {
     /// As [`stream`](Self::stream), but the tensors come in buffers of `pool`: page-locked ones for a device, or huge pages.
     ///
-    /// The pool bounds what is read ahead, beside the options' budget: whoever keeps all its buffers gets
+    /// The pool bounds what is read ahead, beside the options' budget, and a batch takes no more than half of it. Whoever keeps all its buffers gets
     /// [`Kind::Timeout`] in the next tensor's place. The options' device is of no effect.
     ///
     /// ```
@@ -148,7 +148,9 @@ impl Checkpoint {
             turn: Mutex::new(0),
             next: Condvar::new(),
         };
-        Ok(StagedStream { queue: Queue::start(self, plan, vec![Box::new(landing)], &options)?, given_up: false })
+        let mut queue = Queue::start(self, plan, vec![Box::new(landing)], &options)?;
+        queue.buffers = Some((pool.chunk_bytes() as u64, pool.budget() as u64 / 2));
+        Ok(StagedStream { queue, given_up: false })
     }
 }
 

@@ -112,14 +112,20 @@ kinds! {
     Candle = "candle",
     /// A device or its driver refused an operation.
     Device = "device",
-    /// What was waited for did not come in time.
-    Timeout = "timeout",
     /// Memory could not be reserved.
     OutOfMemory = "out-of-memory",
     /// Bytes are not those that were written: their hash is another one.
     HashMismatch = "hash-mismatch",
     /// A save or patch was interrupted, and has to be completed or undone first.
     Interrupted = "interrupted",
+    /// The code of a dataset, or of another part that a loader calls, failed; its error is kept as the source.
+    Dataset = "dataset",
+    /// The samples of a batch do not fit together.
+    Collate = "collate",
+    /// A state was saved by a loader of other data or another configuration.
+    State = "state",
+    /// What was waited for, such as a batch or a buffer, did not come in time.
+    Timeout = "timeout",
     /// A worker thread panicked.
     WorkerPanic = "worker-panic",
     /// A bug in UEL: an invariant did not hold. Please report it.
