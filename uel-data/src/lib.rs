@@ -9,6 +9,7 @@
 pub mod dataset;
 mod error;
 mod fingerprint;
+pub mod formats;
 mod rng;
 pub mod value;
 
