@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use uel_core::source::{ByteSource, ByteSourceExt, FileSource};
+use uel_core::source::{ByteSource, ByteSourceExt, FileSource, Version};
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use super::gzip;
@@ -276,6 +276,14 @@ impl ByteSource for DataFile {
                 Ok(buffer.write_copy_of_slice(bytes))
             }
         }
+    }
+
+    fn version(&self) -> Version {
+        let modified = match &self.content {
+            Content::Source(source) => source.version().modified,
+            Content::Memory(_) => None,
+        };
+        Version { byte_len: self.byte_len, modified }
     }
 }
 

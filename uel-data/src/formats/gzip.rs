@@ -129,6 +129,31 @@ impl Stream {
         Ok(done)
     }
 
+    /// Passes over the first `byte_len` bytes: at once where they need not be inflated.
+    pub(crate) fn skip(&mut self, byte_len: u64) -> Result<()> {
+        if let Self::Plain(reader) = self {
+            // Nothing was read yet, so nothing is buffered.
+            let reader = reader.get_mut();
+            reader.at = reader.at.saturating_add(byte_len).min(reader.file.byte_len());
+            return Ok(());
+        }
+        self.discard(byte_len)
+    }
+
+    /// Reads and forgets the next `byte_len` bytes.
+    pub(crate) fn discard(&mut self, byte_len: u64) -> Result<()> {
+        let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(byte_len).unwrap_or(PIECE_BYTES))];
+        let mut left = byte_len;
+        while left > 0 {
+            let len = left.min(piece.len() as u64) as usize;
+            match self.read(piece.get_mut(..len).unwrap_or_default())? {
+                0 => break,
+                read => left -= read as u64,
+            }
+        }
+        Ok(())
+    }
+
     fn reader(&mut self) -> &mut Reader {
         match self {
             Self::Plain(reader) => reader.get_mut(),

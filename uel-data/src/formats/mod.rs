@@ -17,7 +17,9 @@ mod safetensors;
 mod testkit;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tokens;
+mod webdataset;
 
 pub use cifar::Cifar;
 pub use file::DataFile;
@@ -26,7 +28,9 @@ pub use megatron::{Megatron, MegatronUnit};
 pub use npy::Npy;
 pub use records::{FixedRecords, RecordLayout};
 pub use safetensors::SafetensorsRows;
+pub use text::{Csv, CsvOptions, CsvStream, CsvType, IndexCache, Jsonl, JsonlStream, Lines, LinesStream};
 pub use tokens::{TokenWindows, Tokens};
+pub use webdataset::{WebDataset, WebDatasetStream};
 
 /// Makes a type with a field `rows: RowFiles` a [`Dataset`](crate::Dataset).
 macro_rules! delegate_to_rows {

@@ -255,3 +255,49 @@ fn no_bytes_make_these_formats_panic() {
     }
     hostile(&[("t", bin)], |files| read_some(Tokens::new(files, &TokenWindows::new(Dtype::U16, 2))));
 }
+
+fn safetensors(tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
+    let (mut entries, mut data) = (Vec::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let start = data.len();
+        data.extend(*bytes);
+        entries.push(format!(
+            "\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{}]}}",
+            data.len()
+        ));
+    }
+    let header = format!("{{{}}}", entries.join(","));
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+#[test]
+fn rows_of_tensors_over_shards() {
+    let one =
+        safetensors(&[("x", "F16", &[2, 2], &[0, 0x3c, 0, 0x40, 0, 0x42, 0, 0x44]), ("y", "I64", &[2], &[1; 16])]);
+    let two = safetensors(&[("y", "I64", &[1], &[0; 8]), ("x", "F16", &[1, 2], &[0, 0x3c, 0, 0xbc])]);
+    let folder = Folder::new();
+    for files in [vec![memory("1", &one), memory("2", &two)], vec![folder.open("1", &one), folder.open("2", &two)]] {
+        let rows = SafetensorsRows::new(files.clone(), &[]).unwrap();
+        assert_eq!(rows.len(), 3);
+        let ones = [1.0, -1.0].map(half::f16::from_f32).to_vec();
+        assert_eq!(get(&rows, 2).get("x"), Some(&array(&[2], ones)));
+        assert_eq!(get(&rows, 1).get("y"), Some(&array(&[], vec![0x0101_0101_0101_0101i64])));
+        check(&rows);
+        let picked = SafetensorsRows::new(files.clone(), &["y"]).unwrap();
+        assert!(get(&picked, 0).get("x").is_none());
+        assert_eq!(SafetensorsRows::new(files, &["z"]).unwrap_err().kind(), Kind::UnknownTensor);
+    }
+    let kind = |first: &[u8], second: &[u8]| {
+        SafetensorsRows::new(vec![memory("1", first), memory("2", second)], &[]).unwrap_err().kind()
+    };
+    assert_eq!(kind(&one, &safetensors(&[("x", "F16", &[1, 2], &[0; 4])])), Kind::UnknownTensor);
+    let wide = safetensors(&[("x", "F32", &[1, 2], &[0; 8]), ("y", "I64", &[1], &[0; 8])]);
+    assert_eq!(kind(&one, &wide), Kind::ShapeMismatch);
+    let scalar = safetensors(&[("x", "F32", &[], &[0; 4])]);
+    assert_eq!(kind(&scalar, &scalar), Kind::ShapeMismatch);
+    let uneven = safetensors(&[("x", "U8", &[2], &[0; 2]), ("y", "U8", &[1], &[0])]);
+    assert_eq!(kind(&uneven, &uneven), Kind::ShapeMismatch);
+    let complex = safetensors(&[("x", "C64", &[1], &[0; 8])]);
+    assert_eq!(kind(&complex, &complex), Kind::UnsupportedDtype);
+    hostile(&[("a", one), ("b", two)], |files| read_some(SafetensorsRows::new(files, &[])));
+}

@@ -193,3 +193,6 @@ fn to_rows<const N: usize>(from: &[u8], into: &mut [u8], shape: &[u64]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
