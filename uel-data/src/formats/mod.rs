@@ -8,8 +8,12 @@ mod cifar;
 mod file;
 mod gzip;
 mod idx;
+#[cfg(feature = "image")]
+mod image;
 mod megatron;
 mod npy;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod records;
 mod row_files;
 mod safetensors;
@@ -18,17 +22,25 @@ mod testkit;
 #[cfg(test)]
 mod tests;
 mod text;
+#[cfg(feature = "tokenizers")]
+mod tokenizers;
 mod tokens;
 mod webdataset;
 
 pub use cifar::Cifar;
 pub use file::DataFile;
 pub use idx::Idx;
+#[cfg(feature = "image")]
+pub use image::{ImageFolder, ImageTransform};
 pub use megatron::{Megatron, MegatronUnit};
 pub use npy::Npy;
+#[cfg(feature = "parquet")]
+pub use parquet::{Parquet, ParquetStream};
 pub use records::{FixedRecords, RecordLayout};
 pub use safetensors::SafetensorsRows;
 pub use text::{Csv, CsvOptions, CsvStream, CsvType, IndexCache, Jsonl, JsonlStream, Lines, LinesStream};
+#[cfg(feature = "tokenizers")]
+pub use tokenizers::{TextTokenizer, Tokenized};
 pub use tokens::{TokenWindows, Tokens};
 pub use webdataset::{WebDataset, WebDatasetStream};
 
