@@ -137,7 +137,7 @@ impl LineIndex {
         let hash = Fingerprint::new("index").with_bytes(&bytes).finish();
         bytes.extend(hash.to_le_bytes());
         // What is lost with the power is scanned again: the hash tells.
-        let out = AtomicFile::create(path, Arc::new(LocalDisk::default()), Durability::Fast, Symlinks::default())?;
+        let out = AtomicFile::create(path, Arc::new(LocalDisk), Durability::Fast, Symlinks::default())?;
         out.write_all_at(0, &bytes)?;
         out.commit()
     }

@@ -181,7 +181,7 @@ impl crate::Dataset for Lines {
         self.files.len
     }
     fn get(&self, index: u64, cx: &mut SampleCx) -> Result<Value> {
-        self.files.with_record(index, cx, |line, place| line_sample(line, place))
+        self.files.with_record(index, cx, line_sample)
     }
     fn describe(&self, index: u64) -> String {
         self.files.describe(index)

@@ -14,6 +14,9 @@ use super::{DataFile, check_index};
 use crate::{Cursor, Fingerprint, Result, SampleCx, SampleStream, Value};
 use tar::{Entry, Positioned, Tar};
 
+/// The fields of a sample, in the order of their files.
+type Fields = Vec<(Arc<str>, Value)>;
+
 /// The name of a sample's key among its fields, as webdataset has it.
 const KEY: &str = "__key__";
 
@@ -269,7 +272,7 @@ struct Samples {
 
 impl Samples {
     fn read(&mut self) -> uel_core::Result<Option<Value>> {
-        let mut sample: Option<(String, Vec<(Arc<str>, Value)>)> = None;
+        let mut sample: Option<(String, Fields)> = None;
         let mut byte_len = 0u64;
         loop {
             let entry = match self.next.take() {
