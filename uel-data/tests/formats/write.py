@@ -53,7 +53,7 @@ def npy():
         for shape in [(3,), (2, 3), (4, 2, 3), (0, 2), (2, 0)]:
             for order in "CF":
                 value = np.asarray(some(np.dtype(dtype).newbyteorder("="), shape).astype(dtype), order=order)
-                path = f"{number}{order}{len(shape)}{shape[0]}.npy"
+                path = f"{number}{order}{'x'.join(map(str, shape))}.npy"
                 np.save(folder / path, value)
                 case("npy", [path], [{"x": array(row)} for row in value])
     value = some("f4", (3, 2))
