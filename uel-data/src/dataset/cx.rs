@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::{Rng, Stage};
+use crate::{Result, Rng, Stage};
 
 /// The surroundings of a sample while it is made: its randomness, memory to work in, and whether it is still wanted.
 ///
@@ -21,6 +22,8 @@ pub struct SampleCx {
     worker: Option<usize>,
     cancelled: Option<Arc<AtomicBool>>,
     scratch: Vec<u8>,
+    /// What closures of the user's took.
+    pub(crate) decoding: Duration,
 }
 
 impl SampleCx {
@@ -37,13 +40,38 @@ impl SampleCx {
             worker: None,
             cancelled: None,
             scratch: Vec::new(),
+            decoding: Duration::ZERO,
         }
+    }
+
+    /// Surroundings of samples that a loader asks for.
+    pub(crate) fn of_loader(seed: u64, epoch: u64, worker: Option<usize>, cancelled: Arc<AtomicBool>) -> Self {
+        Self { worker, cancelled: Some(cancelled), ..Self::new(seed, epoch) }
+    }
+
+    /// Runs a closure of the user's: what fails in it fails in the stage *decode*.
+    pub(crate) fn decode<R>(&mut self, run: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let outer = self.stage;
+        self.stage = Stage::Decode;
+        let began = Instant::now();
+        let result = run(self)?;
+        self.decoding += began.elapsed();
+        self.stage = outer;
+        Ok(result)
     }
 
     /// Says which samples are made next: their randomness is that of `keys`, row by row.
     pub fn begin(&mut self, keys: &[u64]) {
         self.keys.clear();
         self.keys.extend_from_slice(keys);
+        self.base = 0;
+        self.row = 0;
+        self.scope = 0;
+        self.stage = Stage::Read;
+    }
+
+    /// Forgets where in a sample an attempt ended.
+    pub(crate) fn begin_again(&mut self) {
         self.base = 0;
         self.row = 0;
         self.scope = 0;

@@ -1,10 +1,12 @@
 //! Where samples come from: by index, or as streams.
 
+mod combine;
 mod cx;
 mod iterable;
 
+pub use combine::{Cached, Concat, DatasetExt, Filter, Interleave, Map, Repeat, Take, Zip};
 pub use cx::SampleCx;
-pub use iterable::{Cursor, IterableDataset, SampleStream};
+pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream};
 
 use std::sync::Arc;
 

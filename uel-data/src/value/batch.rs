@@ -42,6 +42,18 @@ impl Field {
         }
     }
 
+    /// The tensor at `path`, or the field itself where `path` is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Argument`] where there is none.
+    pub fn tensor(&self, path: &str) -> Result<&Tensor> {
+        match if path.is_empty() { Some(self) } else { self.get(path) } {
+            Some(Self::Tensor(tensor)) => Ok(tensor),
+            _ => Err(Error::new(Kind::Argument, "the batch has no such tensor").with_field(path)),
+        }
+    }
+
     /// The bytes of memory that it takes, more or less: what budgets are counted in.
     pub fn byte_len(&self) -> u64 {
         match self {
@@ -93,13 +105,6 @@ impl Batch {
     ///
     /// [`Kind::Argument`] where there is none.
     pub fn tensor(&self, path: &str) -> Result<&Tensor> {
-        let field = if path.is_empty() { Some(&self.data) } else { self.get(path) };
-        match field {
-            Some(Field::Tensor(tensor)) => Ok(tensor),
-            _ => Err(Error::new(Kind::Argument, "the batch has no such tensor")
-                .with_field(path)
-                .with_epoch(self.epoch)
-                .with_batch(self.number)),
-        }
+        self.data.tensor(path).map_err(|error| error.with_epoch(self.epoch).with_batch(self.number))
     }
 }

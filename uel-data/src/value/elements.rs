@@ -16,7 +16,7 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
 }
 
 macro_rules! elements {
-    ($($variant:ident $type:ty, $stored:ident, $le:expr;)+) => {
+    ($($variant:ident $type:ty, $stored:ident, $le:expr, $from:expr;)+) => {
         /// The numbers of an array, or of a column of a batch.
         #[derive(Clone, Debug, PartialEq)]
         #[non_exhaustive]
@@ -113,6 +113,19 @@ macro_rules! elements {
                 Ok(())
             }
 
+            /// Appends a number some times, rounded to the dtype.
+            ///
+            /// # Errors
+            ///
+            /// [`Kind::OutOfMemory`].
+            pub fn extend_value(&mut self, value: f64, count: usize) -> Result<()> {
+                self.reserve(count)?;
+                match self {
+                    $(Self::$variant(vec) => vec.resize(vec.len().saturating_add(count), ($from)(value)),)+
+                }
+                Ok(())
+            }
+
             /// A tensor on the CPU, made of this very memory.
             ///
             /// # Errors
@@ -126,16 +139,16 @@ macro_rules! elements {
 }
 
 elements! {
-    U8 u8, U8, |&[byte]| byte;
-    U32 u32, U32, |&bytes| u32::from_le_bytes(bytes);
-    I16 i16, I16, |&bytes| i16::from_le_bytes(bytes);
-    I32 i32, I32, |&bytes| i32::from_le_bytes(bytes);
-    I64 i64, I64, |&bytes| i64::from_le_bytes(bytes);
-    BF16 half::bf16, Bf16, |&bytes| half::bf16::from_le_bytes(bytes);
-    F16 half::f16, F16, |&bytes| half::f16::from_le_bytes(bytes);
-    F32 f32, F32, |&bytes| f32::from_le_bytes(bytes);
-    F64 f64, F64, |&bytes| f64::from_le_bytes(bytes);
-    F8E4M3 float8::F8E4M3, F8E4M3, |&[byte]| float8::F8E4M3::from_bits(byte);
+    U8 u8, U8, |&[byte]| byte, |value: f64| value as u8;
+    U32 u32, U32, |&bytes| u32::from_le_bytes(bytes), |value: f64| value as u32;
+    I16 i16, I16, |&bytes| i16::from_le_bytes(bytes), |value: f64| value as i16;
+    I32 i32, I32, |&bytes| i32::from_le_bytes(bytes), |value: f64| value as i32;
+    I64 i64, I64, |&bytes| i64::from_le_bytes(bytes), |value: f64| value as i64;
+    BF16 half::bf16, Bf16, |&bytes| half::bf16::from_le_bytes(bytes), half::bf16::from_f64;
+    F16 half::f16, F16, |&bytes| half::f16::from_le_bytes(bytes), half::f16::from_f64;
+    F32 f32, F32, |&bytes| f32::from_le_bytes(bytes), |value: f64| value as f32;
+    F64 f64, F64, |&bytes| f64::from_le_bytes(bytes), |value: f64| value;
+    F8E4M3 float8::F8E4M3, F8E4M3, |&[byte]| float8::F8E4M3::from_bits(byte), float8::F8E4M3::from_f64;
 }
 
 /// `bytes` as groups of as many bytes as a number has.
@@ -199,17 +212,6 @@ impl Elements {
         on_vec!(self, vec => reserve(vec, more))
     }
 
-    /// Appends copies of one number.
-    ///
-    /// # Errors
-    ///
-    /// [`Kind::OutOfMemory`].
-    pub fn extend_zeros(&mut self, count: usize) -> Result<()> {
-        self.reserve(count)?;
-        on_vec!(self, vec => vec.resize(vec.len().saturating_add(count), Default::default()));
-        Ok(())
-    }
-
     /// Appends a copy of `other`, which is of the same dtype.
     ///
     /// # Errors
@@ -240,7 +242,7 @@ impl Elements {
     /// [`Kind::OutOfMemory`], and what `fill` gives; then nothing is appended.
     pub fn extend_with_bytes(&mut self, count: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
         let before = self.len();
-        self.extend_zeros(count)?;
+        self.extend_value(0.0, count)?;
         let filled = self.fill_from(before, fill);
         if filled.is_err() {
             self.truncate(before);
