@@ -301,3 +301,47 @@ fn rows_of_tensors_over_shards() {
     assert_eq!(kind(&complex, &complex), Kind::UnsupportedDtype);
     hostile(&[("a", one), ("b", two)], |files| read_some(SafetensorsRows::new(files, &[])));
 }
+
+#[test]
+fn batches_through_the_loader_are_the_same_with_any_number_of_workers() {
+    use crate::DataLoader;
+
+    let ids: Vec<u8> = (0u16..4000).flat_map(u16::to_le_bytes).collect();
+    let folder = Folder::new();
+    let mut all = Vec::new();
+    for file in [memory("t.bin", &ids), folder.open("t.bin", &ids)] {
+        for workers in [0, 1, 3] {
+            let tokens = Tokens::new(vec![file.clone()], &TokenWindows::new(Dtype::U16, 8).with_stride(3)).unwrap();
+            let loader = DataLoader::builder(tokens).batch_size(7).shuffle(5).num_workers(workers).build().unwrap();
+            let mut batches = Vec::new();
+            for batch in loader.epoch(2).unwrap() {
+                let batch = batch.unwrap();
+                let ids = |name| batch.tensor(name).unwrap().to_vec2::<u32>().unwrap();
+                let (input, target) = (ids("input"), ids("target"));
+                for ((input, target), index) in input.iter().zip(&target).zip(&batch.indices) {
+                    let first = *index as u32 * 3;
+                    assert!(input.iter().copied().eq(first..first + 8));
+                    assert!(target.iter().copied().eq(first + 1..first + 9));
+                }
+                batches.push((batch.indices.clone(), input));
+            }
+            assert_eq!(batches.iter().map(|(indices, _)| indices.len()).sum::<usize>(), 1331);
+            all.push(batches);
+        }
+    }
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[test]
+fn an_error_of_a_file_names_the_sample_in_the_loader() {
+    use crate::DataLoader;
+
+    let text = memory("x.jsonl", b"{\"a\": 1}\n{\"a\": }\n{\"a\": 3}\n");
+    let jsonl = Jsonl::new(vec![text], &IndexCache::None).unwrap();
+    let loader = DataLoader::builder(jsonl).batch_size(1).num_workers(2).build().unwrap();
+    let batches: Vec<_> = loader.epoch(0).unwrap().collect();
+    let error = batches[1].as_ref().unwrap_err();
+    assert_eq!((error.index(), error.kind()), (Some(1), Kind::Json));
+    assert!(error.to_string().contains("x.jsonl, record 2 at byte 9"), "{error}");
+    assert!(batches[0].is_ok() && batches[2].is_ok());
+}
