@@ -22,6 +22,7 @@ pub mod collate;
 pub mod dataset;
 mod error;
 mod fingerprint;
+pub mod formats;
 pub mod loader;
 mod rng;
 pub mod sampler;

@@ -88,6 +88,8 @@ kinds! {
     Archive = "archive",
     /// A pickle names what can run code when Python loads it.
     DangerousGlobal = "dangerous-global",
+    /// A data file breaks the rules of its format.
+    Malformed = "malformed",
     /// No supported format is recognised.
     UnknownFormat = "unknown-format",
     /// A tensor was asked for that the checkpoint does not have.
