@@ -44,7 +44,7 @@ impl GgufFile {
     ///
     /// As [`HeaderDecoder::decode`] and [`HeaderDecoder::finish`], with the path; those of the source.
     pub fn open(source: Arc<dyn ByteSource>) -> Result<Self> {
-        let header = Header::read(&*source).map_err(|error| error.with_path(source.path()))?;
+        let header = Header::read(&*source)?;
         let tensors: Arc<dyn ByteSource> = match header.byte_order() {
             ByteOrder::Little => Arc::clone(&source),
             ByteOrder::Big => Arc::new(SwappedSource::new(Arc::clone(&source), header.index())),
@@ -85,6 +85,10 @@ impl Header {
     ///
     /// As [`GgufFile::open`].
     pub fn read(source: &dyn ByteSource) -> Result<Self> {
+        Self::read_growing(source).map_err(|error| error.with_path(source.path()))
+    }
+
+    fn read_growing(source: &dyn ByteSource) -> Result<Self> {
         let file_len = source.byte_len();
         let mut decoder = HeaderDecoder::new(file_len);
         let mut bytes: Vec<u8> = Vec::new();

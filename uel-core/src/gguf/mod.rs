@@ -10,8 +10,6 @@ mod file;
 #[cfg(test)]
 mod file_tests;
 mod header;
-#[cfg(test)]
-mod hostile_tests;
 mod metadata;
 mod owned;
 mod split;
