@@ -21,7 +21,7 @@ use uel_core::safetensors::write::HASHES_KEY;
     after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'\n  uel inspect model.safetensors --html model.html"
 )]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     #[command(flatten)]
     opening: Opening,

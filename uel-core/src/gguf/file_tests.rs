@@ -38,7 +38,10 @@ fn folder_of(files: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Vec<PathBuf>) {
     (folder, paths)
 }
 
-fn three() -> Vec<(&'static str, Vec<u8>)> {
+/// Names and bytes.
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+fn three() -> Files {
     vec![
         ("m-00001-of-00003.gguf", part(0, 3, 4, &["a", "b"])),
         ("m-00002-of-00003.gguf", part(1, 3, 4, &["c"])),
@@ -105,7 +108,7 @@ fn any_part_the_folder_and_the_list_open_all() {
 
 #[test]
 fn split_files_that_contradict_one_another() {
-    let refused = |change: &dyn Fn(&mut Vec<(&'static str, Vec<u8>)>)| -> Error {
+    let refused = |change: &dyn Fn(&mut Files)| -> Error {
         let mut files = three();
         change(&mut files);
         let (_folder, paths) = folder_of(&files);
@@ -162,7 +165,7 @@ fn split_files_that_contradict_one_another() {
     let (_folder, paths) = folder_of(&[("renamed.gguf", part(0, 3, 4, &["a"]))]);
     is_split(open(&paths[0]).unwrap_err(), "its name");
     // A part of a list that is not whole, and one that is said to be of one.
-    let sources = |files: Vec<(&'static str, Vec<u8>)>| -> Vec<Arc<dyn ByteSource>> {
+    let sources = |files: Files| -> Vec<Arc<dyn ByteSource>> {
         files.into_iter().map(|(name, bytes)| Arc::new(MemorySource::new(name, bytes)) as _).collect()
     };
     let two = CheckpointFiles::from_sources(sources(three().split_off(1)), &FilesOptions::new()).unwrap_err();
