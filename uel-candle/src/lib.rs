@@ -37,6 +37,6 @@ pub use save::{
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
 pub use uel_core::slice::Bounds;
-pub use uel_core::{Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
+pub use uel_core::{BlockDtype, Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;
 pub use view::TensorView;

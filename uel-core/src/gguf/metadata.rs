@@ -1,7 +1,9 @@
 //! The metadata of a GGUF file: its bytes as they stand there, and where each entry lies in them.
 
+use super::array::Array;
 use super::cursor::{ByteOrder, Encoding, Version, not_utf8};
-use super::value::{Array, Number, Value, ValueType};
+use super::number::Number;
+use super::value::{Value, ValueType};
 use crate::{ByteRange, Error, Kind, Result, limits};
 use serde_json::Value as Json;
 use std::sync::Arc;

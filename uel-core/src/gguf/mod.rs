@@ -4,6 +4,7 @@
 //! tensors, each on a multiple of the alignment. See <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> for the
 //! description; what is read, what is refused and why is in `docs/gguf.md` of this repository.
 
+mod array;
 mod builder;
 mod cursor;
 mod file;
@@ -11,6 +12,7 @@ mod file;
 mod file_tests;
 mod header;
 mod metadata;
+mod number;
 mod owned;
 mod split;
 mod swap;
@@ -20,15 +22,17 @@ mod types;
 mod value;
 pub mod write;
 
+pub use array::Array;
 pub use builder::MetadataBuilder;
 pub use cursor::{ByteOrder, Version};
 pub use file::GgufFile;
 pub use header::{Header, HeaderDecoder, Progress};
 pub use metadata::Metadata;
+pub use number::Number;
 pub use owned::OwnedValue;
 pub(crate) use split::{SplitName, Splits};
 pub use types::{dtype_of, type_id};
-pub use value::{Array, Number, Value, ValueType};
+pub use value::{Value, ValueType};
 
 /// The first bytes of every GGUF file, whatever its byte order is.
 pub const MAGIC: [u8; 4] = *b"GGUF";
