@@ -79,16 +79,18 @@ impl Metadata {
     }
 
     fn key_of(&self, entry: &Entry) -> &str {
-        let bytes = self.bytes.get(entry.key_start..entry.key_end).unwrap_or_default();
-        std::str::from_utf8(bytes).unwrap_or_default()
+        std::str::from_utf8(self.bytes.get(entry.key_start..entry.key_end).unwrap_or_default()).unwrap_or_default()
     }
 
-    fn key_at(&self, position: u32) -> &str {
-        self.entries.get(position as usize).map_or("", |entry| self.key_of(entry))
+    /// The bytes of a key, which are in the order of the keys: to check their UTF-8 at each comparison would cost as much as
+    /// the comparison.
+    fn key_at(&self, position: u32) -> &[u8] {
+        let entry = self.entries.get(position as usize);
+        entry.and_then(|entry| self.bytes.get(entry.key_start..entry.key_end)).unwrap_or_default()
     }
 
     fn entry(&self, key: &str) -> Option<&Entry> {
-        let found = self.by_key.binary_search_by(|&at| self.key_at(at).cmp(key)).ok()?;
+        let found = self.by_key.binary_search_by(|&at| self.key_at(at).cmp(key.as_bytes())).ok()?;
         self.entries.get(*self.by_key.get(found)? as usize)
     }
 
