@@ -46,6 +46,6 @@ pub use stream::{
 };
 pub use transfer::{TransferStats, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices};
 pub use uel_core::slice::Bounds;
-pub use uel_core::{Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
+pub use uel_core::{BlockDtype, Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;
 pub use view::TensorView;

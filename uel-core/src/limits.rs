@@ -132,3 +132,32 @@ pub const MAX_IMAGE_FILE_BYTES: u64 = 1 << 30;
 
 /// The most bytes of one row group of a parquet file once it is decoded.
 pub const MAX_ROW_GROUP_BYTES: u64 = 16 << 30;
+
+/// The longest header of a GGUF file in bytes: metadata, tokenizer included, and tensor infos. Half a million tokens and
+/// merges take some 20 MB, 100,000 tensors 10 MB.
+pub const MAX_GGUF_HEADER_BYTES: u64 = 1 << 30;
+
+/// The most metadata entries of a GGUF file. Real ones have some fifty.
+pub const MAX_GGUF_METADATA_ENTRIES: u64 = 1 << 16;
+
+/// The longest metadata key of a GGUF file in bytes, as its description has it.
+pub const MAX_GGUF_KEY_BYTES: u64 = (1 << 16) - 1;
+
+/// The longest string in a GGUF file's metadata in bytes. A whole `tokenizer.json` of 20 MB has room.
+pub const MAX_GGUF_STRING_BYTES: u64 = 1 << 28;
+
+/// The most elements of one metadata array of a GGUF file. Tokenizers have up to a million.
+pub const MAX_GGUF_ARRAY_LEN: u64 = 1 << 26;
+
+/// How deeply metadata arrays of a GGUF file may nest. No known model nests any.
+pub const MAX_GGUF_ARRAY_DEPTH: usize = 16;
+
+/// The most dimensions of a tensor in a GGUF file, as in ggml.
+pub const MAX_GGUF_RANK: usize = 4;
+
+/// The first bytes of a GGUF file that are read, before anything is known of its header's length.
+pub const GGUF_FIRST_READ_BYTES: u64 = 64 << 10;
+
+/// The most bytes of a GGUF file that are read at once behind its header's known part, so that opening reads at most so
+/// many bytes of tensors.
+pub const GGUF_READ_STEP_BYTES: u64 = 4 << 20;

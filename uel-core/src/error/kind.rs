@@ -68,6 +68,8 @@ kinds! {
     SizeMismatch = "size-mismatch",
     /// A tensor of a sub-byte dtype does not end on a byte boundary.
     PartialByte = "partial-byte",
+    /// The rows of a tensor of a block dtype do not consist of whole blocks.
+    PartialBlock = "partial-block",
     /// Two tensors share bytes.
     Overlap = "overlap",
     /// Bytes between tensors belong to none.
@@ -82,6 +84,18 @@ kinds! {
     MissingShard = "missing-shard",
     /// The weight_map and a shard's header disagree.
     WeightMap = "weight-map",
+    /// A version of the format that UEL does not know.
+    Version = "version",
+    /// A value of the metadata has another type than asked for, or one that the format does not define.
+    ValueType = "value-type",
+    /// The metadata lacks a key.
+    MissingKey = "missing-key",
+    /// Arrays of the metadata nest too deeply.
+    ArrayDepth = "array-depth",
+    /// An alignment that is no power of two, or an offset that is no multiple of it.
+    Alignment = "alignment",
+    /// The parts of a split file contradict one another.
+    Split = "split",
     /// A pickle is malformed, or not one that PyTorch writes.
     Pickle = "pickle",
     /// A zip archive contradicts itself, or uses what no checkpoint does.
