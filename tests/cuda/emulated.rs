@@ -121,7 +121,7 @@ impl Emulated {
 /// A test's turn on the driver, of which there is one in a process. When it ends, whatever was used has to be in order:
 /// on the emulated driver there are neither violations nor live memory.
 pub(crate) struct Turn {
-    expected_violations: Option<&'static str>,
+    expected_violations: &'static [&'static str],
     // Dropped last, after what `drop` looks at.
     _lock: MutexGuard<'static, ()>,
 }
@@ -135,12 +135,12 @@ impl Turn {
             Some(emulated) => (emulated.reset)(),
             None => println!("not the emulated driver: what it would check is not checked"),
         }
-        Turn { expected_violations: None, _lock: lock }
+        Turn { expected_violations: &[], _lock: lock }
     }
 
-    /// Says that the test is one of the driver itself and ends with violations of one kind.
-    pub(crate) fn expect_violations(&mut self, kind: &'static str) {
-        self.expected_violations = Some(kind);
+    /// Says that the test is one of the driver itself and ends with violations, all of these kinds.
+    pub(crate) fn expect_violations(&mut self, kinds: &'static [&'static str]) {
+        self.expected_violations = kinds;
     }
 
     /// Runs a test as late as possible and with random schedules; on a real driver once.
@@ -163,12 +163,9 @@ impl Drop for Turn {
         let report = emulated.report();
         let kinds: Vec<&str> =
             report["violations"].as_array().into_iter().flatten().flat_map(|v| v["kind"].as_str()).collect();
-        match self.expected_violations {
-            None => assert!(kinds.is_empty(), "violations: {:#}", report["violations"]),
-            Some(kind) => {
-                assert!(!kinds.is_empty() && kinds.iter().all(|&found| found == kind), "{:#}", report["violations"]);
-            }
-        }
+        let expected = self.expected_violations;
+        assert_eq!(kinds.is_empty(), expected.is_empty(), "violations: {:#}", report["violations"]);
+        assert!(kinds.iter().all(|kind| expected.contains(kind)), "violations: {:#}", report["violations"]);
         assert_eq!(report["live"]["device_bytes"], 0, "device memory lives: {:#}", report["live_memory"]);
         assert_eq!(report["live"]["pinned_bytes"], 0, "pinned memory lives: {:#}", report["live_memory"]);
     }
