@@ -129,6 +129,26 @@ impl Driver {
         body(self)
     }
 
+    /// Forgets what was seen and asked for, and keeps what lives.
+    pub(crate) fn clear(&mut self) {
+        self.violations.clear();
+        self.violation_count = 0;
+        self.calls.clear();
+        self.injections.clear();
+        self.random = None;
+        self.pools = true;
+        let (device, pinned) = (self.counters.device_bytes.now, self.counters.pinned_bytes.now);
+        self.counters = Counters::default();
+        self.counters.device_bytes.rise(device);
+        self.counters.pinned_bytes.rise(pinned);
+        self.counters.streams.rise(self.streams.len());
+        self.counters.events.rise(self.events.len());
+        for device in &mut self.devices {
+            device.memory = DEVICE_MEMORY;
+            device.high_water = device.live;
+        }
+    }
+
     fn injected(&mut self) -> Result<(), Code> {
         let mut failed = None;
         for injection in &mut self.injections {

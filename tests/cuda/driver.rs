@@ -171,3 +171,21 @@ fn the_memory_of_a_device_ends() {
     make().expect("there is room again");
     assert_eq!(emulated.number("/high_water/device_bytes"), 800 << 10);
 }
+
+#[test]
+fn calls_that_fail_are_errors_and_leave_nothing_behind() {
+    let Some(emulated) = Emulated::get() else { return };
+    let _turn = Turn::begin();
+    let there_and_back = || {
+        let device = Device::new_cuda_with_stream(0)?;
+        Tensor::from_vec(vec![7u8; 10], 10, &device)?.to_vec1::<u8>()
+    };
+    for function in ["cuMemAllocAsync", "cuStreamCreate", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2"] {
+        let mut failed = 0;
+        let calls = emulated.fail_each(Some(function), OUT_OF_MEMORY, |_| match there_and_back() {
+            Ok(back) => assert_eq!(back, [7; 10]),
+            Err(_) => failed += 1,
+        });
+        assert!(calls > 0 && failed == calls, "{function}: {failed} of {calls} calls");
+    }
+}
