@@ -3,6 +3,7 @@
 mod context;
 mod control;
 mod copy;
+mod cufile;
 mod device;
 mod memory;
 mod stream;

@@ -23,6 +23,9 @@
 //! - **Contexts belong to threads.** A call without a current context fails, also where a stream would tell which one is
 //!   meant. Handles are never used twice.
 //!
+//! Beside it is `libcufile.so.0`: `cuFileRead` reads at once, and whatever uses the memory has to be known to be done,
+//! its allocation in a stream included; `cuFileReadAsync` looks at its arguments when it runs.
+//!
 //! Destroying a stream or an event with work under way is allowed, as on the real driver: the work still runs.
 //!
 //! # Controls
@@ -39,6 +42,7 @@
 //! | `void emulated_seed(uint64_t seed)` | runs random operations at random calls; 0 is as late as possible again |
 //! | `void emulated_fail_nth(const char *function, uint64_t n, unsigned code)` | the n-th call from now of a function, or of any where it is null, does nothing and returns `code` |
 //! | `uint64_t emulated_fail_none(void)` | takes back what is still to fail; gives how many calls that were |
+//! | `void emulated_cufile_mode(int mode)` | GPUDirect Storage: 0 is there, 1 in compatibility mode, 2 not there |
 //! | `uint64_t emulated_host_access(const void *p, size_t len, int write)` | declares that the host touches memory now; gives the number of violations that this is |
 //! | `uint64_t emulated_violations(void)` | how many violations there were |
 //! | `size_t emulated_report_json(char *to, size_t room)` | writes the report, cut to the room; gives its length |
@@ -66,6 +70,7 @@ mod bytes;
 mod clock;
 mod codes;
 mod copy;
+mod cufile;
 mod driver;
 mod exports;
 mod history;

@@ -273,3 +273,23 @@ fn histories_stay_short() {
     assert!(block.history.len() <= 8, "{}", block.history.len());
     program.assert_clean();
 }
+
+#[test]
+fn trimmed_memory_is_the_hosts_again() {
+    let mut program = Program::new();
+    let stream = program.stream();
+    let device = program.device_on(100, stream);
+    program.free_on(device, stream);
+    let trim = |d: &mut crate::driver::Driver| {
+        let ops = &d.ops;
+        d.memory.trim(0, 0, true, |op| !ops.contains_key(&op));
+        Ok(())
+    };
+    program.call("cuMemPoolTrimTo", trim).unwrap();
+    assert_eq!(program.driver.memory.cached(0), 512, "the free has not run");
+    program.synchronize(stream);
+    program.call("cuMemPoolTrimTo", trim).unwrap();
+    assert_eq!(program.driver.memory.cached(0), 0);
+    assert!(program.driver.memory.freed_at(device).is_none());
+    program.assert_clean();
+}
