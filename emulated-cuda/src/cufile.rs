@@ -7,7 +7,6 @@ use std::os::unix::fs::FileExt;
 use crate::codes::{self, Code};
 use crate::copy::End;
 use crate::driver::Driver;
-use crate::pinned::Pinning;
 use crate::queue::{Place, Work};
 use crate::schedule::New;
 
