@@ -2,6 +2,7 @@
 
 mod cufile;
 mod events;
+mod exports;
 mod memory;
 mod model;
 mod order;
