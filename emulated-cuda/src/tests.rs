@@ -1,5 +1,6 @@
 //! Each rule with a program that breaks it and one that does not.
 
+mod closure;
 mod cufile;
 mod events;
 mod exports;
