@@ -42,22 +42,24 @@ impl Emulated {
         FOUND
             .get_or_init(|| {
                 macro_rules! function {
-                    ($name:literal) => {
+                    ($name:literal as $type:ty) => {
                         // SAFETY: functions of these names are the emulated driver's and have the types of the fields.
-                        unsafe { std::mem::transmute::<*mut c_void, _>(symbol($name)?) }
+                        unsafe { std::mem::transmute::<*mut c_void, $type>(symbol($name)?) }
                     };
                 }
                 Some(Emulated {
-                    reset: function!(c"emulated_reset"),
-                    clear: function!(c"emulated_clear"),
-                    memory_limit: function!(c"emulated_memory_limit"),
-                    memory_pools: function!(c"emulated_memory_pools"),
-                    seed: function!(c"emulated_seed"),
-                    fail_nth: function!(c"emulated_fail_nth"),
-                    fail_none: function!(c"emulated_fail_none"),
-                    host_access: function!(c"emulated_host_access"),
-                    violations: function!(c"emulated_violations"),
-                    report_json: function!(c"emulated_report_json"),
+                    reset: function!(c"emulated_reset" as extern "C" fn()),
+                    clear: function!(c"emulated_clear" as extern "C" fn()),
+                    memory_limit: function!(c"emulated_memory_limit" as extern "C" fn(u64)),
+                    memory_pools: function!(c"emulated_memory_pools" as extern "C" fn(c_int)),
+                    seed: function!(c"emulated_seed" as extern "C" fn(u64)),
+                    fail_nth: function!(c"emulated_fail_nth" as unsafe extern "C" fn(*const c_char, u64, c_uint)),
+                    fail_none: function!(c"emulated_fail_none" as extern "C" fn() -> u64),
+                    host_access: function!(c"emulated_host_access" as extern "C" fn(usize, usize, c_int) -> u64),
+                    violations: function!(c"emulated_violations" as extern "C" fn() -> u64),
+                    report_json: function!(
+                        c"emulated_report_json" as unsafe extern "C" fn(*mut c_char, usize) -> usize
+                    ),
                 })
             })
             .as_ref()
