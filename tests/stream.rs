@@ -161,7 +161,7 @@ fn no_more_is_read_ahead_than_allowed() {
         let options = options.with_progress(move |progress| read.store(progress.bytes_done, Ordering::Relaxed));
         let mut stream = checkpoint.stream(checkpoint.names(), &options).unwrap();
         let mut taken = 0;
-        while let Some(batch) = stream.next() {
+        for batch in stream.by_ref() {
             taken += batch.unwrap().iter().map(|(_, tensor)| tensor.elem_count() as u64 * 4).sum::<u64>();
             std::thread::sleep(Duration::from_millis(1));
             let ahead = ahead.load(Ordering::Relaxed) - taken;

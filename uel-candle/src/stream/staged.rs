@@ -260,16 +260,17 @@ impl Drop for Turn<'_> {
 
 /// Where bytes of a tensor go: a buffer's number, a place in it, and how many they are.
 type Place = (usize, usize, usize);
+type Places = Vec<Place>;
 
 struct StagedUnit {
     buffers: Vec<Mutex<Lease>>,
     /// Of each tensor, in order; or why it has none.
-    places: Vec<Mutex<Result<Vec<Place>>>>,
+    places: Vec<Mutex<Result<Places>>>,
 }
 
 impl StagedUnit {
     /// Buffers for a tensor; `room` is where the last one's free bytes begin.
-    fn place(&mut self, on: &OnPool, byte_len: usize, room: &mut usize) -> Result<Vec<Place>> {
+    fn place(&mut self, on: &OnPool, byte_len: usize, room: &mut usize) -> Result<Places> {
         let pool = &on.pool;
         let capacity = pool.chunk_bytes();
         if byte_len.div_ceil(capacity) > pool.budget() / capacity {
@@ -381,7 +382,7 @@ impl Landed<StagedTensor> for StagedUnit {
     fn finish(self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<StagedTensor> {
         let unlocked = |lease: Mutex<Lease>| Arc::new(lease.into_inner().unwrap_or_else(PoisonError::into_inner));
         let leases: Vec<Arc<Lease>> = self.buffers.into_iter().map(unlocked).collect();
-        let finish = |((place, item), &whole): ((Mutex<Result<Vec<Place>>>, &Item), &bool)| {
+        let finish = |((place, item), &whole): ((Mutex<Result<Places>>, &Item), &bool)| {
             let stored = item.stored()?;
             let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
             let missing = || Error::new(Kind::Internal, "a tensor is not whole");
