@@ -15,6 +15,7 @@ mod architectures;
 mod casts;
 mod checkpoint;
 mod edits;
+mod gguf;
 mod mapped;
 mod memory;
 mod python;

@@ -1,6 +1,7 @@
 //! Lane `python`: agreement with the Python packages, byte for byte, in both directions.
 
 mod dicts;
+mod gguf;
 mod values;
 mod written;
 

@@ -161,7 +161,7 @@ fn no_more_is_read_ahead_than_allowed() {
         let options = options.with_progress(move |progress| read.store(progress.bytes_done, Ordering::Relaxed));
         let mut stream = checkpoint.stream(checkpoint.names(), &options).unwrap();
         let mut taken = 0;
-        while let Some(batch) = stream.next() {
+        for batch in stream.by_ref() {
             taken += batch.unwrap().iter().map(|(_, tensor)| tensor.elem_count() as u64 * 4).sum::<u64>();
             std::thread::sleep(Duration::from_millis(1));
             let ahead = ahead.load(Ordering::Relaxed) - taken;
@@ -237,4 +237,72 @@ fn a_pool_that_is_held_whole_says_so_in_time() {
         let options = PoolOptions::new().with_chunk_bytes(chunk).with_budget(budget);
         assert_eq!(HostPool::huge_pages(options).unwrap_err().kind(), Kind::Argument);
     }
+}
+
+#[test]
+fn staged_tensors_come_in_buffers_of_the_pool() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("staged.safetensors");
+    let sizes = [3usize, 100_000, 1, 0, 40_000, 250_000, 17, 16, 15, 90_000];
+    let tensors: Vec<(String, Tensor)> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, &elements)| {
+            (format!("t{n}"), (Tensor::arange(0u32, elements as u32, &CPU).unwrap() + n as f64).unwrap())
+        })
+        .collect();
+    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    uel::save_with(named, &path, &SaveOptions::new().with_hashes(true)).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+    for (chunk_bytes, verified) in [(4096, false), (4096, true), (65_536, false), (1 << 20, true)] {
+        let pool = HostPool::huge_pages(PoolOptions::new().with_chunk_bytes(chunk_bytes).with_budget(1 << 20)).unwrap();
+        let options =
+            StreamOptions::new(&CPU).with_batch(BatchSize::Tensors(2)).with_verified(verified).with_threads(3);
+        let mut came = 0;
+        for batch in checkpoint.stream_staged(&names, &options, &pool).unwrap() {
+            for (name, staged) in batch.unwrap() {
+                let (expected_name, expected) = &tensors[came];
+                assert_eq!(&name, expected_name);
+                let tensor = staged.to_device(&CPU).unwrap();
+                assert!(same(&tensor, expected), "{name} in buffers of {chunk_bytes}");
+                let bytes: Vec<u8> = staged.pieces().flatten().copied().collect();
+                assert_eq!(bytes, scenario::bytes_of(expected));
+                assert!(staged.pieces().len() <= expected.elem_count() * 4 / chunk_bytes + 1);
+                came += 1;
+            }
+        }
+        assert_eq!(came, tensors.len());
+        let stats = pool.stats();
+        assert_eq!((stats.used_bytes, stats.high_water_bytes <= 1 << 20), (0, true), "{stats:?}");
+    }
+}
+
+#[test]
+fn staged_tensors_that_do_not_fit_or_are_kept_are_errors_in_their_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 6, 10_000)).unwrap();
+    let options = PoolOptions::new().with_chunk_bytes(16_384).with_timeout(Duration::from_millis(100));
+    let small = HostPool::huge_pages(options.with_budget(32_768)).unwrap();
+    let kinds: Vec<Kind> = checkpoint
+        .stream_staged(checkpoint.names(), &StreamOptions::new(&CPU), &small)
+        .unwrap()
+        .map(|batch| batch.unwrap_err().kind())
+        .collect();
+    assert_eq!(kinds, [Kind::OutOfMemory; 6]);
+    // Three buffers for a tensor, and room for two tensors: the caller keeps the first ones.
+    let pool = HostPool::huge_pages(options.with_budget(6 * 16_384)).unwrap();
+    let mut stream = checkpoint.stream_staged(checkpoint.names(), &StreamOptions::new(&CPU), &pool).unwrap();
+    let kept = [stream.next().unwrap().unwrap(), stream.next().unwrap().unwrap()];
+    let error = stream.next().unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (Kind::Timeout, Some("t00002")));
+    drop(kept);
+    let rest = stream.filter(|batch| batch.is_ok()).count();
+    assert!(rest >= 2, "{rest} came after the buffers were back");
+    // A stream that is dropped does not wait for buffers.
+    let patient = HostPool::huge_pages(options.with_budget(3 * 16_384).with_timeout(Duration::from_secs(600))).unwrap();
+    let mut stream = checkpoint.stream_staged(checkpoint.names(), &StreamOptions::new(&CPU), &patient).unwrap();
+    let kept = stream.next().unwrap().unwrap();
+    drop(stream);
+    assert_eq!(kept[0].1.byte_len(), 40_000);
 }

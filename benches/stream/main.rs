@@ -1,15 +1,12 @@
-//! Streams: against loads of everything at once, against another streaming loader, of many tensors, and to a GPU.
+//! Streams to the CPU: against loads of everything at once, of many tensors, and against another streaming loader.
 //!
 //! ```sh
-//! cargo bench --bench stream                                       # what needs neither Python nor a GPU
+//! cargo bench --bench stream                                       # what needs no Python
 //! cargo bench --bench stream -- cpu many                           # some of it
 //! UEL_TORCH=PATH/TO/python cargo bench --bench stream -- python    # an interpreter with torch and unifiedefficientloader
-//! cargo bench --bench stream --features cuda -- cuda               # on a machine with a GPU, with UEL_TORCH against others
 //! ```
 //!
-//! The program needs nothing of the repository, so that it can be carried to a machine with a GPU. `UEL_BENCH_CUDA_BYTES`
-//! is how large the checkpoint of the case `cuda` is, 8 GB where nothing is said; the other variables are those of the
-//! benchmark of loads.
+//! The other variables are those of the benchmark of loads. GPUs have a benchmark of their own, `cuda`.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -23,8 +20,6 @@
 #[path = "../load/claims.rs"]
 mod claims;
 mod cpu;
-#[cfg(feature = "cuda")]
-mod cuda;
 #[path = "../load/files.rs"]
 mod files;
 #[path = "../load/loaders.rs"]
@@ -48,10 +43,8 @@ fn main() {
             "cpu" => cpu::against_preload(),
             "many" => cpu::many(),
             "python" => cpu::against_python(),
-            #[cfg(feature = "cuda")]
-            "cuda" => cuda::run(),
             other => {
-                panic!("there is no case {other:?} in this build; there are cpu, many, python, and with CUDA cuda")
+                panic!("there is no case {other:?}; there are cpu, many and python")
             }
         }
     }

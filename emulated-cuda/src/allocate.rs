@@ -129,6 +129,7 @@ impl Driver {
     }
 
     fn submit_free(&mut self, id: u64, queue: usize) {
+        self.check_registered(id);
         let Some(block) = self.memory.get(id) else { return };
         let (address, len, device) = (block.address, block.len, block.device);
         let op = self.submit(New {
@@ -175,6 +176,7 @@ impl Driver {
 
     /// Ends a block by a free that the host waits for.
     pub(crate) fn end_block(&mut self, id: u64, label: Arc<str>) {
+        self.check_registered(id);
         let Some(block) = self.memory.get(id) else { return };
         let (device, len, start) = (block.device, block.len, block.address);
         let end = start.saturating_add(len);

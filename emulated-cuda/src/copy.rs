@@ -10,14 +10,14 @@ use crate::queue::{Place, Work};
 use crate::schedule::New;
 
 /// What a call needs of an end of a copy.
-struct End {
-    place: Place,
-    access: Option<Access>,
+pub(crate) struct End {
+    pub(crate) place: Place,
+    pub(crate) access: Option<Access>,
 }
 
 impl Driver {
     /// Device memory of a call.
-    fn device_end(&mut self, address: usize, len: usize, write: bool) -> Result<End, Code> {
+    pub(crate) fn device_end(&mut self, address: usize, len: usize, write: bool) -> Result<End, Code> {
         let end = address.checked_add(len).ok_or(codes::INVALID_VALUE)?;
         let message = match self.memory.live_at(address) {
             Some((id, block)) if end <= block.address.saturating_add(block.len) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::codes::{self, Code};
+use crate::cufile::{Files, Mode};
 use crate::memory::Memory;
 use crate::pinned::Pinned;
 use crate::queue::{Kind, Op, Queue};
@@ -66,6 +67,7 @@ pub(crate) struct Driver {
     pub(crate) memory: Memory,
     pub(crate) pinned: Pinned,
     pub(crate) pinned_live: usize,
+    pub(crate) files: Files,
     pub(crate) random: Option<Random>,
     pub(crate) injections: Vec<Injection>,
     pub(crate) counters: Counters,
@@ -97,6 +99,7 @@ impl Default for Driver {
             memory: Memory::default(),
             pinned: Pinned::default(),
             pinned_live: 0,
+            files: Files::default(),
             random: None,
             injections: Vec::new(),
             counters: Counters::default(),
@@ -127,6 +130,27 @@ impl Driver {
         self.injected()?;
         self.drift();
         body(self)
+    }
+
+    /// Forgets what was seen and asked for, and keeps what lives.
+    pub(crate) fn clear(&mut self) {
+        self.violations.clear();
+        self.violation_count = 0;
+        self.calls.clear();
+        self.injections.clear();
+        self.random = None;
+        self.pools = true;
+        self.files.mode = Mode::Direct;
+        let (device, pinned) = (self.counters.device_bytes.now, self.counters.pinned_bytes.now);
+        self.counters = Counters::default();
+        self.counters.device_bytes.rise(device);
+        self.counters.pinned_bytes.rise(pinned);
+        self.counters.streams.rise(self.streams.len());
+        self.counters.events.rise(self.events.len());
+        for device in &mut self.devices {
+            device.memory = DEVICE_MEMORY;
+            device.high_water = device.live;
+        }
     }
 
     fn injected(&mut self) -> Result<(), Code> {

@@ -3,6 +3,7 @@
 mod context;
 mod control;
 mod copy;
+mod cufile;
 mod device;
 mod memory;
 mod stream;
@@ -16,7 +17,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use crate::codes::{self, Code};
 use crate::driver::Driver;
 
-static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(Mutex::default);
+static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(control::from_environment()));
 
 fn driver() -> MutexGuard<'static, Driver> {
     DRIVER.lock().unwrap_or_else(PoisonError::into_inner)

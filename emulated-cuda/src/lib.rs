@@ -23,6 +23,9 @@
 //! - **Contexts belong to threads.** A call without a current context fails, also where a stream would tell which one is
 //!   meant. Handles are never used twice.
 //!
+//! Beside it is `libcufile.so.0`: `cuFileRead` reads at once, and whatever uses the memory has to be known to be done,
+//! its allocation in a stream included; `cuFileReadAsync` looks at its arguments when it runs.
+//!
 //! Destroying a stream or an event with work under way is allowed, as on the real driver: the work still runs.
 //!
 //! # Controls
@@ -31,26 +34,46 @@
 //!
 //! | function | what it does |
 //! | --- | --- |
-//! | `void emulated_reset(void)` | forgets everything, memory included |
+//! | `void emulated_reset(void)` | forgets everything, memory included; for when no context lives |
+//! | `void emulated_clear(void)` | forgets violations, counts, failures, seed and limits, and keeps what lives |
 //! | `void emulated_devices(unsigned count)` | the number of devices, 2 at first; before the first call of the driver |
 //! | `void emulated_memory_limit(uint64_t bytes)` | the memory of each device, 16 GiB at first |
 //! | `void emulated_memory_pools(int supported)` | whether there are stream-ordered allocations, at first there are |
 //! | `void emulated_seed(uint64_t seed)` | runs random operations at random calls; 0 is as late as possible again |
 //! | `void emulated_fail_nth(const char *function, uint64_t n, unsigned code)` | the n-th call from now of a function, or of any where it is null, does nothing and returns `code` |
-//! | `void emulated_fail_none(void)` | takes back what is still to fail |
+//! | `uint64_t emulated_fail_none(void)` | takes back what is still to fail; gives how many calls that were |
+//! | `void emulated_cufile_mode(int mode)` | GPUDirect Storage: 0 is there, 1 in compatibility mode, 2 not there |
 //! | `uint64_t emulated_host_access(const void *p, size_t len, int write)` | declares that the host touches memory now; gives the number of violations that this is |
 //! | `uint64_t emulated_violations(void)` | how many violations there were |
 //! | `size_t emulated_report_json(char *to, size_t room)` | writes the report, cut to the room; gives its length |
 //!
+//! A process whose program cannot ask has them in its environment: `EMULATED_CUDA_SEED`, and `EMULATED_CUDA_REPORT`, the
+//! file that the report is written to when the process ends.
+//!
 //! The report is one JSON object: `violation_count` and `violations` (with `kind` and `message`); `live` and
 //! `high_water` (`device_bytes`, `pinned_bytes`, `streams`, `events`); `live_memory`, what allocated what still lives;
 //! `pending_operations`; and `calls`, how often each function was called.
+//!
+//! | kind of violation | what was seen |
+//! | --- | --- |
+//! | `unordered` | two operations, or one and the host, touch the same bytes, one writes, and nothing orders them |
+//! | `use after free` | memory is used that was freed, at the call or when the operation runs |
+//! | `out of bounds`, `unknown memory` | a range leaves its block, or is none |
+//! | `invalid free` | what is freed is no block, not its beginning, or was freed before |
+//! | `partly pinned` | a range of host memory is pinned in part |
+//! | `changed source` | the host wrote a pinned source between the call and the copy |
+//! | `destroyed handle` | a stream, event or context that was destroyed is used |
+//! | `leak` | a context ends while memory lives in it |
+
+// Elsewhere there is nothing to stand in for.
+#![cfg(target_os = "linux")]
 
 mod allocate;
 mod bytes;
 mod clock;
 mod codes;
 mod copy;
+mod cufile;
 mod driver;
 mod exports;
 mod history;

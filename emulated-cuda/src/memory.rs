@@ -140,13 +140,26 @@ impl Memory {
     pub(crate) fn trim(&mut self, device: usize, keep: usize, exact: bool, done: impl Fn(u64) -> bool) {
         let keep = if exact { keep } else { keep.max(CACHED_BYTES) };
         let mut cached: usize = self.slabs.iter().filter(|slab| slab.device == device).map(|s| s.bytes.len()).sum();
+        let mut returned = Vec::new();
         self.slabs.retain(|slab| {
             let drop = slab.device == device && cached > keep && done(slab.freed.op);
             if drop {
                 cached = cached.saturating_sub(slab.bytes.len());
+                returned.push(slab.bytes.address()..slab.bytes.address().saturating_add(slab.bytes.len()));
             }
             !drop
         });
+        // The host may use these addresses for anything: they are no freed device memory any more.
+        if !returned.is_empty() {
+            let blocks = &mut self.blocks;
+            self.freed.retain(|id| {
+                let kept = blocks.get(id).is_some_and(|b| !returned.iter().any(|range| range.contains(&b.address)));
+                if !kept {
+                    blocks.remove(id);
+                }
+                kept
+            });
+        }
         while self.freed.len() > REMEMBERED {
             let Some(&oldest) = self.freed.front() else { break };
             if !self.blocks.get(&oldest).is_none_or(|block| block.gone) {

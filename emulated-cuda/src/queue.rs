@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::clock::Clock;
+use crate::cufile::Arguments;
 use crate::history::Access;
 
 /// One end of a copy.
@@ -36,6 +37,8 @@ pub(crate) enum Work {
     Allocate { block: u64 },
     /// The block's memory may become another's.
     Free { block: u64, address: usize, len: usize },
+    /// Reads from a file, to a place that was checked to be this address and length.
+    Read { handle: usize, base: usize, arguments: Arguments, checked: (usize, usize) },
     /// An event is recorded.
     Record { event: usize },
     /// Waits for what it depends on.

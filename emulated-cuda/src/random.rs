@@ -10,6 +10,11 @@ impl Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
+    /// A generator for any seed but 0.
+    pub(crate) fn seeded(seed: u64) -> Option<Random> {
+        (seed != 0).then(|| Random::new(seed))
+    }
+
     /// A number below `bound`, which is at least 1.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;

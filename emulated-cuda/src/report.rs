@@ -60,10 +60,11 @@ impl Driver {
             let _ = write!(json, "{comma}{{\"kind\":{kind},\"message\":{message}}}");
         }
         let blocks = self.memory.live_blocks().count();
+        let (files, buffers) = self.has_registrations();
         let _ = write!(
             json,
             "],\"live\":{{\"device_bytes\":{},\"device_blocks\":{blocks},\"pinned_bytes\":{},\"pinned_ranges\":{},\
-             \"streams\":{},\"events\":{},\"contexts\":{}}}",
+             \"streams\":{},\"events\":{},\"contexts\":{},\"files\":{files},\"file_buffers\":{buffers}}}",
             c.device_bytes.now,
             c.pinned_bytes.now,
             self.pinned.ranges().count(),

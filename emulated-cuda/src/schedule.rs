@@ -171,6 +171,9 @@ impl Driver {
         match &op.work {
             Work::Wait => {}
             Work::Record { event } => self.recorded(*event, id),
+            Work::Read { handle, base, arguments, checked } => {
+                self.run_read(*handle, *base, *arguments, *checked, &op.label);
+            }
             Work::Allocate { block } => {
                 if let Some(block) = self.memory.get(*block) {
                     // SAFETY: the block's slab is its own from this operation on until the one that frees it, and

@@ -12,13 +12,16 @@ const SCHEDULES: u64 = 16;
 pub(crate) const OUT_OF_MEMORY: u32 = 2;
 
 /// The control functions of the emulated driver.
+// Tests use them as they need.
+#[allow(dead_code)]
 pub(crate) struct Emulated {
     reset: extern "C" fn(),
+    clear: extern "C" fn(),
     memory_limit: extern "C" fn(u64),
     memory_pools: extern "C" fn(c_int),
     seed: extern "C" fn(u64),
     fail_nth: unsafe extern "C" fn(*const c_char, u64, c_uint),
-    fail_none: extern "C" fn(),
+    fail_none: extern "C" fn() -> u64,
     host_access: extern "C" fn(usize, usize, c_int) -> u64,
     violations: extern "C" fn() -> u64,
     report_json: unsafe extern "C" fn(*mut c_char, usize) -> usize,
@@ -31,6 +34,7 @@ fn symbol(name: &CStr) -> Option<*mut c_void> {
     (!found.is_null()).then_some(found)
 }
 
+#[allow(dead_code)]
 impl Emulated {
     /// The controls, or `None` on a real driver.
     pub(crate) fn get() -> Option<&'static Emulated> {
@@ -38,21 +42,24 @@ impl Emulated {
         FOUND
             .get_or_init(|| {
                 macro_rules! function {
-                    ($name:literal) => {
+                    ($name:literal as $type:ty) => {
                         // SAFETY: functions of these names are the emulated driver's and have the types of the fields.
-                        unsafe { std::mem::transmute::<*mut c_void, _>(symbol($name)?) }
+                        unsafe { std::mem::transmute::<*mut c_void, $type>(symbol($name)?) }
                     };
                 }
                 Some(Emulated {
-                    reset: function!(c"emulated_reset"),
-                    memory_limit: function!(c"emulated_memory_limit"),
-                    memory_pools: function!(c"emulated_memory_pools"),
-                    seed: function!(c"emulated_seed"),
-                    fail_nth: function!(c"emulated_fail_nth"),
-                    fail_none: function!(c"emulated_fail_none"),
-                    host_access: function!(c"emulated_host_access"),
-                    violations: function!(c"emulated_violations"),
-                    report_json: function!(c"emulated_report_json"),
+                    reset: function!(c"emulated_reset" as extern "C" fn()),
+                    clear: function!(c"emulated_clear" as extern "C" fn()),
+                    memory_limit: function!(c"emulated_memory_limit" as extern "C" fn(u64)),
+                    memory_pools: function!(c"emulated_memory_pools" as extern "C" fn(c_int)),
+                    seed: function!(c"emulated_seed" as extern "C" fn(u64)),
+                    fail_nth: function!(c"emulated_fail_nth" as unsafe extern "C" fn(*const c_char, u64, c_uint)),
+                    fail_none: function!(c"emulated_fail_none" as extern "C" fn() -> u64),
+                    host_access: function!(c"emulated_host_access" as extern "C" fn(usize, usize, c_int) -> u64),
+                    violations: function!(c"emulated_violations" as extern "C" fn() -> u64),
+                    report_json: function!(
+                        c"emulated_report_json" as unsafe extern "C" fn(*mut c_char, usize) -> usize
+                    ),
                 })
             })
             .as_ref()
@@ -80,9 +87,22 @@ impl Emulated {
         unsafe { (self.fail_nth)(function.as_ref().map_or(std::ptr::null(), |name| name.as_ptr()), n, code) };
     }
 
-    /// Takes back what is still to fail.
-    pub(crate) fn fail_none(&self) {
-        (self.fail_none)();
+    /// Takes back what is still to fail; gives how many calls that were.
+    pub(crate) fn fail_none(&self) -> u64 {
+        (self.fail_none)()
+    }
+
+    /// Runs something with its first call failing, then its second, and so on, until it is over before that call comes:
+    /// `test` is given what is to fail, and has to bear it. With a function, only its calls count.
+    pub(crate) fn fail_each(&self, function: Option<&str>, code: u32, mut test: impl FnMut(u64)) -> u64 {
+        for n in 1.. {
+            self.fail_nth(function, n, code);
+            test(n);
+            if self.fail_none() > 0 {
+                return n - 1;
+            }
+        }
+        unreachable!("a program makes fewer calls than that")
     }
 
     /// Declares that the host touches memory now; gives the number of violations that this is.
@@ -119,28 +139,43 @@ impl Emulated {
 }
 
 /// A test's turn on the driver, of which there is one in a process. When it ends, whatever was used has to be in order:
-/// on the emulated driver there are neither violations nor live memory.
+/// on the emulated driver there are no violations, and no more live memory than at the beginning.
 pub(crate) struct Turn {
-    expected_violations: Option<&'static str>,
+    expected_violations: &'static [&'static str],
+    device_bytes: u64,
+    pinned_bytes: Option<u64>,
     // Dropped last, after what `drop` looks at.
     _lock: MutexGuard<'static, ()>,
 }
 
+#[allow(dead_code)]
 impl Turn {
-    /// Waits for the turn and resets the emulated driver.
+    /// Waits for the turn and has the emulated driver forget what was.
     pub(crate) fn begin() -> Turn {
         static LOCK: Mutex<()> = Mutex::new(());
         let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = Turn { expected_violations: &[], device_bytes: 0, pinned_bytes: Some(0), _lock: lock };
         match Emulated::get() {
+            // What a library keeps for the life of the process stays valid.
+            Some(emulated) if emulated.number("/live/contexts") > 0 => {
+                (emulated.clear)();
+                turn.device_bytes = emulated.number("/live/device_bytes");
+                turn.pinned_bytes = Some(emulated.number("/live/pinned_bytes"));
+            }
             Some(emulated) => (emulated.reset)(),
             None => println!("not the emulated driver: what it would check is not checked"),
         }
-        Turn { expected_violations: None, _lock: lock }
+        turn
     }
 
-    /// Says that the test is one of the driver itself and ends with violations of one kind.
-    pub(crate) fn expect_violations(&mut self, kind: &'static str) {
-        self.expected_violations = Some(kind);
+    /// Says that the test is one of the driver itself and ends with violations, all of these kinds.
+    pub(crate) fn expect_violations(&mut self, kinds: &'static [&'static str]) {
+        self.expected_violations = kinds;
+    }
+
+    /// Says that pinned memory may be kept for later.
+    pub(crate) fn keep_pinned(&mut self) {
+        self.pinned_bytes = None;
     }
 
     /// Runs a test as late as possible and with random schedules; on a real driver once.
@@ -161,15 +196,15 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let Some(emulated) = Emulated::get().filter(|_| !std::thread::panicking()) else { return };
         let report = emulated.report();
-        let kinds: Vec<&str> =
-            report["violations"].as_array().into_iter().flatten().flat_map(|v| v["kind"].as_str()).collect();
-        match self.expected_violations {
-            None => assert!(kinds.is_empty(), "violations: {:#}", report["violations"]),
-            Some(kind) => {
-                assert!(!kinds.is_empty() && kinds.iter().all(|&found| found == kind), "{:#}", report["violations"]);
-            }
+        let found = report["violations"].as_array().into_iter().flatten();
+        let kinds: Vec<&str> = found.flat_map(|violation| violation["kind"].as_str()).collect();
+        let expected = self.expected_violations;
+        assert_eq!(kinds.is_empty(), expected.is_empty(), "violations: {:#}", report["violations"]);
+        assert!(kinds.iter().all(|kind| expected.contains(kind)), "violations: {:#}", report["violations"]);
+        let (live, memory) = (&report["live"], &report["live_memory"]);
+        assert_eq!(live["device_bytes"], self.device_bytes, "device memory lives: {memory:#}");
+        if let Some(pinned_bytes) = self.pinned_bytes {
+            assert_eq!(live["pinned_bytes"], pinned_bytes, "pinned memory lives: {memory:#}");
         }
-        assert_eq!(report["live"]["device_bytes"], 0, "device memory lives: {:#}", report["live_memory"]);
-        assert_eq!(report["live"]["pinned_bytes"], 0, "pinned memory lives: {:#}", report["live_memory"]);
     }
 }

@@ -27,6 +27,7 @@ pub enum Mapping {
 /// | `U16` | `U32`, as candle's own loader does |
 /// | `U64` | `I64`, an error where a value does not fit |
 /// | `C64 F8_E5M2 F8_E4M3FNUZ F8_E5M2FNUZ` | none: an error that says how to get at the bytes |
+/// | block dtypes (`Q4_0`, `Q4_K` and others of GGUF files) | none: they are no plain tensors |
 ///
 /// ```
 /// use candle_core::DType;
@@ -54,6 +55,8 @@ pub fn mapping(dtype: Dtype) -> Mapping {
         Dtype::I8 => Mapping::Widened(DType::I16),
         Dtype::U16 => Mapping::Widened(DType::U32),
         Dtype::U64 => Mapping::Widened(DType::I64),
+        // Quantized blocks have no elements of their own, so that no plain tensor holds them as they are.
+        Dtype::Block(_) => Mapping::Raw,
         _ => Mapping::Raw,
     }
 }
@@ -89,6 +92,12 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> Result<(DType, bool)> {
     match mapping(dtype) {
         Mapping::Same(to) => Ok((to, false)),
         Mapping::Widened(to) => Ok((to, true)),
+        Mapping::Raw if dtype.as_block().is_some() => Err(Error::new(
+            Kind::UnsupportedDtype,
+            format!(
+                "{dtype} is quantized in blocks and no plain tensor; `raw_tensor` gives its bytes as U8, `read` as a vector"
+            ),
+        )),
         Mapping::Raw => Err(Error::new(
             Kind::UnsupportedDtype,
             format!("candle has no dtype for {dtype}; `raw_tensor` gives its bytes as U8, `read` as a vector"),
@@ -171,6 +180,17 @@ mod tests {
                 (Mapping::Same(_), Err(_)) | (_, Ok(_)) => panic!("{dtype}"),
                 (_, Err(_)) => {}
             }
+        }
+    }
+
+    #[test]
+    fn blocks_are_no_plain_tensors() {
+        for &block in uel_core::BlockDtype::ALL {
+            let dtype = Dtype::Block(block);
+            assert_eq!(mapping(dtype), Mapping::Raw);
+            let error = candle_dtype(dtype).unwrap_err();
+            assert_eq!(error.kind(), Kind::UnsupportedDtype);
+            assert!(error.to_string().contains("no plain tensor"), "{error}");
         }
     }
 

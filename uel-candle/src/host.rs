@@ -137,6 +137,12 @@ pub(crate) fn zeroed(byte_len: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Bytes that a read is to fill.
+pub(crate) fn for_reading(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: reads and casts write bytes there, or nothing.
+    unsafe { as_uninit(bytes) }
+}
+
 /// Bytes as bytes that might not be initialised.
 ///
 /// # Safety

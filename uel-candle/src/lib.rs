@@ -41,11 +41,13 @@ pub use save::{
     BackgroundSaver, FileFormat, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport,
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
-pub use stream::{Batch, BatchSize, CastOn, StreamOptions, StreamStats, TensorStream, Tensors};
+pub use stream::{
+    Batch, BatchSize, CastOn, StagedStream, StagedTensor, StreamOptions, StreamStats, TensorStream, Tensors,
+};
 pub use transfer::{
     TransferStats, pinned_rate, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices,
 };
 pub use uel_core::slice::Bounds;
-pub use uel_core::{Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
+pub use uel_core::{BlockDtype, Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;
 pub use view::TensorView;

@@ -23,7 +23,7 @@ use uel_core::{Dtype, Result};
                   uel convert model.safetensors sharded/ --shard-size 5GB --hashes\n  \
                   uel convert in.safetensors out.safetensors --exclude '*.bias' --rename '^h\\.(\\d+)=layers.$1'")]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     src: PathBuf,
     /// The file to write; with --shard-size a folder, or a path in it that ends in .safetensors, .pth, .pt or .bin
     /// and gives the name

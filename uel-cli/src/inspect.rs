@@ -13,7 +13,6 @@ use uel_core::ByteSource;
 use uel_core::TensorInfo;
 use uel_core::checkpoint::CheckpointFiles;
 use uel_core::pytorch::PytorchFile;
-use uel_core::safetensors::Metadata;
 use uel_core::safetensors::write::HASHES_KEY;
 
 #[derive(clap::Args, Debug)]
@@ -21,7 +20,7 @@ use uel_core::safetensors::write::HASHES_KEY;
     after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'\n  uel inspect model.safetensors --html model.html"
 )]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     #[command(flatten)]
     opening: Opening,
@@ -64,7 +63,8 @@ struct Report<'a> {
     path: String,
     format: &'static str,
     files: Vec<FileEntry>,
-    metadata: Metadata,
+    /// Texts; of GGUF files numbers, booleans and arrays too.
+    metadata: serde_json::Value,
     /// What PyTorch files have besides tensors: one value for each file.
     #[serde(skip_serializing_if = "Option::is_none")]
     values: Option<Vec<&'a serde_json::Value>>,
@@ -149,12 +149,26 @@ fn report<'a>(path: &Path, files: &'a CheckpointFiles, infos: &[TensorInfo<'a>])
         path: path.to_string_lossy().into_owned(),
         format: files.format().as_str(),
         files: files.files().iter().enumerate().map(file_entry).collect(),
-        metadata: files.to_metadata(),
+        metadata: metadata(files),
         values: (!files.pytorch().is_empty()).then(|| files.pytorch().iter().map(PytorchFile::values).collect()),
         tensors: infos.iter().map(tensor_entry).collect(),
         total_bytes: total(infos),
         tensor_count: infos.len(),
     }
+}
+
+/// The metadata of all files, all of it. Where GGUF files disagree on a key, the first file's value stands, too.
+fn metadata(files: &CheckpointFiles) -> serde_json::Value {
+    let mut all = serde_json::Map::new();
+    for (key, value) in files.gguf().iter().flat_map(|file| file.metadata().iter()) {
+        if !all.contains_key(key) {
+            all.insert(key.to_owned(), value.to_json());
+        }
+    }
+    if files.gguf().is_empty() {
+        all.extend(files.to_metadata().into_iter().map(|(key, value)| (key, value.into())));
+    }
+    all.into()
 }
 
 fn write_tables(out: &mut dyn Write, files: &CheckpointFiles, infos: &[TensorInfo<'_>]) -> io::Result<()> {
@@ -190,10 +204,11 @@ fn write_tables(out: &mut dyn Write, files: &CheckpointFiles, infos: &[TensorInf
     if !metadata.is_empty() {
         writeln!(out, "\nmetadata")?;
         for (key, value) in &metadata {
-            // A megabyte of digits tells nobody anything; `--json` has them.
+            // A megabyte of digits tells nobody anything, nor does a template of pages; `--json` has them.
             match key == HASHES_KEY {
                 true => writeln!(out, "  {key}: hashes ({} bytes)", value.len())?,
-                false => writeln!(out, "  {}: {}", escape(key), escape(value))?,
+                false if files.gguf().is_empty() => writeln!(out, "  {}: {}", escape(key), escape(value))?,
+                false => writeln!(out, "  {}: {}", escape(key), escape(&shortened(value)))?,
             }
         }
     }
@@ -206,7 +221,6 @@ fn write_tables(out: &mut dyn Write, files: &CheckpointFiles, infos: &[TensorInf
 
 /// What a PyTorch file has besides tensors, a line for each: all of it is in `--json`.
 fn write_values(out: &mut dyn Write, file: &PytorchFile) -> io::Result<()> {
-    const SHOWN_CHARS: usize = 100;
     for tensor in file.unreadable() {
         writeln!(out, "\ncannot be read: {}: {}", one_line(&tensor.name), one_line(&tensor.why))?;
     }
@@ -218,12 +232,17 @@ fn write_values(out: &mut dyn Write, file: &PytorchFile) -> io::Result<()> {
     }
     writeln!(out, "\nvalues ({})", file.container())?;
     for (key, value) in values {
-        let text = value.to_string();
-        let cut: String = text.chars().take(SHOWN_CHARS).collect();
-        let more = if cut.len() < text.len() { "…" } else { "" };
-        writeln!(out, "  {}: {}{more}", escape(key), escape(&cut))?;
+        writeln!(out, "  {}: {}", escape(key), escape(&shortened(&value.to_string())))?;
     }
     Ok(())
+}
+
+/// The beginning of a text that may be long.
+fn shortened(text: &str) -> String {
+    const SHOWN_CHARS: usize = 100;
+    let cut: String = text.chars().take(SHOWN_CHARS).collect();
+    let more = if cut.len() < text.len() { "…" } else { "" };
+    format!("{cut}{more}")
 }
 
 /// How much there is of everything, in one line.

@@ -22,7 +22,7 @@ use uel_core::{Error, Kind, Result};
                   uel merge base/ --lora adapter/ -o merged/ --shard-size 5GB\n  \
                   uel merge a.safetensors b.safetensors -o f32.safetensors --dtype f32")]
 pub(crate) struct Args {
-    /// Each a .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// Each a .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     #[arg(required = true, value_name = "INPUT")]
     inputs: Vec<PathBuf>,
     #[command(flatten)]

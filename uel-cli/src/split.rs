@@ -13,7 +13,7 @@ use uel_candle::Edit;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  uel split model.safetensors sharded/ --shard-size 5GB")]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     src: PathBuf,
     /// The folder for the shards, made where it is not there; or a path in it that ends in .safetensors, .pth, .pt or .bin,
     /// which gives name and format

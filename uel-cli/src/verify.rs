@@ -15,7 +15,7 @@ use uel_core::{Error, Kind, Result};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  uel verify model.safetensors.index.json --deep")]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     #[command(flatten)]
     opening: Opening,

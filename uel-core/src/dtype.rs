@@ -1,9 +1,13 @@
-//! The dtypes of safetensors 0.8, sized as blocks so that sub-byte kinds need no special case.
+//! The dtypes of safetensors 0.8, sized as blocks so that sub-byte kinds need no special case, and ggml's block dtypes
+//! beside them.
 //!
 //! Source: the `Dtype` enum of the reference implementation,
 //! <https://docs.rs/safetensors/0.8.0/safetensors/tensor/enum.Dtype.html>.
 
+mod block;
 mod names;
+
+pub use block::BlockDtype;
 
 macro_rules! dtypes {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $bits:literal;)+) => {
@@ -12,20 +16,30 @@ macro_rules! dtypes {
         #[non_exhaustive]
         pub enum Dtype {
             $($(#[doc = $doc])+ $variant,)+
+            /// Quantized in blocks, as in GGUF files. No plain tensor, and unknown to safetensors and torch.
+            Block(BlockDtype),
         }
 
         impl Dtype {
-            /// Every dtype, in the order of declaration.
+            /// Every dtype whose elements stand for themselves, in the order of declaration: those of safetensors. The
+            /// others are [`BlockDtype::ALL`].
             pub const ALL: &'static [Dtype] = &[$(Dtype::$variant,)+];
 
-            /// The name that stands in a safetensors header.
+            /// The name that stands in a safetensors header; of block dtypes ggml's name.
             pub const fn as_str(self) -> &'static str {
-                match self { $(Dtype::$variant => $name,)+ }
+                match self { $(Dtype::$variant => $name,)+ Dtype::Block(block) => block.as_str() }
             }
 
-            /// Bits of one element: 4 for `F4`, 6 for `F6_E2M3`, otherwise a multiple of 8.
+            /// Bits of one element: 4 for `F4`, 6 for `F6_E2M3`, otherwise a multiple of 8. Elements of a block dtype have
+            /// no whole number of bits: it is the next larger one.
             pub const fn bits(self) -> u32 {
-                match self { $(Dtype::$variant => $bits,)+ }
+                match self {
+                    $(Dtype::$variant => $bits,)+
+                    Dtype::Block(block) => {
+                        let (elements, bytes) = block.block();
+                        (bytes * 8).div_ceil(elements) as u32
+                    }
+                }
             }
 
             /// The dtype that a safetensors header calls `name`.
@@ -84,12 +98,22 @@ dtypes! {
 }
 
 impl Dtype {
-    /// The smallest block of whole bytes, as `(elements, bytes)`: `F4` is (2, 1), `F6_E2M3` (4, 3), `F32` (1, 4).
+    /// The smallest block of whole bytes, as `(elements, bytes)`: `F4` is (2, 1), `F6_E2M3` (4, 3), `F32` (1, 4), `Q4_0`
+    /// (32, 18).
     pub const fn block(self) -> (u64, u64) {
-        match self.bits() {
-            4 => (2, 1),
-            6 => (4, 3),
-            bits => (1, bits as u64 / 8),
+        match (self, self.bits()) {
+            (Dtype::Block(block), _) => block.block(),
+            (_, 4) => (2, 1),
+            (_, 6) => (4, 3),
+            (_, bits) => (1, bits as u64 / 8),
+        }
+    }
+
+    /// Which block dtype it is, if any.
+    pub const fn as_block(self) -> Option<BlockDtype> {
+        match self {
+            Dtype::Block(block) => Some(block),
+            _ => None,
         }
     }
 
@@ -101,15 +125,24 @@ impl Dtype {
     /// assert_eq!(Dtype::F4.byte_len(3), None);
     /// ```
     pub const fn byte_len(self, elements: u64) -> Option<u64> {
+        if let Dtype::Block(block) = self {
+            let (per_block, bytes) = block.block();
+            return if elements.is_multiple_of(per_block) { (elements / per_block).checked_mul(bytes) } else { None };
+        }
         match elements.checked_mul(self.bits() as u64) {
             Some(bits) if bits % 8 == 0 => Some(bits / 8),
             _ => None,
         }
     }
 
-    /// The alignment in memory of the type that holds one element: 1 for sub-byte kinds, 4 for `C64`.
+    /// The alignment in memory of the type that holds one element, or the scale of a block: 1 for sub-byte kinds, 4 for
+    /// `C64`.
     pub const fn align(self) -> usize {
         match self {
+            // That of ggml's structs: of the widest number in a block.
+            Dtype::Block(BlockDtype::Q8K) => 4,
+            Dtype::Block(BlockDtype::Mxfp4 | BlockDtype::Nvfp4 | BlockDtype::Iq1M) => 1,
+            Dtype::Block(_) => 2,
             Dtype::C64 => 4,
             _ => match self.bits() {
                 16 => 2,
@@ -144,5 +177,20 @@ mod tests {
         }
         assert_eq!(Dtype::from_safetensors("f32"), None);
         assert_eq!(Dtype::F64.byte_len(u64::MAX / 8), None);
+    }
+
+    #[test]
+    fn blocks_are_counted_whole() {
+        assert_eq!(size_of::<Dtype>(), 1);
+        for &block in BlockDtype::ALL {
+            let (elements, bytes) = block.block();
+            let dtype = Dtype::Block(block);
+            assert_eq!((dtype.block(), dtype.as_block()), ((elements, bytes), Some(block)));
+            assert_eq!((dtype.byte_len(0), dtype.byte_len(3 * elements)), (Some(0), Some(3 * bytes)));
+            assert_eq!((dtype.byte_len(elements + 1), dtype.byte_len(1)), (None, None));
+            assert!(u64::from(dtype.bits()) * elements >= bytes * 8, "{dtype}");
+            assert_eq!((Dtype::from_safetensors(block.as_str()), bytes as usize % dtype.align()), (None, 0));
+        }
+        assert_eq!(Dtype::Block(BlockDtype::Q8_1).byte_len(u64::MAX / 32 * 32), None);
     }
 }

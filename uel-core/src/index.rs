@@ -402,8 +402,8 @@ impl TensorIndexBuilder {
     /// # Errors
     ///
     /// [`Kind::DuplicateName`] where the name was pushed before; [`Kind::Overflow`] where elements or bytes cannot be
-    /// counted in 64 bits in any order of multiplication; [`Kind::PartialByte`] and [`Kind::SizeMismatch`] where
-    /// `shape` and `dtype` do not give the length of `range`; [`Kind::Limit`] for too many dimensions, tensors or
+    /// counted in 64 bits in any order of multiplication; [`Kind::PartialByte`], [`Kind::PartialBlock`] and
+    /// [`Kind::SizeMismatch`] where `shape` and `dtype` do not give the length of `range`; [`Kind::Limit`] for too many dimensions, tensors or
     /// name bytes.
     pub fn push(&mut self, name: &str, dtype: Dtype, shape: &[usize], file: usize, range: ByteRange) -> Result<()> {
         check_size(name, dtype, shape, range)?;
@@ -438,7 +438,9 @@ impl TensorIndexBuilder {
 pub(crate) fn check_size(name: &str, dtype: Dtype, shape: &[usize], range: ByteRange) -> Result<()> {
     let product = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim as u64));
     match product.and_then(|elements| dtype.byte_len(elements)) {
-        Some(byte_len) if byte_len != 0 && byte_len == range.byte_len() && shape.len() <= limits::MAX_RANK => Ok(()),
+        Some(byte_len) if byte_len != 0 && byte_len == range.byte_len() && shape.len() <= limits::MAX_RANK => {
+            check_rows(name, dtype, shape)
+        }
         _ => check_unusual_size(name, dtype, shape, range),
     }
 }
@@ -456,6 +458,20 @@ fn check_unusual_size(name: &str, dtype: Dtype, shape: &[usize], range: ByteRang
     Ok(())
 }
 
+/// Blocks do not reach over the ends of rows.
+#[inline]
+fn check_rows(name: &str, dtype: Dtype, shape: &[usize]) -> Result<()> {
+    let Dtype::Block(block) = dtype else { return Ok(()) };
+    let (per_block, row) = (block.block().0, shape.last().map_or(1, |&row| row as u64));
+    if row.is_multiple_of(per_block) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::PartialBlock, "the rows of the tensor do not consist of whole blocks")
+        .with_tensor(name)
+        .with_expected(format!("a multiple of {per_block} elements of {dtype}"))
+        .with_got(format!("{row} elements")))
+}
+
 /// The bytes of a tensor, where there can be one of that dtype and shape.
 pub(crate) fn byte_len_of(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u64> {
     if shape.len() > limits::MAX_RANK {
@@ -471,6 +487,7 @@ pub(crate) fn byte_len_of(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u
             .with_tensor(name)
             .with_got(format!("{dtype} {shape:?}")));
     };
+    check_rows(name, dtype, shape)?;
     let elements = if shape.contains(&0) { 0 } else { non_zero };
     dtype.byte_len(elements).ok_or_else(|| {
         Error::new(Kind::PartialByte, "the tensor does not end on a byte boundary")
@@ -522,6 +539,11 @@ mod tests {
         assert_eq!(kind("b", Dtype::U8, &[0, usize::MAX, 2], 0), Some(Kind::Overflow));
         assert_eq!(kind("b", Dtype::U8, &[usize::MAX, 2, 0], 0), Some(Kind::Overflow));
         assert_eq!(kind("b", Dtype::U8, &[1; 65], 1), Some(Kind::Limit));
+        let q4 = Dtype::Block(crate::dtype::BlockDtype::Q4_0);
+        assert_eq!(kind("b", q4, &[2, 16], 18), Some(Kind::PartialBlock));
+        assert_eq!(kind("b", q4, &[], 18), Some(Kind::PartialBlock));
+        assert_eq!(kind("b", q4, &[0, 16], 0), Some(Kind::PartialBlock));
+        assert_eq!(kind("q", q4, &[2, 32], 36), None);
         assert_eq!(kind("b", Dtype::U8, &[], 1), None);
         assert_eq!(kind("c", Dtype::U8, &[0, 7], 0), None);
     }

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod disk;
 pub mod dtype;
 pub mod error;
+pub mod gguf;
 pub mod index;
 pub mod limits;
 pub mod plan;
@@ -25,7 +26,7 @@ pub mod source;
 
 pub use atomic::{Durability, Symlinks};
 pub use disk::Direct;
-pub use dtype::Dtype;
+pub use dtype::{BlockDtype, Dtype};
 pub use error::{Error, Kind, Result};
 pub use index::{TensorIndex, TensorIndexBuilder, TensorInfo};
 pub use plan::{PlanOptions, ReadPlan};

@@ -92,3 +92,72 @@ pub const DIRECT_KEPT_BYTES: usize = 4 << 20;
 
 /// The most separate runs of bytes that a buffer for a direct write gathers.
 pub const DIRECT_RUNS: usize = 64;
+
+/// The longest header of an .npy file in bytes. numpy itself refuses more than 10,000 unless told to trust the file.
+pub const MAX_NPY_HEADER_BYTES: u64 = 1 << 20;
+
+/// The most bytes that one compressed data file may have once it is inflated where it is held in memory as a whole.
+pub const MAX_INFLATED_FILE_BYTES: u64 = 16 << 30;
+
+/// The most data files of one dataset.
+pub const MAX_DATA_FILES: usize = 16_000_000;
+
+/// The most fields of one sample, and columns of one text or parquet file.
+pub const MAX_FIELDS: usize = 1 << 16;
+
+/// The longest line of a text file, or record of a csv file, in bytes.
+pub const MAX_LINE_BYTES: u64 = 256 << 20;
+
+/// The most places that the index of a text file keeps: 8 bytes each. Of a longer file it keeps every second, fourth, ..
+/// line, and a read passes over the lines between.
+pub const MAX_LINE_INDEX_ENTRIES: usize = 1 << 24;
+
+/// The most entries of one tar archive. Each takes at least 512 bytes of the file.
+pub const MAX_TAR_ENTRIES: usize = 1 << 28;
+
+/// The longest record of names and attributes that a tar archive may put before an entry, in bytes.
+pub const MAX_TAR_ATTRIBUTES_BYTES: u64 = 1 << 20;
+
+/// The most members of one sample of a tar archive.
+pub const MAX_TAR_MEMBERS: usize = 1 << 16;
+
+/// The most bytes of one member, or of one sample, that is read into memory from a stream.
+pub const MAX_STREAMED_SAMPLE_BYTES: u64 = 4 << 30;
+
+/// The most pixels of one image.
+pub const MAX_IMAGE_PIXELS: u64 = 1 << 28;
+
+/// The longest file of one image in bytes.
+pub const MAX_IMAGE_FILE_BYTES: u64 = 1 << 30;
+
+/// The most bytes of one row group of a parquet file once it is decoded.
+pub const MAX_ROW_GROUP_BYTES: u64 = 16 << 30;
+
+/// The longest header of a GGUF file in bytes: metadata, tokenizer included, and tensor infos. Half a million tokens and
+/// merges take some 20 MB, 100,000 tensors 10 MB.
+pub const MAX_GGUF_HEADER_BYTES: u64 = 1 << 30;
+
+/// The most metadata entries of a GGUF file. Real ones have some fifty.
+pub const MAX_GGUF_METADATA_ENTRIES: u64 = 1 << 16;
+
+/// The longest metadata key of a GGUF file in bytes, as its description has it.
+pub const MAX_GGUF_KEY_BYTES: u64 = (1 << 16) - 1;
+
+/// The longest string in a GGUF file's metadata in bytes. A whole `tokenizer.json` of 20 MB has room.
+pub const MAX_GGUF_STRING_BYTES: u64 = 1 << 28;
+
+/// The most elements of one metadata array of a GGUF file. Tokenizers have up to a million.
+pub const MAX_GGUF_ARRAY_LEN: u64 = 1 << 26;
+
+/// How deeply metadata arrays of a GGUF file may nest. No known model nests any.
+pub const MAX_GGUF_ARRAY_DEPTH: usize = 16;
+
+/// The most dimensions of a tensor in a GGUF file, as in ggml.
+pub const MAX_GGUF_RANK: usize = 4;
+
+/// The first bytes of a GGUF file that are read, before anything is known of its header's length.
+pub const GGUF_FIRST_READ_BYTES: u64 = 64 << 10;
+
+/// The most bytes of a GGUF file that are read at once behind its header's known part, so that opening reads at most so
+/// many bytes of tensors.
+pub const GGUF_READ_STEP_BYTES: u64 = 4 << 20;

@@ -165,7 +165,7 @@ impl TensorSlice {
     /// # Errors
     ///
     /// [`Kind::Slice`] where `dims` has more dimensions than `shape`, reaches outside one, or gives runs of a sub-byte
-    /// dtype that do not fall on byte boundaries; [`Kind::Overflow`] where the bytes of `shape` cannot be counted.
+    /// or block dtype that do not fall on byte or block boundaries; [`Kind::Overflow`] where the bytes of `shape` cannot be counted.
     pub fn new(dtype: Dtype, shape: &[usize], dims: &[Bounds]) -> Result<Self> {
         if dims.len() > shape.len() {
             return Err(Error::new(Kind::Slice, "the slice has more dimensions than the tensor")
@@ -214,7 +214,8 @@ impl TensorSlice {
         let block = dtype.block().0;
         let bytes = |what: &str, elements: u64| {
             dtype.byte_len(elements).ok_or_else(|| {
-                Error::new(Kind::Slice, format!("the {what} of the slice do not fall on byte boundaries"))
+                let bounds = if dtype.as_block().is_some() { "block" } else { "byte" };
+                Error::new(Kind::Slice, format!("the {what} of the slice do not fall on {bounds} boundaries"))
                     .with_expected(format!("a multiple of {block} elements of {dtype}"))
                     .with_got(format!("{elements} elements"))
             })

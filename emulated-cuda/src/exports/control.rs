@@ -6,9 +6,39 @@ use super::{driver, thread};
 use crate::driver::{Driver, Injection};
 use crate::random::Random;
 
+/// Names a file that the report is written to when the process ends.
+const REPORT: &str = "EMULATED_CUDA_REPORT";
+/// The seed that the process begins with.
+const SEED: &str = "EMULATED_CUDA_SEED";
+
+/// The driver as the process finds it: as the environment says.
+pub(super) fn from_environment() -> Driver {
+    unsafe extern "C" {
+        safe fn atexit(function: extern "C" fn()) -> c_int;
+    }
+    extern "C" fn write_report() {
+        if let Some(path) = std::env::var_os(REPORT) {
+            // There is nobody left to tell of an error; who reads the file finds that it is not there.
+            let _ = std::fs::write(path, driver().report());
+        }
+    }
+    if std::env::var_os(REPORT).is_some() {
+        atexit(write_report);
+    }
+    let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let mut driver = Driver::default();
+    driver.random = Random::seeded(seed);
+    driver
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn emulated_reset() {
     *driver() = Driver::default();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulated_clear() {
+    driver().clear();
 }
 
 #[unsafe(no_mangle)]
@@ -30,7 +60,7 @@ extern "C" fn emulated_memory_pools(supported: c_int) {
 
 #[unsafe(no_mangle)]
 extern "C" fn emulated_seed(seed: u64) {
-    driver().random = (seed != 0).then(|| Random::new(seed));
+    driver().random = Random::seeded(seed);
 }
 
 #[unsafe(no_mangle)]
@@ -47,8 +77,11 @@ unsafe extern "C" fn emulated_fail_nth(function: *const c_char, n: u64, code: c_
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn emulated_fail_none() {
-    driver().injections.clear();
+extern "C" fn emulated_fail_none() -> u64 {
+    let mut driver = driver();
+    let left = driver.injections.len() as u64;
+    driver.injections.clear();
+    left
 }
 
 #[unsafe(no_mangle)]

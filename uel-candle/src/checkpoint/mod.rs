@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use candle_core::{Device, Tensor};
 use uel_core::checkpoint::{CheckpointFiles, Format};
+use uel_core::gguf::GgufFile;
 use uel_core::pytorch::PytorchFile;
 use uel_core::safetensors::header_range;
 use uel_core::safetensors::write::Hashes;
@@ -90,7 +91,8 @@ struct Inner {
 
 impl Checkpoint {
     /// Opens a file, a folder of shards, or the `index.json` of a sharded checkpoint, with the default options: mode
-    /// `auto`, nothing is mapped. A file is safetensors or PyTorch's by its first bytes, whatever its name is.
+    /// `auto`, nothing is mapped. A file is safetensors, PyTorch's or GGUF by its first bytes, whatever its name is. Of a GGUF
+    /// file that is split any part stands for all.
     ///
     /// # Errors
     ///
@@ -209,7 +211,8 @@ impl Checkpoint {
         self.inner.files.index()
     }
 
-    /// The `__metadata__` of all files together; where several have a key, the first file's value stands.
+    /// The `__metadata__` of all files together; where several have a key, the first file's value stands. That of GGUF files
+    /// as texts, long arrays shortened: [`gguf`](Self::gguf) has the values.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         self.inner.files.to_metadata()
     }
@@ -233,6 +236,21 @@ impl Checkpoint {
     /// pickles name, strides and storages. None of another format.
     pub fn pytorch(&self) -> &[PytorchFile] {
         self.inner.files.pytorch()
+    }
+
+    /// The files of a GGUF checkpoint, with their metadata: of a split one the first has it. None of another format.
+    ///
+    /// ```no_run
+    /// let checkpoint = uel_candle::Checkpoint::open("model-q4_k_m.gguf")?;
+    /// if let Some(file) = checkpoint.gguf().first() {
+    ///     let layers = file.metadata().get_u32("llama.block_count")?;
+    ///     let tokens = file.metadata().get_strs("tokenizer.ggml.tokens")?;
+    ///     println!("{layers} layers, {} tokens", tokens.len());
+    /// }
+    /// # Ok::<(), uel_candle::Error>(())
+    /// ```
+    pub fn gguf(&self) -> &[GgufFile] {
+        self.inner.files.gguf()
     }
 
     /// What the PyTorch file has besides tensors, such as `epoch`, in the nesting of the file, with the names of tensors in

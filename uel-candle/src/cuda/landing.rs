@@ -1,9 +1,10 @@
 //! Tensors of a stream on a CUDA device: read into page-locked buffers, and copied from there while the next are read.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
-use candle_core::{CudaDevice, Tensor};
+use candle_core::{CudaDevice, DType, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
@@ -20,6 +21,8 @@ pub(super) struct OnDevice {
     pub(super) link: Arc<Link>,
     pub(super) device: CudaDevice,
     pub(super) pool: HostPool,
+    /// Nobody waits for a buffer any more.
+    pub(super) closed: Arc<AtomicBool>,
     pub(super) gap: u64,
 }
 
@@ -28,7 +31,11 @@ impl Landing<Tensor> for OnDevice {
         Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
     }
 
-    fn begin(&self, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn begin(&self, _: usize, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
         let mut slots: Vec<Slot> = items.iter().map(|item| self.room(item)).collect();
         if let Err(error) = self.wait_for_room() {
             // Without the wait nothing may be copied there.
@@ -42,6 +49,7 @@ impl Landing<Tensor> for OnDevice {
             link: Arc::clone(&self.link),
             device: self.device.clone(),
             pool: self.pool.clone(),
+            closed: Arc::clone(&self.closed),
             slots,
         })
     }
@@ -84,13 +92,14 @@ pub(super) struct DeviceUnit {
     link: Arc<Link>,
     device: CudaDevice,
     pool: HostPool,
+    closed: Arc<AtomicBool>,
     slots: Vec<Mutex<Slot>>,
 }
 
 impl Landed<Tensor> for DeviceUnit {
     fn read(&self, read: &Read<'_>, scratch: &mut Scratch) -> Result<()> {
         let made: usize = read.job.parts.iter().map(|part| part.byte_len).sum();
-        let mut lease = self.pool.lease()?;
+        let mut lease = self.pool.lease_unless(&self.closed)?;
         let capacity = lease.capacity();
         if read.is_plain() && read.job.range.byte_len() <= capacity as u64 {
             let start = read.job.range.start();
@@ -118,8 +127,7 @@ impl Landed<Tensor> for DeviceUnit {
         drop(lease);
         // Pieces that are hashed may be larger than a buffer.
         let mut bytes = crate::host::zeroed(made)?;
-        // SAFETY: reads and casts write bytes there, or nothing.
-        let mut rest = unsafe { crate::host::as_uninit(&mut bytes) };
+        let mut rest = crate::host::for_reading(&mut bytes);
         read.parts(scratch, |part| {
             let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.byte_len);
             rest = tail;
@@ -190,7 +198,7 @@ impl DeviceUnit {
     pub(super) fn send_bytes(&self, tensor: usize, at: usize, bytes: &[u8]) -> Result<()> {
         let mut at = at;
         for piece in bytes.chunks(self.pool.chunk_bytes()) {
-            let mut lease = self.pool.lease()?;
+            let mut lease = self.pool.lease_unless(&self.closed)?;
             crate::host::copy_past_caches(piece, &mut lease.bytes_mut()?[..piece.len()]);
             self.send(lease, std::iter::once((tensor, at, 0, piece.len())))?;
             at += piece.len();
@@ -253,7 +261,7 @@ impl Sending<'_> {
     /// Sends the buffer back to its pool, to be used again after the copies.
     fn end(mut self) -> Result<()> {
         let copied = self.link.copied()?;
-        if let Some(mut lease) = self.lease.take()
+        if let Some(lease) = self.lease.take()
             && !seeded::is(seeded::EARLY_RETURN)
         {
             lease.keep_until(Box::new(copied));
@@ -267,7 +275,7 @@ impl Drop for Sending<'_> {
         let Some(lease) = self.lease.take() else { return };
         // An error or a panic came in between. It is rare, so the whole stream is waited for.
         match self.link.copies().synchronize() {
-            Ok(()) => drop(lease),
+            Ok(()) => {}
             Err(_) => lease.lose(),
         }
     }
@@ -294,4 +302,38 @@ impl HandOver for Copies {
         }
         self.wait()
     }
+}
+
+/// A tensor of bytes that lie in page-locked or other buffers, given in their order.
+pub(super) fn send_staged<'a>(
+    target: &OnDevice,
+    dtype: DType,
+    shape: &[usize],
+    byte_len: usize,
+    pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
+) -> Result<Tensor> {
+    let mut buffer = Buffer::new(&target.device, target.link.copies(), dtype, byte_len)?;
+    target.wait_for_room()?;
+    let mut at = 0;
+    let sent = pieces.into_iter().try_for_each(|(lease, bytes)| {
+        // SAFETY: the lease is kept until an event after the copy, or given up; where it is not page-locked, the driver has
+        // taken the bytes when the call returns.
+        let sent = unsafe { buffer.copy_in(target.link.copies(), at, bytes) }.and_then(|()| target.link.copied());
+        match sent {
+            Ok(copied) => lease.keep_until(Box::new(copied)),
+            Err(error) => {
+                if target.link.copies().synchronize().is_err() {
+                    lease.lose();
+                }
+                return Err(error);
+            }
+        }
+        count::pinned(bytes.len() as u64);
+        at += bytes.len();
+        Ok(())
+    });
+    // The memory is used, or freed, on this thread's queue.
+    let waits = Copies { stream: target.device.cuda_stream(), event: target.link.after_copies()? }.wait();
+    sent.and(waits)?;
+    Ok(buffer.into_tensor(&target.device, shape))
 }

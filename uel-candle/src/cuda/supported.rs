@@ -1,15 +1,17 @@
 //! What the rest of UEL asks of CUDA.
 
+use std::sync::Arc;
+
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::{CudaDevice, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
-use super::landing::OnDevice;
+use super::landing::{OnDevice, send_staged as send_from_buffers};
 use super::link::{Link, PinnedChunks};
 use super::{download, link, rate};
 use crate::host::chunk::MakeChunk;
-use crate::host::pool::HostPool;
+use crate::host::pool::{HostPool, Lease};
 use crate::stream::land::Landing;
 use crate::stream::options::CastOn;
 
@@ -38,7 +40,27 @@ pub(crate) fn landing(device: &Device, gap: u64, pool: Option<&HostPool>) -> Res
         Some(pool) => pool.clone(),
         None => link.pool()?,
     };
-    Ok(Box::new(OnDevice { link, device: device.clone(), pool, gap }))
+    Ok(Box::new(OnDevice { link, device: device.clone(), pool, closed: Arc::default(), gap }))
+}
+
+/// A tensor on a CUDA device, of bytes that lie in leases, in their order.
+pub(crate) fn send_staged<'a>(
+    device: &Device,
+    dtype: DType,
+    shape: &[usize],
+    byte_len: usize,
+    pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
+) -> Result<Tensor> {
+    let on = cuda(device)?;
+    let link = Link::of(on)?;
+    let pool = link.pool()?;
+    send_from_buffers(
+        &OnDevice { link, device: on.clone(), pool, closed: Arc::default(), gap: 0 },
+        dtype,
+        shape,
+        byte_len,
+        pieces,
+    )
 }
 
 /// A tensor without elements on a CUDA device.

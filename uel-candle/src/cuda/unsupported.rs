@@ -4,7 +4,7 @@ use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use crate::host::chunk::MakeChunk;
-use crate::host::pool::HostPool;
+use crate::host::pool::{HostPool, Lease};
 use crate::stream::land::Landing;
 use crate::stream::options::CastOn;
 
@@ -15,6 +15,17 @@ pub(crate) fn chunks(device: &Device) -> Result<Box<dyn MakeChunk>> {
 
 /// Where tensors for a CUDA device go.
 pub(crate) fn landing(device: &Device, _: u64, _: Option<&HostPool>) -> Result<Box<dyn Landing<Tensor>>> {
+    Err(without(device))
+}
+
+/// A tensor on a CUDA device, of bytes that lie in leases.
+pub(crate) fn send_staged<'a>(
+    device: &Device,
+    _: DType,
+    _: &[usize],
+    _: usize,
+    _: impl Iterator<Item = (&'a Lease, &'a [u8])>,
+) -> Result<Tensor> {
     Err(without(device))
 }
 

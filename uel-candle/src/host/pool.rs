@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::{ManuallyDrop, MaybeUninit};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ const DEFAULT_BUDGET: usize = 32 << 20;
 
 /// How long a lease is waited for, where nothing else is said.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Who waits for a lease looks this often whether it is wanted still.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Chunks are whole numbers of this many bytes, and begin at multiples of it: pages.
 pub(crate) const CHUNK_GRANULE: usize = 4096;
@@ -152,7 +156,7 @@ struct Inner {
 struct State {
     free: Vec<Chunk>,
     /// Chunks that a device works with, in the order in which they came back.
-    busy: VecDeque<(Chunk, Box<dyn Completion>)>,
+    busy: VecDeque<(Chunk, Vec<Box<dyn Completion>>)>,
     /// Chunks that are allocated, or being allocated.
     made: usize,
     leased: usize,
@@ -193,6 +197,11 @@ impl HostPool {
     ///
     /// [`Kind::Timeout`] where none came back in time; [`Kind::OutOfMemory`] where the first ones cannot be allocated.
     pub fn lease(&self) -> Result<Lease> {
+        self.lease_unless(&AtomicBool::new(false))
+    }
+
+    /// As [`lease`](Self::lease), but waits no longer once `given_up` is set.
+    pub(crate) fn lease_unless(&self, given_up: &AtomicBool) -> Result<Lease> {
         let asked = Instant::now();
         let mut waited = false;
         loop {
@@ -221,16 +230,19 @@ impl HostPool {
                 continue;
             }
             waited = true;
+            if given_up.load(Ordering::Relaxed) {
+                return Err(Error::new(Kind::Interrupted, "nobody waits for the buffer any more"));
+            }
             let Some(left) = self.inner.timeout.checked_sub(asked.elapsed()) else {
                 return Err(self.timed_out(&state, asked.elapsed()));
             };
             // The device's work ends by itself; a lease only when its owner drops it.
-            if let Some((chunk, completion)) = state.busy.pop_front() {
+            if let Some((chunk, until)) = state.busy.pop_front() {
                 drop(state);
-                self.inner.finish(chunk, &*completion);
+                self.inner.finish(chunk, &until);
                 continue;
             }
-            drop(self.inner.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner));
+            drop(self.inner.returned.wait_timeout(state, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -262,7 +274,7 @@ impl HostPool {
             stats.waited += waited;
         }
         drop(state);
-        Lease { chunk: ManuallyDrop::new(chunk), pool: Arc::clone(&self.inner), until: None }
+        Lease { chunk: ManuallyDrop::new(chunk), pool: Arc::clone(&self.inner), until: Mutex::default() }
     }
 
     fn timed_out(&self, state: &State, waited: Duration) -> Error {
@@ -300,8 +312,8 @@ impl HostPool {
     /// one.
     #[cfg(feature = "cuda")]
     pub(crate) fn settle(&self) -> Option<usize> {
-        while let Some((chunk, completion)) = { self.inner.lock().busy.pop_front() } {
-            self.inner.finish(chunk, &*completion);
+        while let Some((chunk, until)) = { self.inner.lock().busy.pop_front() } {
+            self.inner.finish(chunk, &until);
         }
         (Arc::strong_count(&self.inner) == 1).then(|| self.inner.lock().made)
     }
@@ -315,10 +327,10 @@ impl Inner {
     /// A chunk that nobody uses, without waiting.
     fn take(&self, state: &mut State) -> Result<Option<Chunk>> {
         if state.free.is_empty()
-            && let Some((_, completion)) = state.busy.front()
+            && let Some((_, until)) = state.busy.front()
         {
             // A device that fails is no reason to use the chunk: whoever waits for the event finds out.
-            if matches!(completion.is_done(), Ok(true)) {
+            if until.iter().all(|end| matches!(end.is_done(), Ok(true))) {
                 state.free.extend(state.busy.pop_front().map(|(chunk, _)| chunk));
             }
         }
@@ -326,8 +338,8 @@ impl Inner {
     }
 
     /// Takes a chunk back after the device's work with it. Where the device failed, it may work with it for ever.
-    fn finish(&self, chunk: Chunk, completion: &dyn Completion) {
-        let outcome = completion.wait();
+    fn finish(&self, chunk: Chunk, until: &[Box<dyn Completion>]) {
+        let outcome = until.iter().try_for_each(|end| end.wait());
         let mut state = self.lock();
         match outcome {
             Ok(()) => state.free.push(chunk),
@@ -347,8 +359,8 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for (chunk, completion) in state.busy.drain(..) {
-            if completion.wait().is_err() {
+        for (chunk, until) in state.busy.drain(..) {
+            if until.iter().try_for_each(|end| end.wait()).is_err() {
                 std::mem::forget(chunk);
             }
         }
@@ -360,12 +372,12 @@ pub struct Lease {
     chunk: ManuallyDrop<Chunk>,
     pool: Arc<Inner>,
     /// What has to be over before the chunk may be used again.
-    until: Option<Box<dyn Completion>>,
+    until: Mutex<Vec<Box<dyn Completion>>>,
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("capacity", &self.capacity()).field("busy", &self.until.is_some()).finish()
+        f.debug_struct("Lease").field("capacity", &self.capacity()).field("busy", &!self.ends().is_empty()).finish()
     }
 }
 
@@ -383,10 +395,8 @@ impl Lease {
     ///
     /// The device's.
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
-        if let Some(until) = &self.until {
-            until.wait()?;
-            self.until = None;
-        }
+        self.ends().iter().try_for_each(|end| end.wait())?;
+        self.ends().clear();
         Ok(self.chunk.bytes_mut())
     }
 
@@ -402,21 +412,29 @@ impl Lease {
         Ok(unsafe { super::as_uninit(bytes) })
     }
 
-    /// Lets the chunk go back only after `completion`.
-    pub(crate) fn keep_until(&mut self, completion: Box<dyn Completion>) {
-        self.until = Some(completion);
+    /// Lets the chunk go back only after `completion`, and what else it is kept for.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn keep_until(&self, completion: Box<dyn Completion>) {
+        self.ends().push(completion);
     }
 
-    /// Gives the chunk up: a device may work with it for ever.
-    pub(crate) fn lose(mut self) {
+    /// Gives the chunk up when it is dropped: a device may work with it for ever.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn lose(&self) {
         self.keep_until(Box::new(Never));
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Vec<Box<dyn Completion>>> {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// An end that never comes, as far as anybody knows.
+#[cfg(feature = "cuda")]
 #[derive(Debug)]
 struct Never;
 
+#[cfg(feature = "cuda")]
 impl Completion for Never {
     fn is_done(&self) -> Result<bool> {
         Ok(false)
@@ -433,9 +451,10 @@ impl Drop for Lease {
         let chunk = unsafe { ManuallyDrop::take(&mut self.chunk) };
         let mut state = self.pool.lock();
         state.leased = state.leased.saturating_sub(1);
-        match self.until.take() {
-            Some(completion) => state.busy.push_back((chunk, completion)),
-            None => state.free.push(chunk),
+        let until = std::mem::take(&mut *self.ends());
+        match until.is_empty() {
+            false => state.busy.push_back((chunk, until)),
+            true => state.free.push(chunk),
         }
         drop(state);
         self.pool.returned.notify_one();

@@ -73,7 +73,7 @@ impl Landing<Tensor> for OnHost {
         Cut { most: CHUNK, gap: self.gap, in_file: true }
     }
 
-    fn begin(&self, items: &[Item], held: u64) -> Box<dyn Landed<Tensor>> {
+    fn begin(&self, _: usize, items: &[Item], held: u64) -> Box<dyn Landed<Tensor>> {
         let tensors: Vec<HostTensor> = items.iter().map(|item| HostTensor::new(item, self.largest)).collect();
         // What is kept for later tensors is memory too: together with what is held it fits the budget.
         if self.claim.is_some() {

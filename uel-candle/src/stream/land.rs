@@ -14,10 +14,14 @@ pub(crate) trait Landing<T>: Send + Sync {
     /// How reads for it are cut.
     fn cut(&self) -> Cut;
 
-    /// Makes room for the tensors of a unit. Those for which there is none are errors in the unit's end.
+    /// Says that nobody waits for the tensors any more, so that nobody must wait for buffers.
+    fn close(&self) {}
+
+    /// Makes room for the tensors of a unit. Every unit is begun, each once, by whichever thread. Tensors for which there is
+    /// none are errors in the unit's end.
     ///
     /// `held` is what the stream holds of its budget, this unit included.
-    fn begin(&self, items: &[Item], held: u64) -> Box<dyn Landed<T>>;
+    fn begin(&self, unit: usize, items: &[Item], held: u64) -> Box<dyn Landed<T>>;
 }
 
 /// The tensors of one unit, while their bytes arrive.
@@ -65,6 +69,7 @@ pub(crate) struct Read<'a> {
 
 impl Read<'_> {
     /// Whether the bytes are used as they stand in the file.
+    #[cfg(feature = "cuda")]
     pub(crate) fn is_plain(&self) -> bool {
         self.job
             .parts
@@ -77,6 +82,7 @@ impl Read<'_> {
     /// # Errors
     ///
     /// The source's, and where a part is not what was written.
+    #[cfg(feature = "cuda")]
     pub(crate) fn all<'b>(&self, into: &'b mut [MaybeUninit<u8>]) -> Result<&'b [u8]> {
         let bytes = engine::read(self.source, self.job.range.start(), into)?;
         for part in &self.job.parts {

@@ -7,8 +7,10 @@ pub(crate) mod options;
 pub(crate) mod plan;
 mod reading;
 mod schedule;
+mod staged;
 
 pub use options::{BatchSize, CastOn, StreamOptions};
+pub use staged::{StagedStream, StagedTensor};
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -87,8 +89,13 @@ impl Checkpoint {
         Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
     }
 
+    /// Unwanted bytes between two tensors that are read along.
+    fn gap(&self) -> u64 {
+        self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0)
+    }
+
     fn landing(&self, device: &Device, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
-        let gap = self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0);
+        let gap = self.gap();
         match device {
             Device::Cuda(_) => cuda::landing(device, gap, options.pool.as_ref()),
             // What goes elsewhere is copied there by candle, when it is handed out.
@@ -211,7 +218,7 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
         return Err(Error::new(Kind::Internal, "a tensor without a unit"));
     };
-    let (open, tasks) = reading.open(unit, unit.cost);
+    let (open, tasks) = reading.open(0, unit, unit.cost);
     let next = AtomicUsize::new(0);
     let threads = crate::engine::threads(checkpoint.threads_asked()).min(tasks.len());
     crate::engine::on_threads(threads, &|| {
@@ -236,7 +243,7 @@ pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if items[0].stored().is_none() {
         return empty(tensor.dtype(), tensor.dims(), device);
     }
-    let unit = cuda::landing(device, 0, None)?.begin(&items, 0);
+    let unit = cuda::landing(device, 0, None)?.begin(0, &items, 0);
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
     let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
     hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
@@ -268,6 +275,11 @@ pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Te
     }
 }
 
+/// A tensor on another device, by candle's own copy.
+fn moved(tensor: Tensor, device: &Device) -> Result<Tensor> {
+    tensor.to_device(device).map_err(candle)
+}
+
 type NamedBatch<U> = Vec<(String, U)>;
 
 /// The consumer's side of a schedule: finished units in, batches out.
@@ -275,6 +287,9 @@ struct Queue<T: Send + 'static> {
     schedule: Schedule<Reading<T>>,
     plan: Arc<Plan>,
     batch: BatchSize,
+    /// Where tensors come in buffers: the bytes of one, and how many bytes of buffers a batch may hold, so that those of the
+    /// next can be filled.
+    buffers: Option<(u64, u64)>,
     /// Tensors that have come, with their items.
     ready: VecDeque<(usize, Option<Result<T>>)>,
     /// Bytes and tensors of the batch that was handed out last.
@@ -302,7 +317,7 @@ impl<T: Send + 'static> Queue<T> {
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
         let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
         let (batch, ready) = (options.batch, VecDeque::new());
-        Ok(Self { schedule, plan, batch, ready, handed: (0, 0), taken: 0, tensors: 0 })
+        Ok(Self { schedule, plan, batch, buffers: None, ready, handed: (0, 0), taken: 0, tensors: 0 })
     }
 
     /// The next batch, or the error in the next tensor's place; `None` after the last.
@@ -320,16 +335,20 @@ impl<T: Send + 'static> Queue<T> {
         }
         let plan = Arc::clone(&self.plan);
         let mut batch = Vec::new();
+        let mut used = 0;
         loop {
             let Some((at, brought)) = self.pop()? else { break };
             let Some(item) = plan.items.get(at) else { continue };
             let cost = item.cost();
             let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
+            let in_buffers = self.buffers.map_or(0, |(one, _)| cost.div_ceil(one) * one);
+            let full = full || self.buffers.is_some_and(|(_, most)| used + in_buffers > most);
             let fault = matches!(brought, Some(Err(_)));
             if !batch.is_empty() && (full || fault) {
                 self.ready.push_front((at, brought));
                 break;
             }
+            used += in_buffers;
             self.handed = (self.handed.0.saturating_add(cost), self.handed.1 + 1);
             match brought.transpose().and_then(|brought| make(&plan, item, brought)) {
                 Ok(tensor) => batch.push((item.name.clone(), tensor)),

@@ -32,10 +32,13 @@ pub(super) trait Work: Send + Sync + 'static {
     type Scratch: Default;
 
     /// Makes room for a unit, and says what is to be read. `held` is what the budget counts, this unit included.
-    fn open(&self, unit: &Unit, held: u64) -> (Self::Open, Vec<Task>);
+    fn open(&self, number: usize, unit: &Unit, held: u64) -> (Self::Open, Vec<Task>);
 
     /// Does a part of a unit. What fails is kept by the open unit.
     fn run(&self, open: &Self::Open, task: &Task, scratch: &mut Self::Scratch);
+
+    /// Called when nobody wants what is still to come.
+    fn close(&self);
 
     /// Ends a unit of which all parts were done.
     fn finish(&self, unit: &Unit, open: Self::Open) -> Self::Done;
@@ -219,6 +222,7 @@ impl<W: Work> Schedule<W> {
         state.closed = true;
         let tasks = std::mem::take(&mut state.tasks);
         drop(state);
+        self.shared.work.close();
         self.shared.work_left.notify_all();
         for thread in self.threads.drain(..) {
             // Panics were caught where they happened.
@@ -301,7 +305,7 @@ impl<W: Work> Shared<W> {
     }
 
     fn open(&self, number: usize, unit: &Unit, held: u64) -> MutexGuard<'_, State<W>> {
-        let (open, tasks) = self.work.open(unit, held);
+        let (open, tasks) = self.work.open(number, unit, held);
         let unit = Arc::new(OpenUnit { number, open: Mutex::new(Some(Arc::new(open))), left: Mutex::new(tasks.len()) });
         if tasks.is_empty() {
             return self.finish(&unit);

@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
                   Scripts use --json, which gives one object with bytes and seconds."
 )]
 struct LoadArgs {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     /// How UEL loads
     #[arg(long, value_enum, default_value = "auto", hide_possible_values = false)]

@@ -35,7 +35,7 @@ use uel_core::{Result, TensorInfo};
                   uel diff sharded/ model.safetensors --tolerance-rel 1e-3 --tolerance-abs 1e-6 --json"
 )]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     a: PathBuf,
     /// Another one
     b: PathBuf,

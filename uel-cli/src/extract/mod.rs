@@ -23,7 +23,7 @@ use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
                   uel extract sharded/ model.norm.weight -o norm.safetensors\n  \
                   uel extract model.safetensors ids -o ids.bin --raw")]
 pub(crate) struct Args {
-    /// A .safetensors or PyTorch file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
     path: PathBuf,
     /// The tensor's name
     name: String,

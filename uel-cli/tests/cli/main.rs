@@ -5,6 +5,7 @@ mod bench;
 mod convert;
 mod diff;
 mod extract;
+mod gguf;
 mod html;
 mod inspect;
 mod merge;

@@ -1,5 +1,6 @@
 //! What a path stands for, before any format is asked.
 
+use crate::gguf::SplitName;
 use crate::safetensors::{IndexFile, Opener, folder_layout_error, read_index_file};
 use crate::{Error, Kind, Result};
 use std::collections::BTreeSet;
@@ -14,6 +15,8 @@ pub(super) enum Found {
     PytorchIndex(PathBuf),
     /// The PyTorch files of a folder.
     Pytorch(Vec<PathBuf>),
+    /// The GGUF files of a folder.
+    Gguf(Vec<PathBuf>),
     /// A single file, whose first bytes are to be looked at.
     File,
 }
@@ -64,7 +67,7 @@ fn folder(path: &Path) -> Result<Found> {
         names.iter().filter(|name| SUFFIXES.iter().any(|suffix| name.ends_with(suffix))).collect();
     let shards: Vec<Shard<'_>> = files.iter().filter_map(|name| Shard::of(name)).collect();
     match (files.as_slice(), shards.first()) {
-        ([], _) => Err(nothing),
+        ([], _) => Ok(Found::Gguf(gguf_files(path, &names)?.ok_or(nothing)?)),
         (_, Some(first)) if shards.len() == files.len() && shards.iter().all(|shard| shard.is_with(first)) => {
             if let Some(missing) = first.missing(&shards) {
                 return Err(Error::new(Kind::MissingShard, "a shard is not in the folder")
@@ -75,6 +78,25 @@ fn folder(path: &Path) -> Result<Found> {
         }
         ([only], _) => Ok(Found::Pytorch(vec![path.join(only)])),
         _ => Err(several(path, "PyTorch files", &files)),
+    }
+}
+
+/// The GGUF file of a folder, or all parts of one that is split; `None` where there is none.
+fn gguf_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
+    let files: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf")).collect();
+    let parts: Vec<SplitName> = files.iter().filter_map(|name| SplitName::of(name)).collect();
+    match (files.as_slice(), parts.first()) {
+        ([], _) => Ok(None),
+        (_, Some(first)) if parts.len() == files.len() && parts.iter().all(|part| part.is_with(first)) => {
+            if let Some(missing) = (1..=first.count).find(|&number| parts.iter().all(|part| part.number != number)) {
+                return Err(Error::new(Kind::MissingShard, "a part of a split file is not in the folder")
+                    .with_path(path.join(first.part(missing)))
+                    .with_expected(format!("all {} parts", first.count)));
+            }
+            Ok(Some(files.iter().map(|name| path.join(name)).collect()))
+        }
+        ([only], _) => Ok(Some(vec![path.join(only)])),
+        _ => Err(several(path, "GGUF files", &files)),
     }
 }
 
@@ -130,6 +152,7 @@ mod tests {
         let strip = |paths: Vec<PathBuf>| paths.iter().map(|path| path.file_name().unwrap().into()).collect();
         Ok(match super::folder(folder.path())? {
             Found::Pytorch(paths) => Found::Pytorch(strip(paths)),
+            Found::Gguf(paths) => Found::Gguf(strip(paths)),
             Found::PytorchIndex(path) => Found::PytorchIndex(path.file_name().unwrap().into()),
             other => other,
         })
@@ -155,5 +178,18 @@ mod tests {
         let two = ["m-00001-of-00001.bin", "n-00001-of-00001.bin"];
         assert_eq!(folder_of(&two).unwrap_err().kind(), Kind::Argument);
         assert_eq!(folder_of(&["config.json"]).unwrap_err().kind(), Kind::UnknownFormat);
+    }
+
+    #[test]
+    fn finds_gguf_files() {
+        assert_eq!(folder_of(&["q4.gguf", "config.json"]).unwrap(), Found::Gguf(vec!["q4.gguf".into()]));
+        let parts = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+        assert_eq!(folder_of(&parts).unwrap(), Found::Gguf(parts.map(PathBuf::from).to_vec()));
+        assert_eq!(folder_of(&["m.gguf", "m.safetensors"]).unwrap(), Found::Safetensors);
+        assert_eq!(folder_of(&["q4.gguf", "q8.gguf"]).unwrap_err().kind(), Kind::Argument);
+        assert_eq!(folder_of(&["m-00001-of-00002.gguf", "n.gguf"]).unwrap_err().kind(), Kind::Argument);
+        let error = folder_of(&["m-00001-of-00003.gguf", "m-00003-of-00003.gguf"]).unwrap_err();
+        assert_eq!(error.kind(), Kind::MissingShard);
+        assert!(error.to_string().contains("m-00002-of-00003.gguf"), "{error}");
     }
 }

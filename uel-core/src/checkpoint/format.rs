@@ -2,7 +2,7 @@
 
 use crate::pytorch::{START_BYTES, is_pytorch};
 use crate::source::{ByteSource, ByteSourceExt};
-use crate::{ByteRange, Result, limits};
+use crate::{ByteRange, Result, gguf, limits};
 
 /// A format of checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +12,8 @@ pub enum Format {
     Safetensors,
     /// What `torch.save` writes, in all its containers.
     Pytorch,
+    /// GGUF.
+    Gguf,
 }
 
 impl Format {
@@ -25,6 +27,11 @@ impl Format {
         // A header's length, and the beginning of the header: in a safetensors file these nine bytes are enough, so that no
         // tensor is touched.
         const PREFIX_BYTES: u64 = 9;
+        const MAGIC_BYTES: u64 = gguf::MAGIC.len() as u64;
+        // One that is too short to be anything else is told by the errors of its own format, too.
+        if (MAGIC_BYTES..PREFIX_BYTES).contains(&source.byte_len()) && source.read_array(0)? == gguf::MAGIC {
+            return Ok(Self::Gguf);
+        }
         if source.byte_len() < PREFIX_BYTES {
             return Ok(Self::Safetensors);
         }
@@ -32,6 +39,9 @@ impl Format {
         let [length @ .., brace] = prefix;
         if brace == b'{' && u64::from_le_bytes(length) <= limits::MAX_HEADER_BYTES {
             return Ok(Self::Safetensors);
+        }
+        if prefix.starts_with(&gguf::MAGIC) {
+            return Ok(Self::Gguf);
         }
         if is_pytorch(&prefix) {
             return Ok(Self::Pytorch);
@@ -46,6 +56,7 @@ impl Format {
         match self {
             Format::Safetensors => "safetensors",
             Format::Pytorch => "pytorch",
+            Format::Gguf => "gguf",
         }
     }
 }

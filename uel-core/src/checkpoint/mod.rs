@@ -2,10 +2,12 @@
 
 mod folder;
 mod format;
+mod gguf;
 mod pytorch;
 
 pub use format::Format;
 
+use crate::gguf::GgufFile;
 use crate::pytorch::{PytorchFile, PytorchOptions};
 use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, merged, open_threads, try_map};
 use crate::source::{ByteSource, FileSource};
@@ -63,15 +65,18 @@ pub struct CheckpointFiles {
     index: TensorIndex,
     index_file: Option<PathBuf>,
     pytorch: Vec<PytorchFile>,
+    gguf: Vec<GgufFile>,
 }
 
 impl CheckpointFiles {
     /// Opens a file, a folder, or the index file of a sharded checkpoint. A file's first bytes say which format it has,
-    /// whatever its name is; a folder is searched for safetensors files, then for PyTorch files.
+    /// whatever its name is; a folder is searched for safetensors files, then for PyTorch files, then for a GGUF file. Of a GGUF
+    /// file that is split any part stands for all.
     ///
     /// # Errors
     ///
-    /// As [`SafetensorsFiles::open`] and [`PytorchFile::open`].
+    /// As [`SafetensorsFiles::open`], [`PytorchFile::open`] and [`GgufFile::open`]; [`Kind::Split`] and
+    /// [`Kind::MissingShard`] for the parts of a split file.
     pub fn open(path: impl AsRef<Path>, options: &FilesOptions) -> Result<Self> {
         Self::open_with(path, options, &open_file)
     }
@@ -89,14 +94,17 @@ impl CheckpointFiles {
                 let opened = pytorch::open_index_file(&index_path, &options.pytorch, open);
                 opened.map_err(|error| error.with_path(&index_path))
             }
-            Found::Pytorch(paths) => Self::open_list_with(&paths, options, open),
+            Found::Pytorch(paths) | Found::Gguf(paths) => Self::open_list_with(&paths, options, open),
             Found::File => {
                 let source = open(path)?;
-                if Format::of(&*source)? == Format::Pytorch {
-                    return pytorch::open_sources(vec![source], &options.pytorch);
+                match Format::of(&*source)? {
+                    Format::Pytorch => pytorch::open_sources(vec![source], &options.pytorch),
+                    Format::Gguf => gguf::open_file(path, source, open),
+                    Format::Safetensors => {
+                        let opened = |_: &Path| Ok(Arc::clone(&source));
+                        Ok(SafetensorsFiles::open_with(path, options.rules, &opened)?.into())
+                    }
                 }
-                let opened = |_: &Path| Ok(Arc::clone(&source));
-                Ok(SafetensorsFiles::open_with(path, options.rules, &opened)?.into())
             }
         }
     }
@@ -105,15 +113,18 @@ impl CheckpointFiles {
     ///
     /// # Errors
     ///
-    /// As [`open_with`](Self::open_with); [`Kind::Argument`] where they have different formats.
+    /// As [`open_with`](Self::open_with); [`Kind::Argument`] where they have different formats. The parts of a split GGUF file
+    /// must be there, each once, in any order.
     pub fn open_list_with<P: AsRef<Path> + Sync>(
         paths: &[P],
         options: &FilesOptions,
         open: &Opener<'_>,
     ) -> Result<Self> {
         let sources = try_map(paths, open_threads(paths.len()), |_, path| open(path.as_ref()))?;
-        if common_format(&sources)? == Format::Pytorch {
-            return pytorch::open_sources(sources, &options.pytorch);
+        match common_format(&sources)? {
+            Format::Pytorch => return pytorch::open_sources(sources, &options.pytorch),
+            Format::Gguf => return gguf::open_sources(sources),
+            Format::Safetensors => {}
         }
         let opened = |wanted: &Path| {
             let found = paths.iter().zip(&sources).find(|(path, _)| path.as_ref() == wanted);
@@ -130,11 +141,13 @@ impl CheckpointFiles {
     pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>, options: &FilesOptions) -> Result<Self> {
         match common_format(&sources)? {
             Format::Pytorch => pytorch::open_sources(sources, &options.pytorch),
+            Format::Gguf => gguf::open_sources(sources),
             Format::Safetensors => Ok(SafetensorsFiles::from_sources(sources, options.rules)?.into()),
         }
     }
 
-    /// Every fault of the checkpoint at `path`; empty where it is sound. Of a PyTorch file the first is found.
+    /// Every fault of the checkpoint at `path`; empty where it is sound. Of a PyTorch or GGUF file the first is found, and of
+    /// a GGUF file that opens each string that is not UTF-8.
     pub fn faults(path: impl AsRef<Path>, options: &FilesOptions) -> Vec<Error> {
         let path = path.as_ref();
         let found = match folder::find(path, &open_file) {
@@ -142,19 +155,30 @@ impl CheckpointFiles {
             // What concerns safetensors says more.
             Err(error) => return vec![error],
         };
-        let pytorch = match found {
-            Found::Safetensors => false,
-            Found::Pytorch(_) | Found::PytorchIndex(_) => true,
+        let format = match found {
+            Found::Safetensors => Format::Safetensors,
+            Found::Pytorch(_) | Found::PytorchIndex(_) => Format::Pytorch,
+            Found::Gguf(_) => Format::Gguf,
             Found::File => match open_file(path).and_then(|source| Format::of(&*source)) {
-                Ok(format) => format == Format::Pytorch,
+                Ok(format) => format,
                 Err(error) => return vec![error],
             },
         };
-        if pytorch {
+        if format != Format::Safetensors {
             let files = match Self::open(path, options) {
                 Ok(files) => files,
                 Err(error) => return vec![error],
             };
+            let strings = |file: &GgufFile| {
+                file.metadata()
+                    .faults()
+                    .into_iter()
+                    .map(|error| error.with_path(file.source().path()))
+                    .collect::<Vec<_>>()
+            };
+            if format == Format::Gguf {
+                return files.gguf().iter().flat_map(strings).collect();
+            }
             // What opening took from the directory alone is compared with the local headers.
             let whole = |source: &Arc<dyn ByteSource>| ByteRange::new(0, source.byte_len()).unwrap_or_default();
             return files.files().iter().filter_map(|source| source.check(whole(source)).err()).collect();
@@ -198,8 +222,13 @@ impl CheckpointFiles {
         self.metadata.get(file)?.as_ref()
     }
 
-    /// The `__metadata__` of all files together. Where files disagree on a key, the first file's value stands.
+    /// The `__metadata__` of all files together. Where files disagree on a key, the first file's value stands. Of GGUF files
+    /// the values are texts, short arrays JSON, and of longer ones only types and lengths are told:
+    /// [`gguf`](Self::gguf) has all.
     pub fn to_metadata(&self) -> Metadata {
+        if self.format == Format::Gguf {
+            return gguf::to_metadata(&self.gguf);
+        }
         merged(&self.metadata)
     }
 
@@ -212,13 +241,28 @@ impl CheckpointFiles {
     pub fn pytorch(&self) -> &[PytorchFile] {
         &self.pytorch
     }
+
+    /// The GGUF files, in the order of [`files`](Self::files); none of another format. Of a split one the first has the
+    /// metadata.
+    pub fn gguf(&self) -> &[GgufFile] {
+        &self.gguf
+    }
 }
 
 impl From<SafetensorsFiles> for CheckpointFiles {
     fn from(files: SafetensorsFiles) -> Self {
         let SafetensorsFiles { sources, metadata, index, index_file } = files;
         let file_count = sources.len();
-        Self { format: Format::Safetensors, sources, file_count, metadata, index, index_file, pytorch: Vec::new() }
+        Self {
+            format: Format::Safetensors,
+            sources,
+            file_count,
+            metadata,
+            index,
+            index_file,
+            pytorch: Vec::new(),
+            gguf: Vec::new(),
+        }
     }
 }
 

@@ -90,5 +90,6 @@ fn files(
         index,
         index_file: None,
         pytorch,
+        gguf: Vec::new(),
     }
 }

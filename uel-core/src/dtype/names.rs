@@ -1,6 +1,6 @@
 //! What dtypes are called elsewhere.
 
-use super::Dtype;
+use super::{BlockDtype, Dtype};
 use crate::{Error, Kind};
 use std::str::FromStr;
 
@@ -9,8 +9,8 @@ fn torch_names(dtype: Dtype) -> &'static [&'static str] {
     match dtype {
         Dtype::Bool => &["bool"],
         Dtype::F4 => &["float4_e2m1fn_x2"],
-        // torch has no 6-bit floats.
-        Dtype::F6E2M3 | Dtype::F6E3M2 => &[],
+        // torch has no 6-bit floats and no blocks.
+        Dtype::F6E2M3 | Dtype::F6E3M2 | Dtype::Block(_) => &[],
         Dtype::U8 => &["uint8"],
         Dtype::I8 => &["int8"],
         Dtype::F8E5M2 => &["float8_e5m2"],
@@ -39,7 +39,7 @@ fn same(text: &str, name: &str) -> bool {
 }
 
 /// The names of safetensors (`BF16`) and candle (`bf16`, `f8e4m3`), in upper or lower case, and those of torch
-/// (`torch.bfloat16`, `bfloat16`, `half`).
+/// (`torch.bfloat16`, `bfloat16`, `half`); of block dtypes those of ggml (`Q4_K`) and candle (`q4k`).
 ///
 /// ```
 /// use uel_core::Dtype;
@@ -54,11 +54,12 @@ impl FromStr for Dtype {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let torch = text.strip_prefix("torch.");
-        let known = Dtype::ALL.iter().copied().find(|&dtype| {
+        let all = Dtype::ALL.iter().copied().chain(BlockDtype::ALL.iter().copied().map(Dtype::Block));
+        let known = all.clone().find(|&dtype| {
             torch_names(dtype).contains(&torch.unwrap_or(text)) || torch.is_none() && same(text, dtype.as_str())
         });
         known.ok_or_else(|| {
-            let names: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.as_str()).collect();
+            let names: Vec<_> = all.map(Dtype::as_str).collect();
             let message =
                 format!("no dtype is called so; there are {}, and torch's and candle's names", names.join(", "));
             Error::new(Kind::UnknownDtype, message).with_got(text)
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn every_spelling_gives_its_dtype() {
-        for &dtype in Dtype::ALL {
+        for dtype in Dtype::ALL.iter().copied().chain(BlockDtype::ALL.iter().copied().map(Dtype::Block)) {
             let own = dtype.as_str();
             let candle = own.replace('_', "").to_lowercase();
             for name in [own, &own.to_lowercase(), &candle, &candle.to_uppercase()] {

@@ -68,6 +68,8 @@ kinds! {
     SizeMismatch = "size-mismatch",
     /// A tensor of a sub-byte dtype does not end on a byte boundary.
     PartialByte = "partial-byte",
+    /// The rows of a tensor of a block dtype do not consist of whole blocks.
+    PartialBlock = "partial-block",
     /// Two tensors share bytes.
     Overlap = "overlap",
     /// Bytes between tensors belong to none.
@@ -82,12 +84,26 @@ kinds! {
     MissingShard = "missing-shard",
     /// The weight_map and a shard's header disagree.
     WeightMap = "weight-map",
+    /// A version of the format that UEL does not know.
+    Version = "version",
+    /// A value of the metadata has another type than asked for, or one that the format does not define.
+    ValueType = "value-type",
+    /// The metadata lacks a key.
+    MissingKey = "missing-key",
+    /// Arrays of the metadata nest too deeply.
+    ArrayDepth = "array-depth",
+    /// An alignment that is no power of two, or an offset that is no multiple of it.
+    Alignment = "alignment",
+    /// The parts of a split file contradict one another.
+    Split = "split",
     /// A pickle is malformed, or not one that PyTorch writes.
     Pickle = "pickle",
     /// A zip archive contradicts itself, or uses what no checkpoint does.
     Archive = "archive",
     /// A pickle names what can run code when Python loads it.
     DangerousGlobal = "dangerous-global",
+    /// A data file breaks the rules of its format.
+    Malformed = "malformed",
     /// No supported format is recognised.
     UnknownFormat = "unknown-format",
     /// A tensor was asked for that the checkpoint does not have.
@@ -112,14 +128,20 @@ kinds! {
     Candle = "candle",
     /// A device or its driver refused an operation.
     Device = "device",
-    /// What was waited for did not come in time.
-    Timeout = "timeout",
     /// Memory could not be reserved.
     OutOfMemory = "out-of-memory",
     /// Bytes are not those that were written: their hash is another one.
     HashMismatch = "hash-mismatch",
     /// A save or patch was interrupted, and has to be completed or undone first.
     Interrupted = "interrupted",
+    /// The code of a dataset, or of another part that a loader calls, failed; its error is kept as the source.
+    Dataset = "dataset",
+    /// The samples of a batch do not fit together.
+    Collate = "collate",
+    /// A state was saved by a loader of other data or another configuration.
+    State = "state",
+    /// What was waited for, such as a batch or a buffer, did not come in time.
+    Timeout = "timeout",
     /// A worker thread panicked.
     WorkerPanic = "worker-panic",
     /// A bug in UEL: an invariant did not hold. Please report it.

@@ -58,7 +58,7 @@ fn folder(path: &Path) -> Result<Layout> {
     if files.is_empty() {
         return Err(Error::new(Kind::UnknownFormat, "the folder holds no checkpoint")
             .with_path(path)
-            .with_expected("files whose names end with .safetensors, .bin, .pth or .pt"));
+            .with_expected("files whose names end with .safetensors, .bin, .pth, .pt or .gguf"));
     }
     if let Some(missing) = missing_shard(&files) {
         return Err(Error::new(Kind::MissingShard, "a shard is not in the folder")

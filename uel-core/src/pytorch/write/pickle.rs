@@ -74,6 +74,9 @@ impl StorageClass {
             Dtype::F6E2M3 | Dtype::F6E3M2 => {
                 return Err(Error::new(Kind::UnsupportedDtype, "torch has no 6-bit floats").with_got(dtype));
             }
+            Dtype::Block(_) => {
+                return Err(Error::new(Kind::UnsupportedDtype, "torch has no block dtypes").with_got(dtype));
+            }
         })
     }
 }

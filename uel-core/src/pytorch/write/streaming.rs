@@ -4,17 +4,12 @@ use super::StateDict;
 use super::archive::Entry;
 use super::layout::Layout;
 use crate::atomic::AtomicFile;
+use crate::save::gathered::{GATHERED_BELOW, Gathered};
 use crate::save::{SaveOptions, SaveReport, TensorMeta, Written};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Pieces smaller than this are gathered, so that a hundred thousand small tensors are no hundred thousand system calls.
-const GATHERED_BELOW: usize = 64 << 10;
-
-/// Bytes that are gathered before they are written.
-const GATHERED_BYTES: usize = 1 << 20;
 
 /// Writes a PyTorch file (`.pth`, `.pt`, `.bin`) whose names, dtypes and shapes are known in advance, so that every offset
 /// is known from the beginning. The bytes come in any order, in pieces, and from any number of threads; they are
@@ -72,20 +67,13 @@ struct Part {
     crc: u32,
 }
 
-/// Small pieces that follow one another in the file and were not written yet.
-#[derive(Debug, Default)]
-struct Gathered {
-    offset: u64,
-    bytes: Vec<u8>,
-}
-
 impl PthWriter {
     /// Begins a file at `path` that will hold the tensors and values of `dict`, in that order: metas alone are a flat dict
     /// of tensors.
     ///
     /// # Errors
     ///
-    /// [`Kind::DuplicateName`], [`Kind::UnsupportedDtype`] for 6-bit floats and for `F4` with an odd last dimension, and
+    /// [`Kind::DuplicateName`], [`Kind::UnsupportedDtype`] for 6-bit floats, block dtypes and for `F4` with an odd last dimension, and
     /// other faults of `dict`; [`Kind::Argument`] with options that ask for metadata or hashes, which such a file cannot
     /// hold; [`Kind::Io`] where no file can be created there.
     pub fn create(path: impl AsRef<Path>, dict: impl Into<StateDict>, options: &SaveOptions) -> Result<Self> {
@@ -302,19 +290,6 @@ impl Part {
         let mut hasher = crc32fast::Hasher::new_with_initial_len(self.crc, self.byte_len);
         hasher.combine(&crc32fast::Hasher::new_with_initial_len(behind.crc, behind.byte_len));
         Part { byte_len: self.byte_len + behind.byte_len, crc: hasher.finalize() }
-    }
-}
-
-impl Gathered {
-    /// Adds `bytes` that go to `offset`. What has to be written first is returned.
-    fn take(&mut self, offset: u64, bytes: &[u8]) -> Option<Gathered> {
-        let follows = self.offset + self.bytes.len() as u64 == offset;
-        if follows && self.bytes.len() + bytes.len() <= GATHERED_BYTES {
-            self.bytes.extend_from_slice(bytes);
-            return None;
-        }
-        let next = Gathered { offset, bytes: bytes.to_vec() };
-        Some(std::mem::replace(self, next)).filter(|full| !full.bytes.is_empty())
     }
 }
 

@@ -53,6 +53,11 @@ impl Layout {
                 Error::new(Kind::DuplicateName, "a tensor of this name is written already").with_tensor(&meta.name)
             );
         }
+        if meta.dtype.as_block().is_some() {
+            return Err(Error::new(Kind::UnsupportedDtype, "safetensors has no block dtypes")
+                .with_tensor(&meta.name)
+                .with_got(meta.dtype));
+        }
         if self.placed.len() >= limits::MAX_TENSORS {
             return Err(Error::new(Kind::Limit, "too many tensors")
                 .with_tensor(&meta.name)

@@ -5,18 +5,13 @@ use super::layout::{Layout, Placed, check_byte_len, check_same};
 use super::{SaveOptions, SaveReport, TensorMeta};
 use crate::atomic::AtomicFile;
 use crate::safetensors::Metadata;
+use crate::save::gathered::{GATHERED_BELOW, Gathered};
 use crate::{ByteRange, Dtype, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Tensors smaller than this are gathered, so that a hundred thousand of them are no hundred thousand system calls.
-const GATHERED_BELOW: usize = 64 << 10;
-
-/// Bytes that are gathered before they are written.
-const GATHERED_BYTES: usize = 1 << 20;
 
 /// Writes a safetensors file whose names, dtypes and shapes are known in advance, so that its header has its exact size
 /// from the beginning. The bytes come in any order and from any number of threads.
@@ -66,13 +61,6 @@ struct Given {
     copied: bool,
     /// The hash of each piece that came.
     pieces: BTreeMap<usize, u64>,
-}
-
-/// Small tensors that follow one another in the file and were not written yet.
-#[derive(Debug, Default)]
-struct Gathered {
-    offset: u64,
-    bytes: Vec<u8>,
 }
 
 impl StreamingWriter {
@@ -328,18 +316,5 @@ impl StreamingWriter {
 
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(offset, bytes).inspect_err(|_| self.lock().failed = true)
-    }
-}
-
-impl Gathered {
-    /// Adds `bytes` that go to `offset`. What has to be written first, or now, is returned.
-    fn take(&mut self, offset: u64, bytes: &[u8]) -> Option<Gathered> {
-        let follows = self.offset + self.bytes.len() as u64 == offset;
-        if follows && self.bytes.len() + bytes.len() <= GATHERED_BYTES {
-            self.bytes.extend_from_slice(bytes);
-            return None;
-        }
-        let next = Gathered { offset, bytes: bytes.to_vec() };
-        Some(std::mem::replace(self, next)).filter(|full| !full.bytes.is_empty())
     }
 }

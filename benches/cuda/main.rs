@@ -1,4 +1,31 @@
-//! Loads and streams to a GPU, and how fast page-locked memory is copied there.
+//! Loads and streams to a GPU, against candle's own loaders, Python's, and the rate at which page-locked memory is copied there.
+//!
+//! ```sh
+//! cargo bench --bench cuda --features cuda                                # on a machine with a GPU
+//! UEL_TORCH=PATH/TO/python cargo bench --bench cuda --features cuda       # against what this interpreter can import
+//! ```
+//!
+//! The program needs nothing of the repository: `scripts/cuda-carry` packs it for a machine with a GPU and no toolchain.
+//! `UEL_BENCH_CUDA_BYTES` is how large the checkpoint is, 8 GB where nothing is said; the other variables are those of the
+//! benchmark of loads.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark ends where something fails; not all that is shared is used"
+)]
+
+#[path = "../load/claims.rs"]
+mod claims;
+#[path = "../load/files.rs"]
+mod files;
+#[path = "../load/measure.rs"]
+mod measure;
+#[path = "../python/worker.rs"]
+mod worker;
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -6,12 +33,14 @@ use std::time::Duration;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{Device, Tensor};
+use claims::{claim, of, rounds};
+use measure::{Candidate, in_turns_after, timed};
 use uel::{Checkpoint, HostPool, PoolOptions, StreamOptions};
+use worker::Worker;
 
-use crate::claims::{claim, of, rounds};
-use crate::files;
-use crate::measure::{Candidate, in_turns_after, timed};
-use crate::worker::Worker;
+/// As a program has it that loads to a GPU.
+#[global_allocator]
+static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
 const TENSORS: u64 = 400;
 
@@ -25,7 +54,7 @@ const OTHERS: [(&str, &str); 3] = [
     ("instanttensor", "instanttensor_cuda"),
 ];
 
-pub(crate) fn run() {
+fn main() {
     let bytes = std::env::var("UEL_BENCH_CUDA_BYTES").map_or(8_000_000_000, |bytes| bytes.parse().unwrap());
     let path = files::bf16_file_of(&files::folder(), bytes, TENSORS);
     files::read_through(&path);

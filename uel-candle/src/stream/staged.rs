@@ -1,0 +1,403 @@
+//! Tensors of a stream in the buffers of a pool, for callers who bring them to their devices themselves.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+use uel_core::{Error, Kind, Result};
+
+use super::land::{Finished, Landed, Landing, Read, Scratch};
+use super::plan::{Cut, Item, ItemKind, Plan};
+use super::{NamedBatch, Queue, StreamOptions, StreamStats};
+use crate::checkpoint::Checkpoint;
+use crate::host::pool::{HostPool, Lease};
+use crate::save::bytes::with_bytes;
+use crate::{cuda, host, placement};
+
+/// Tensors begin at multiples of this in a buffer that several share.
+const ALIGN: usize = 64;
+
+/// A tensor whose bytes lie in buffers of a [`HostPool`]: all in one, or in several that are full but for the last.
+///
+/// The buffers go back to the pool when the last tensor in them is dropped, and the copies out of them are over.
+pub struct StagedTensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    pieces: Vec<Piece>,
+}
+
+/// Bytes of one buffer.
+#[derive(Clone)]
+struct Piece {
+    lease: Arc<Lease>,
+    start: usize,
+    byte_len: usize,
+}
+
+impl fmt::Debug for StagedTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StagedTensor")
+            .field("dtype", &self.dtype)
+            .field("shape", &self.shape)
+            .field("pieces", &self.pieces.len())
+            .finish()
+    }
+}
+
+impl StagedTensor {
+    /// The dtype of its elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its shape.
+    pub fn dims(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its bytes in all.
+    pub fn byte_len(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.byte_len).sum()
+    }
+
+    /// Its bytes in row-major order, buffer by buffer.
+    pub fn pieces(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.pieces.iter().map(Piece::bytes)
+    }
+
+    /// A tensor on `device` with these bytes. On a CUDA device, and from page-locked buffers, the copies are begun and not
+    /// waited for; what the calling thread does with the tensor comes after them.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::OutOfMemory`], and [`Kind::Device`] where the driver refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        if device.is_cuda() && !self.pieces.is_empty() {
+            let pieces = self.pieces.iter().map(|piece| (&*piece.lease, piece.bytes()));
+            return cuda::send_staged(device, self.dtype, &self.shape, self.byte_len(), pieces);
+        }
+        if self.pieces.is_empty() {
+            return super::empty(self.dtype, &self.shape, device);
+        }
+        let mut unfilled = host::Unfilled::new(self.dtype, self.byte_len())?;
+        let mut rest = unfilled.as_uninit_mut();
+        for piece in &self.pieces {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(piece.byte_len);
+            head.write_copy_of_slice(piece.bytes());
+            rest = tail;
+        }
+        // SAFETY: the storage has the bytes of all pieces together, and each was copied.
+        #[allow(unsafe_code)]
+        let storage = unsafe { unfilled.assume_filled() };
+        super::moved(placement::tensor(storage, &self.shape), device)
+    }
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        // Pieces lie in their buffers.
+        self.lease.bytes().get(self.start..self.start + self.byte_len).unwrap_or_default()
+    }
+}
+
+impl Checkpoint {
+    /// As [`stream`](Self::stream), but the tensors come in buffers of `pool`: page-locked ones for a device, or huge pages.
+    ///
+    /// The pool bounds what is read ahead, beside the options' budget, and a batch takes no more than half of it. Whoever keeps all its buffers gets
+    /// [`Kind::Timeout`] in the next tensor's place. The options' device is of no effect.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// use uel_candle::{Checkpoint, HostPool, PoolOptions, StreamOptions};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("model.safetensors");
+    /// # let w = Tensor::ones(3, DType::F32, &Device::Cpu)?;
+    /// # candle_core::safetensors::save(&std::collections::HashMap::from([("w", w)]), &path)?;
+    /// let checkpoint = Checkpoint::open(&path)?;
+    /// let pool = HostPool::huge_pages(PoolOptions::new())?;
+    /// for batch in checkpoint.stream_staged(["w"], &StreamOptions::new(&Device::Cpu), &pool)? {
+    ///     for (name, staged) in batch? {
+    ///         println!("{name}: {} bytes in {} buffers", staged.byte_len(), staged.pieces().len());
+    ///         let tensor = staged.to_device(&Device::Cpu)?;
+    /// #       assert_eq!(tensor.to_vec1::<f32>()?, [1., 1., 1.]);
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As those of [`stream`](Self::stream). A tensor that is larger than the whole pool is an error in its place.
+    pub fn stream_staged<S: AsRef<str>>(
+        &self,
+        names: impl IntoIterator<Item = S>,
+        options: &StreamOptions,
+        pool: &HostPool,
+    ) -> Result<StagedStream> {
+        let mut options = options.clone();
+        // Casts are done by the reading threads; the rest is the caller's.
+        (options.device, options.device_of) = (Device::Cpu, None);
+        options.budget = options.budget.min(pool.budget() as u64);
+        let plan = Plan::new(self, names, &options, |_, _, _| false)?;
+        let landing = OnPool {
+            pool: pool.clone(),
+            closed: AtomicBool::new(false),
+            gap: self.gap(),
+            turn: Mutex::new(0),
+            next: Condvar::new(),
+        };
+        let mut queue = Queue::start(self, plan, vec![Box::new(landing)], &options)?;
+        queue.buffers = Some((pool.chunk_bytes() as u64, pool.budget() as u64 / 2));
+        Ok(StagedStream { queue, given_up: false })
+    }
+}
+
+/// Tensors of a [`Checkpoint`] in buffers of a pool: made by [`Checkpoint::stream_staged`].
+pub struct StagedStream {
+    queue: Queue<StagedTensor>,
+    given_up: bool,
+}
+
+impl fmt::Debug for StagedStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StagedStream").field("stats", &self.stats()).finish()
+    }
+}
+
+impl StagedStream {
+    /// What the stream has done so far.
+    pub fn stats(&self) -> StreamStats {
+        self.queue.stats()
+    }
+}
+
+impl Iterator for StagedStream {
+    type Item = Result<NamedBatch<StagedTensor>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.given_up {
+            return None;
+        }
+        let empty = |_: &Plan, item: &Item, staged: Option<StagedTensor>| match (staged, &item.kind) {
+            (Some(staged), _) => Ok(staged),
+            (None, ItemKind::Empty { dtype, shape }) => {
+                Ok(StagedTensor { dtype: *dtype, shape: shape.clone(), pieces: Vec::new() })
+            }
+            (None, ItemKind::Given { .. }) => {
+                Err(Error::new(Kind::Argument, "a tensor that the program has replaced or added is not staged"))
+            }
+            (None, ItemKind::Stored(_)) => Err(Error::new(Kind::Internal, "a tensor was not brought")),
+        };
+        self.queue.next_batch(empty).unwrap_or_else(|error| {
+            self.given_up = true;
+            Some(Err(error))
+        })
+    }
+}
+
+impl std::iter::FusedIterator for StagedStream {}
+
+/// A pool, whose buffers the units take in turn: a unit that had some while an earlier one waits for more could keep that
+/// from its end.
+struct OnPool {
+    pool: HostPool,
+    /// Nobody waits for a buffer any more.
+    closed: AtomicBool,
+    gap: u64,
+    /// The unit whose turn it is.
+    turn: Mutex<usize>,
+    next: Condvar,
+}
+
+impl Landing<StagedTensor> for OnPool {
+    fn cut(&self) -> Cut {
+        Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn begin(&self, unit: usize, items: &[Item], _: u64) -> Box<dyn Landed<StagedTensor>> {
+        let _turn = Turn::wait(self, unit);
+        let mut staged = StagedUnit { buffers: Vec::new(), places: Vec::with_capacity(items.len()) };
+        let mut room = 0;
+        for item in items {
+            let place = match item.stored() {
+                Some(stored) => staged.place(self, stored.byte_len, &mut room),
+                None => Ok(Vec::new()),
+            };
+            staged.places.push(Mutex::new(place));
+        }
+        Box::new(staged)
+    }
+}
+
+/// A unit's turn, which passes to the next when it is dropped.
+struct Turn<'a> {
+    pool: &'a OnPool,
+    unit: usize,
+}
+
+impl<'a> Turn<'a> {
+    fn wait(pool: &'a OnPool, unit: usize) -> Self {
+        let mut turn = lock(&pool.turn);
+        while *turn < unit {
+            turn = pool.next.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn { pool, unit }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(&self.pool.turn) = self.unit + 1;
+        self.pool.next.notify_all();
+    }
+}
+
+/// Where bytes of a tensor go: a buffer's number, a place in it, and how many they are.
+type Place = (usize, usize, usize);
+type Places = Vec<Place>;
+
+struct StagedUnit {
+    buffers: Vec<Mutex<Lease>>,
+    /// Of each tensor, in order; or why it has none.
+    places: Vec<Mutex<Result<Places>>>,
+}
+
+impl StagedUnit {
+    /// Buffers for a tensor; `room` is where the last one's free bytes begin.
+    fn place(&mut self, on: &OnPool, byte_len: usize, room: &mut usize) -> Result<Places> {
+        let pool = &on.pool;
+        let capacity = pool.chunk_bytes();
+        if byte_len.div_ceil(capacity) > pool.budget() / capacity {
+            return Err(Error::new(Kind::OutOfMemory, "the tensor is larger than the pool")
+                .with_expected(format!("at most {} bytes", pool.budget()))
+                .with_got(format!("{byte_len} bytes")));
+        }
+        let start = room.next_multiple_of(ALIGN);
+        if let Some(last) = self.buffers.len().checked_sub(1)
+            && start.checked_add(byte_len).is_some_and(|end| end <= capacity)
+        {
+            *room = start + byte_len;
+            return Ok(vec![(last, start, byte_len)]);
+        }
+        let mut places = Vec::new();
+        let mut left = byte_len;
+        while left > 0 {
+            let lease = pool.lease_unless(&on.closed)?;
+            let piece = left.min(lease.capacity());
+            places.push((self.buffers.len(), 0, piece));
+            self.buffers.push(Mutex::new(lease));
+            *room = piece;
+            left -= piece;
+        }
+        Ok(places)
+    }
+
+    /// Copies bytes to where a tensor's bytes from `at` on go.
+    fn copy_to(&self, tensor: usize, at: usize, bytes: &[u8]) -> Result<()> {
+        let outside = || Error::new(Kind::Internal, "a part of a read lies outside of its tensor");
+        let mut place = lock(self.places.get(tensor).ok_or_else(outside)?);
+        let places = match &mut *place {
+            Ok(places) => places.clone(),
+            Err(error) => {
+                return Err(std::mem::replace(error, Error::new(Kind::OutOfMemory, "there is no buffer for it")));
+            }
+        };
+        drop(place);
+        let (mut at, mut bytes) = (at, bytes);
+        for (buffer, start, byte_len) in places {
+            if at >= byte_len {
+                at -= byte_len;
+                continue;
+            }
+            let (head, tail) = bytes.split_at(bytes.len().min(byte_len - at));
+            let mut lease = lock(self.buffers.get(buffer).ok_or_else(outside)?);
+            let into = lease.bytes_mut()?.get_mut(start + at..start + at + head.len());
+            into.ok_or_else(outside)?.copy_from_slice(head);
+            (bytes, at) = (tail, 0);
+            if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+        if bytes.is_empty() { Ok(()) } else { Err(outside()) }
+    }
+
+    /// The one place of a read that fills a part of one buffer, or `None`.
+    fn direct(&self, read: &Read<'_>) -> Option<Place> {
+        let [part] = read.job.parts.as_slice() else { return None };
+        let place = lock(self.places.get(part.tensor)?);
+        let mut at = part.at;
+        for &(buffer, start, byte_len) in place.as_ref().ok()? {
+            if at < byte_len {
+                return (at + part.byte_len <= byte_len).then_some((buffer, start + at, part.byte_len));
+            }
+            at -= byte_len;
+        }
+        None
+    }
+}
+
+impl Landed<StagedTensor> for StagedUnit {
+    fn read(&self, read: &Read<'_>, scratch: &mut Scratch) -> Result<()> {
+        let outside = || Error::new(Kind::Internal, "a place lies outside of its buffer");
+        if let Some((buffer, start, byte_len)) = self.direct(read) {
+            let mut lease = lock(self.buffers.get(buffer).ok_or_else(outside)?);
+            let into = lease.as_uninit_mut()?.get_mut(start..start + byte_len).ok_or_else(outside)?;
+            let mut into = Some(into);
+            return read.parts(scratch, |_| into.take().ok_or_else(outside));
+        }
+        let mut bytes = host::zeroed(read.job.parts.iter().map(|part| part.byte_len).sum())?;
+        let mut left: VecDeque<_> = VecDeque::with_capacity(read.job.parts.len());
+        let mut rest = host::for_reading(&mut bytes);
+        for part in &read.job.parts {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.byte_len);
+            left.push_back(head);
+            rest = tail;
+        }
+        read.parts(scratch, |_| left.pop_front().ok_or_else(outside))?;
+        drop(left);
+        let mut rest = bytes.as_slice();
+        for part in &read.job.parts {
+            let (head, tail) = rest.split_at(part.byte_len);
+            self.copy_to(part.tensor, part.at, head)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    fn put(&self, tensor: usize, host: Tensor, _: &mut Scratch) -> Result<()> {
+        let mut at = 0;
+        with_bytes(&host, &mut |bytes| {
+            self.copy_to(tensor, at, bytes)?;
+            at += bytes.len();
+            Ok(())
+        })
+    }
+
+    fn finish(self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<StagedTensor> {
+        let unlocked = |lease: Mutex<Lease>| Arc::new(lease.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let leases: Vec<Arc<Lease>> = self.buffers.into_iter().map(unlocked).collect();
+        let finish = |((place, item), &whole): ((Mutex<Result<Places>>, &Item), &bool)| {
+            let stored = item.stored()?;
+            let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let missing = || Error::new(Kind::Internal, "a tensor is not whole");
+            let piece = |(buffer, start, byte_len): Place| {
+                let lease = leases.get(buffer).map(Arc::clone).ok_or_else(missing)?;
+                Ok(Piece { lease, start, byte_len })
+            };
+            let pieces =
+                if whole { place.and_then(|places| places.into_iter().map(piece).collect()) } else { Err(missing()) };
+            Some(pieces.map(|pieces| StagedTensor { dtype: stored.dtype, shape: stored.shape.clone(), pieces }))
+        };
+        Finished { tensors: self.places.into_iter().zip(items).zip(whole).map(finish).collect(), hand_over: None }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

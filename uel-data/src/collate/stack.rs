@@ -1,0 +1,35 @@
+//! Arrays of one shape, stacked.
+
+use super::{Collate, Part, collate, product, shown, tensor, with_rest};
+use crate::{Array, Elements, Field, Fingerprint, Result, Value};
+
+/// Stacks samples by the rules of torch's `default_collate`.
+///
+/// Arrays of one dtype and shape get a first dimension more; whole numbers become I64, real ones F64, yes and no U8;
+/// texts and bytes stay lists; lists, tuples and maps are collated element by element. Two things differ: a tuple stays
+/// a tuple, where torch makes a list, and maps must have the same keys, where torch leaves out what the first one lacks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stack;
+
+pub(super) fn stack(arrays: Vec<Array>, part: &Part<'_>) -> Result<Field> {
+    let Some(first) = arrays.first() else { return tensor(Vec::<u8>::new(), vec![0]) };
+    let different = arrays.iter().position(|array| array.shape() != first.shape() || array.dtype() != first.dtype());
+    if let Some((row, other)) = different.and_then(|row| Some((row, arrays.get(row)?))) {
+        return Err(part.differs(row, "arrays of a batch must have one dtype and shape", shown(first), shown(other)));
+    }
+    let shape = with_rest(&[arrays.len()], first.shape());
+    let mut elements = Elements::with_capacity(first.dtype(), product(&shape)?)?;
+    for array in &arrays {
+        elements.extend_from(array.elements())?;
+    }
+    tensor(elements, shape)
+}
+
+impl Collate for Stack {
+    fn collate(&self, samples: Vec<Value>, indices: &[u64]) -> Result<Field> {
+        collate(samples, &mut Part { indices, path: String::new() }, &mut stack)
+    }
+    fn fingerprint(&self) -> u64 {
+        Fingerprint::new("stack").finish()
+    }
+}

@@ -1,0 +1,107 @@
+use super::*;
+
+fn floats(shape: &[usize], from: f32) -> Value {
+    let count: usize = shape.iter().product();
+    Array::new(shape, (0..count).map(|step| from + step as f32).collect::<Vec<_>>()).unwrap().into()
+}
+
+/// What torch 2.15's `default_collate` makes of the same samples.
+#[test]
+fn nested_samples_are_stacked_as_torch_does() {
+    let sample = |number: i64| {
+        let pair =
+            Value::tuple([Value::Float(number as f64 / 2.0), Value::List(vec![number.into(), (number + 1).into()])]);
+        Value::map([
+            ("x", floats(&[2, 2], number as f32)),
+            ("pair", pair),
+            ("name", format!("n{number}").into()),
+            ("flag", (number > 0).into()),
+            ("raw", vec![number as u8].into()),
+        ])
+    };
+    let batch = Stack.collate(vec![sample(0), sample(1)], &[0, 1]).unwrap();
+    let x = batch.tensor("x").unwrap();
+    assert_eq!(x.to_vec3::<f32>().unwrap(), [[[0., 1.], [2., 3.]], [[1., 2.], [3., 4.]]]);
+    assert_eq!(batch.tensor("pair.0").unwrap().to_vec1::<f64>().unwrap(), [0.0, 0.5]);
+    assert_eq!(batch.tensor("pair.1.0").unwrap().to_vec1::<i64>().unwrap(), [0, 1]);
+    assert_eq!(batch.tensor("pair.1.1").unwrap().to_vec1::<i64>().unwrap(), [1, 2]);
+    assert_eq!(batch.tensor("flag").unwrap().to_vec1::<u8>().unwrap(), [0, 1]);
+    assert!(matches!(batch.get("name"), Some(Field::Strings(names)) if names == &["n0", "n1"]));
+    assert!(matches!(batch.get("raw"), Some(Field::Bytes(runs)) if runs == &[vec![0], vec![1]]));
+    assert!(matches!(batch.get("pair"), Some(Field::Tuple(_))));
+    // Whole numbers behind a real one are real; a scalar of its own dtype keeps it.
+    let batch = Stack.collate(vec![Value::Float(0.5), Value::Int(2)], &[0, 1]).unwrap();
+    assert_eq!(batch.tensor("").unwrap().to_vec1::<f64>().unwrap(), [0.5, 2.0]);
+    let batch = Stack.collate(vec![Array::scalar(1u32).into(), Array::scalar(2u32).into()], &[0, 1]).unwrap();
+    assert_eq!(batch.tensor("").unwrap().to_vec1::<u32>().unwrap(), [1, 2]);
+}
+
+/// The message names the sample by its index in the dataset, the field, and what both samples have.
+#[test]
+fn samples_that_do_not_fit_are_named() {
+    let map = |value: Value| Value::map([("a", Value::tuple([value]))]);
+    let cases = [
+        (floats(&[3], 0.), floats(&[4], 0.), "F32 [3], as sample 70 has it", "F32 [4]"),
+        (floats(&[1], 0.), Array::new(vec![1], vec![1u8]).unwrap().into(), "F32 [1]", "U8 [1]"),
+        (1i64.into(), "text".into(), "int, as sample 70", "str"),
+        (1i64.into(), 1.5.into(), "int", "float"),
+        (Value::List(vec![]), Value::List(vec![1i64.into()]), "0 elements", "1 elements"),
+        (Value::map([("k", 1i64.into())]), Value::map([("l", 1i64.into())]), "keys k", "keys l"),
+        (Value::map([("k", 1i64.into())]), Value::map([("k", 1i64.into()), ("l", 1i64.into())]), "keys k", "keys k, l"),
+    ];
+    for (first, second, expected, got) in cases {
+        let samples = vec![map(first.clone()), map(first), map(second)];
+        let error = Stack.collate(samples, &[70, 80, 90]).unwrap_err();
+        assert_eq!((error.kind(), error.index(), error.field()), (Kind::Collate, Some(90), Some("a.0")), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(expected) && text.contains(got), "{text}");
+    }
+    assert!(Stack.collate(Vec::new(), &[]).is_err());
+}
+
+#[test]
+fn keys_may_stand_in_another_order() {
+    let samples = vec![
+        Value::map([("a", 1i64.into()), ("b", 2i64.into())]),
+        Value::map([("b", 4i64.into()), ("a", 3i64.into())]),
+    ];
+    let batch = Stack.collate(samples, &[0, 1]).unwrap();
+    assert_eq!(batch.tensor("a").unwrap().to_vec1::<i64>().unwrap(), [1, 3]);
+    // A key that stands twice does not stand for another one.
+    let twice = vec![
+        Value::map([("a", 1i64.into()), ("b", 2i64.into())]),
+        Value::map([("a", 3i64.into()), ("a", 4i64.into())]),
+    ];
+    assert!(Stack.collate(twice, &[0, 1]).is_err());
+}
+
+#[test]
+fn sequences_are_padded_packed_and_joined() {
+    let sample = |len: usize, label: i64| Value::map([("x", floats(&[len, 2], 1.0)), ("y", label.into())]);
+    let samples = || vec![sample(2, 0), sample(0, 1), sample(3, 2)];
+    let indices = [0, 1, 2];
+    let padded = Pad::new(-1.0).collate(samples(), &indices).unwrap();
+    let values = padded.tensor("x.values").unwrap();
+    assert_eq!(values.dims(), [3, 3, 2]);
+    assert_eq!(values.get(0).unwrap().to_vec2::<f32>().unwrap(), [[1., 2.], [3., 4.], [-1., -1.]]);
+    assert_eq!(padded.tensor("x.mask").unwrap().to_vec2::<u8>().unwrap(), [[1, 1, 0], [0, 0, 0], [1, 1, 1]]);
+    assert_eq!(padded.tensor("y").unwrap().to_vec1::<i64>().unwrap(), [0, 1, 2]);
+
+    let joined = Ragged.collate(samples(), &indices).unwrap();
+    assert_eq!(joined.tensor("x.values").unwrap().dims(), [5, 2]);
+    assert_eq!(joined.tensor("x.offsets").unwrap().to_vec1::<i64>().unwrap(), [0, 2, 2, 5]);
+
+    let packed = Pack::new(5, 0.0).unwrap().collate(samples(), &indices).unwrap();
+    assert_eq!(packed.tensor("x.values").unwrap().dims(), [1, 5, 2]);
+    assert_eq!(packed.tensor("x.segments").unwrap().to_vec2::<i64>().unwrap(), [[1, 1, 3, 3, 3]]);
+    assert_eq!(packed.tensor("x.positions").unwrap().to_vec2::<i64>().unwrap(), [[0, 1, 0, 1, 2]]);
+    let error = Pack::new(2, 0.0).unwrap().collate(samples(), &[7, 8, 9]).unwrap_err();
+    assert_eq!((error.index(), error.field()), (Some(9), Some("x")));
+
+    // What is not to be padded must be of one shape.
+    assert_eq!(Pad::new(0.0).only(["z"]).collate(samples(), &indices).unwrap_err().field(), Some("x"));
+    let wide = vec![floats(&[2, 2], 0.), floats(&[2, 3], 0.)];
+    assert!(Pad::new(0.0).collate(wide.clone(), &[0, 1]).is_err());
+    assert!(Ragged.collate(wide, &[0, 1]).is_err());
+    assert!(Pack::new(0, 0.0).is_err());
+}

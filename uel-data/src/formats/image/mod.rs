@@ -1,0 +1,209 @@
+//! Folders of images, one for each class.
+
+mod decode;
+mod transform;
+
+pub use transform::ImageTransform;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::DType;
+use uel_core::limits::{MAX_DATA_FILES, MAX_IMAGE_FILE_BYTES};
+use uel_core::source::{ByteSource as _, ByteSourceExt as _, FileSource};
+use uel_core::{ByteRange, Error, Kind};
+
+use super::check_index;
+use crate::{Array, Elements, Fingerprint, Layout, Result, Rows, SampleCx, Value};
+use decode::Rgb;
+use transform::Tools;
+
+/// How deep folders may nest below a class.
+const MAX_DEPTH: usize = 32;
+
+/// The stage of the random numbers that crops and flips are made of.
+const AUGMENT: u64 = 0x696d_6167_6500;
+
+/// Images in folders, one folder for each class: the fields `image`, three channels before rows and columns, and
+/// `label`, `U32`, the position of the class among the sorted names of the folders.
+///
+/// JPEG and PNG files are read, whatever their names say; files are found by the endings `jpg`, `jpeg` and `png`. Images are
+/// decoded, cropped, resized and normalised straight into the batch, with random numbers that depend on seed, epoch and
+/// index alone.
+///
+/// ```no_run
+/// use uel_data::formats::{ImageFolder, ImageTransform};
+/// let images = ImageFolder::open("imagenet/train", ImageTransform::random_resized_crop(224).with_flip(0.5))?;
+/// println!("{:?}", images.classes());
+/// # Ok::<(), uel_data::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ImageFolder {
+    root: PathBuf,
+    classes: Vec<String>,
+    /// Each file's path below the root and its class, sorted.
+    files: Vec<(PathBuf, u32)>,
+    transform: ImageTransform,
+    layout: Layout,
+    fingerprint: u64,
+}
+
+impl ImageFolder {
+    /// Lists the files below `root`. No image is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`] where a folder cannot be listed; [`Kind::Limit`] where there are more than
+    /// [`MAX_DATA_FILES`] files or folders nest too deeply; [`Kind::Argument`] where there is no class, or the transform
+    /// asks for the impossible.
+    pub fn open(root: impl AsRef<Path>, transform: ImageTransform) -> uel_core::Result<Self> {
+        let root = root.as_ref().to_path_buf();
+        transform.check()?;
+        let (mut classes, mut files) = (Vec::new(), Vec::new());
+        let mut fingerprint = transform.fingerprint(Fingerprint::new("image folder"));
+        for (name, is_folder) in list(&root)? {
+            if !is_folder {
+                continue;
+            }
+            let class = u32::try_from(classes.len())
+                .map_err(|_| Error::new(Kind::Limit, "there are too many classes").with_path(&root))?;
+            collect(&root, &PathBuf::from(&name), class, 0, &mut files)?;
+            classes.push(name);
+        }
+        if classes.is_empty() {
+            return Err(Error::new(Kind::Argument, "the folder has no folders, one for each class").with_path(&root));
+        }
+        for (path, class) in &files {
+            fingerprint = fingerprint.with_bytes(path.to_string_lossy().as_bytes()).with(u64::from(*class));
+        }
+        let layout = Layout::map([
+            ("image", Layout::array(transform.dtype(), transform.shape())),
+            ("label", Layout::array(DType::U32, [])),
+        ]);
+        Ok(Self { root, classes, files, transform, layout, fingerprint: fingerprint.finish() })
+    }
+
+    /// The names of the classes, by label.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn file(&self, index: u64) -> Result<(PathBuf, u32)> {
+        check_index(index, self.files.len() as u64)?;
+        let file = usize::try_from(index).ok().and_then(|index| self.files.get(index));
+        let (path, class) = file.ok_or_else(|| crate::Error::new(Kind::Internal, "an image is no file"))?;
+        Ok((self.root.join(path), *class))
+    }
+
+    fn append(&self, path: &Path, memory: &mut Memory, into: &mut Elements, cx: &mut SampleCx) -> Result<()> {
+        let source = FileSource::open(path)?;
+        if source.byte_len() > MAX_IMAGE_FILE_BYTES {
+            return Err(Error::new(Kind::Limit, "the file of the image is too long")
+                .with_path(path)
+                .with_expected(format!("at most {MAX_IMAGE_FILE_BYTES} bytes"))
+                .with_got(format!("{} bytes", source.byte_len()))
+                .into());
+        }
+        let bytes = source.read_range(ByteRange::from_len(0, source.byte_len()).unwrap_or_default())?;
+        decode::decode(&bytes, &mut memory.image).map_err(|error| error.with_path(path))?;
+        self.transform.append(&memory.image, &mut cx.rng(AUGMENT), &mut memory.tools, into)
+    }
+}
+
+/// Memory of a call, used for one image after the other.
+#[derive(Default)]
+struct Memory {
+    image: Rgb,
+    tools: Tools,
+}
+
+impl crate::Dataset for ImageFolder {
+    fn len(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    fn get(&self, index: u64, cx: &mut SampleCx) -> Result<Value> {
+        let (path, label) = self.file(index)?;
+        let shape = self.transform.shape();
+        let mut image = Elements::with_capacity(self.transform.dtype(), shape.iter().product())?;
+        self.append(&path, &mut Memory::default(), &mut image, cx)?;
+        let image = Array::new(shape, image)?;
+        Ok(Value::Map(vec![(Arc::from("image"), image.into()), (Arc::from("label"), Array::scalar(label).into())]))
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        Some(&self.layout)
+    }
+
+    fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
+        let mut memory = Memory::default();
+        for (row, &index) in indices.iter().enumerate() {
+            cx.at_row(row);
+            let (path, label) = self.file(index)?;
+            self.append(&path, &mut memory, rows.elements_mut(0)?, cx)?;
+            rows.column_mut::<u32>(1)?.push(label);
+        }
+        Ok(())
+    }
+
+    fn describe(&self, index: u64) -> String {
+        let file = usize::try_from(index).ok().and_then(|index| self.files.get(index));
+        file.map(|(path, _)| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+}
+
+/// The names in a folder, sorted, and which are folders. Links count as what they lead to.
+fn list(folder: &Path) -> uel_core::Result<Vec<(String, bool)>> {
+    let failed = |error| Error::io("list", folder, error);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().into_string();
+        let name =
+            name.map_err(|_| Error::new(Kind::NotUtf8, "the name of a file is not UTF-8").with_path(entry.path()))?;
+        let is_folder = std::fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
+        names.push((name, is_folder));
+        if names.len() > MAX_DATA_FILES {
+            return Err(Error::new(Kind::Limit, "the folder has too many files").with_path(folder));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The images below a folder of a class.
+fn collect(
+    root: &Path,
+    below: &Path,
+    class: u32,
+    depth: usize,
+    files: &mut Vec<(PathBuf, u32)>,
+) -> uel_core::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(Error::new(Kind::Limit, "folders nest too deeply, or a link leads back")
+            .with_path(root.join(below))
+            .with_expected(format!("at most {MAX_DEPTH}")));
+    }
+    for (name, is_folder) in list(&root.join(below))? {
+        let path = below.join(&name);
+        if is_folder {
+            collect(root, &path, class, depth + 1, files)?;
+            continue;
+        }
+        let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
+        if matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")) {
+            if files.len() >= MAX_DATA_FILES {
+                return Err(Error::new(Kind::Limit, "there are too many images").with_path(root));
+            }
+            files.push((path, class));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
