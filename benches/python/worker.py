@@ -77,7 +77,7 @@ def fastsafetensors_cuda(path, device="cuda:0"):
             tensors = {name: buffers.get_tensor(name) for name in list(buffers.key_to_rank_lidx)}
             if device != "cpu":
                 torch.cuda.synchronize()
-            # What the buffers hold is given back with them, after the clock has stopped it would be too late.
+            # They are views of the buffers, which end here.
             del tensors
 
 
