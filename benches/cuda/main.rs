@@ -60,6 +60,7 @@ fn main() {
     files::read_through(&path);
     let device = Device::new_cuda(0).unwrap();
     let pool = HostPool::pinned(&device, PoolOptions::new().with_budget(PINNED)).unwrap();
+    let worker = Worker::start().map(RefCell::new);
     let on_device = |work: &dyn Fn() -> Vec<Tensor>| -> Duration {
         device.synchronize().unwrap();
         let (tensors, took) = timed(|| {
@@ -83,7 +84,6 @@ fn main() {
         ("candle load".to_owned(), Box::new(|| on_device(&candle))),
         ("candle mmap".to_owned(), Box::new(|| on_device(&|| candle_mmap(&path, &device)))),
     ];
-    let worker = Worker::start().map(RefCell::new);
     let mut others = Vec::new();
     if let Some(worker) = &worker {
         for (module, function) in OTHERS {
