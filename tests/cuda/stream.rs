@@ -121,7 +121,9 @@ fn a_driver_that_refuses_any_one_call_leaks_nothing() {
             let device = Device::new_cuda(0).expect("a device");
             let before = emulated.calls(function);
             emulated.fail_nth(Some(function), n, if function.contains("Alloc") { OUT_OF_MEMORY } else { FAILED });
-            drop(scenario::run_then(&scenario, &device, || emulated.fail_none()));
+            drop(scenario::run_then(&scenario, &device, || {
+                emulated.fail_none();
+            }));
             emulated.fail_none();
             let called = emulated.calls(function) - before;
             drop(device);
