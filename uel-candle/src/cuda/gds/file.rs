@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use uel_core::ByteRange;
 use uel_core::source::{ByteSource, FileSystem, file_system};
 
-use super::library::{Descriptor, Opened};
+use super::library::{Descriptor, Handle, Opened};
 use crate::residency::resident_share;
 use crate::stream::road::{Gds, Road};
 
@@ -54,8 +54,8 @@ impl Registered {
             Err(error) if gds == Gds::Auto => return Err(format!("the file has no direct reads: {error}")),
             Err(_) => file.try_clone().map_err(|error| format!("the file cannot be opened once more: {error}"))?,
         };
-        let mut descriptor =
-            Descriptor { kind: FILE_DESCRIPTOR, file: file.as_raw_fd(), padding: 0, operations: std::ptr::null() };
+        let handle = Handle { descriptor: file.as_raw_fd() };
+        let mut descriptor = Descriptor { kind: FILE_DESCRIPTOR, file: handle, operations: std::ptr::null() };
         let mut handle = std::ptr::null_mut();
         // SAFETY: both live until the call returns, and the descriptor's kind says what it holds.
         let registered = unsafe { (opened.library.register)(&raw mut handle, &raw mut descriptor) };

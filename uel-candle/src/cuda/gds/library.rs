@@ -39,10 +39,15 @@ impl FileError {
 #[repr(C)]
 pub(super) struct Descriptor {
     pub(super) kind: c_int,
-    /// A union as large as a pointer, of which a file descriptor is the first bytes.
-    pub(super) file: c_int,
-    pub(super) padding: c_int,
+    pub(super) file: Handle,
     pub(super) operations: *const c_void,
+}
+
+#[repr(C)]
+pub(super) union Handle {
+    pub(super) descriptor: c_int,
+    /// What makes the union as large, and as aligned, as it is.
+    _pointer: *const c_void,
 }
 
 /// The beginning of `CUfileDrvProps_t`, and room for more than any version has behind it.
