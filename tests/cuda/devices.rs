@@ -30,7 +30,11 @@ fn devices(tracked: bool) -> Option<[Device; 2]> {
 
 /// Drops a tensor as a program has to that does without cudarc's tracking: it then frees on the current context's queue.
 fn release(tensor: Tensor) {
-    if let Device::Cuda(device) = tensor.device() {
+    make_current(tensor.device());
+}
+
+fn make_current(device: &Device) {
+    if let Device::Cuda(device) = device {
         device.cuda_stream().context().bind_to_thread().expect("bound");
     }
 }
@@ -112,7 +116,8 @@ fn run(schedule: &Schedule, devices: &[Device; 2]) {
         release(there);
     }
     if let Some(at) = schedule.replaced.filter(|&at| at < bytes.len()) {
-        // The checkpoint's own clone is the last.
+        // The checkpoint's own clone is the last, and is dropped here.
+        make_current(&devices[at % 2]);
         checkpoint.replace(scenario::name(at), Tensor::new(0u32, &Device::Cpu).expect("a tensor"));
     }
 }
