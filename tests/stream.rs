@@ -177,7 +177,7 @@ fn no_more_is_read_ahead_than_allowed() {
 fn what_candle_cannot_copy_to_a_device_is_an_error_in_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(file(folder.path(), 3, 1000)).unwrap();
-    let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+    let names = checkpoint.names();
     let metal = Device::Metal(candle_core::MetalDevice);
     let options = StreamOptions::new(&CPU).with_device_of({
         let second = names[1].clone();
