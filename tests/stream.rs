@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use uel::core::source::decorators::{FaultSource, RecordingSource};
 use uel::core::source::{ByteSource, FileSource};
@@ -170,6 +170,30 @@ fn no_more_is_read_ahead_than_allowed() {
         assert_eq!(taken, 30_000_000);
         assert!(stream.stats().high_water_bytes <= most.max(1_800_000));
     }
+}
+
+/// Other devices than CUDA's get what candle copies there; the one that candle has without its feature `metal` refuses.
+#[test]
+fn what_candle_cannot_copy_to_a_device_is_an_error_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 3, 1000)).unwrap();
+    let names = checkpoint.names();
+    let metal = Device::Metal(candle_core::MetalDevice);
+    let options = StreamOptions::new(&CPU).with_device_of({
+        let second = names[1].clone();
+        move |name| if name == second { metal.clone() } else { CPU }
+    });
+    let came: Vec<_> = checkpoint.stream(&names, &options).unwrap().tensors().collect();
+    assert_eq!(came.len(), 3);
+    let error = came[1].as_ref().unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (Kind::Candle, Some(names[1].as_str())));
+    assert!(error.to_string().contains("metal"), "{error}");
+    for at in [0, 2] {
+        let (name, tensor) = came[at].as_ref().unwrap();
+        assert!(same(tensor, &checkpoint.tensor(name, &CPU).unwrap()));
+    }
+    let error = checkpoint.tensor(&names[0], &Device::Metal(candle_core::MetalDevice)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Candle);
 }
 
 #[test]

@@ -8,12 +8,16 @@ use candle_core::{CudaDevice, DType, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
+use super::gds::DirectFiles;
 use super::link::{Link, driver};
 use super::seeded;
+use crate::engine;
 use crate::host::pool::{HostPool, Lease};
+use crate::near::Processors;
 use crate::save::bytes::with_bytes;
 use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
-use crate::stream::plan::{Cut, Item};
+use crate::stream::plan::{Cut, Item, Part, Stored};
+use crate::stream::road::Roads;
 use crate::transfer::count;
 
 /// A device, and the buffers through which it is reached.
@@ -24,11 +28,24 @@ pub(super) struct OnDevice {
     /// Nobody waits for a buffer any more.
     pub(super) closed: Arc<AtomicBool>,
     pub(super) gap: u64,
+    pub(super) direct: Arc<DirectFiles>,
 }
 
 impl Landing<Tensor> for OnDevice {
     fn cut(&self) -> Cut {
         Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
+    }
+
+    fn reads_direct(&self, stored: &Stored) -> bool {
+        stored.may_be_direct() && self.direct.has(stored.file)
+    }
+
+    fn roads(&self) -> Roads {
+        self.direct.roads()
+    }
+
+    fn near(&self) -> Option<&Processors> {
+        self.link.near()
     }
 
     fn close(&self) {
@@ -37,12 +54,10 @@ impl Landing<Tensor> for OnDevice {
 
     fn begin(&self, _: usize, items: &[Item]) -> Box<dyn Landed<Tensor>> {
         let mut slots: Vec<Slot> = items.iter().map(|item| self.room(item)).collect();
-        if let Err(error) = self.wait_for_room() {
+        let allocated = wait_for_room(&self.link, &self.device);
+        if let Err(error) = &allocated {
             // Without the wait nothing may be copied there.
-            slots
-                .iter_mut()
-                .filter(|slot| matches!(slot, Slot::Room(_)))
-                .for_each(|slot| *slot = Slot::refused(&error));
+            slots.iter_mut().filter(|slot| matches!(slot, Slot::Room(_))).for_each(|slot| *slot = Slot::refused(error));
         }
         let slots = slots.into_iter().map(Mutex::new).collect();
         Box::new(DeviceUnit {
@@ -50,6 +65,8 @@ impl Landing<Tensor> for OnDevice {
             device: self.device.clone(),
             pool: self.pool.clone(),
             closed: Arc::clone(&self.closed),
+            direct: Arc::clone(&self.direct),
+            allocated: allocated.ok().flatten().filter(|_| items.iter().any(is_direct)),
             slots,
         })
     }
@@ -59,19 +76,29 @@ impl OnDevice {
     fn room(&self, item: &Item) -> Slot {
         let Some(stored) = item.stored() else { return Slot::None };
         match Buffer::new(&self.device, self.link.copies(), stored.dtype, stored.byte_len) {
-            Ok(buffer) => Slot::Room(buffer),
+            Ok(mut buffer) => {
+                if stored.direct {
+                    buffer.allow_direct(&self.device);
+                }
+                Slot::Room(buffer)
+            }
             Err(error) => Slot::Refused(Some(error)),
         }
     }
+}
 
-    /// Makes copies wait for the allocations of this thread.
-    fn wait_for_room(&self) -> Result<()> {
-        if seeded::is(seeded::NO_ALLOCATION_WAIT) {
-            return Ok(());
-        }
-        let allocated = self.device.cuda_stream().record_event(None).map_err(driver("cannot record an event"))?;
-        self.link.copies().wait(&allocated).map_err(driver("cannot wait for an event"))
+fn is_direct(item: &Item) -> bool {
+    item.stored().is_some_and(|stored| stored.direct)
+}
+
+/// Makes copies wait for the allocations of this thread; gives their event.
+fn wait_for_room(link: &Link, device: &CudaDevice) -> Result<Option<CudaEvent>> {
+    if seeded::is(seeded::NO_ALLOCATION_WAIT) {
+        return Ok(None);
     }
+    let allocated = device.cuda_stream().record_event(None).map_err(driver("cannot record an event"))?;
+    link.copies().wait(&allocated).map_err(driver("cannot wait for an event"))?;
+    Ok(Some(allocated))
 }
 
 /// One tensor's place.
@@ -93,11 +120,17 @@ pub(super) struct DeviceUnit {
     device: CudaDevice,
     pool: HostPool,
     closed: Arc<AtomicBool>,
+    direct: Arc<DirectFiles>,
+    /// The end of the allocations, where any of them is to be written directly.
+    allocated: Option<CudaEvent>,
     slots: Vec<Mutex<Slot>>,
 }
 
 impl Landed<Tensor> for DeviceUnit {
     fn read(&self, read: &Read<'_>, scratch: &mut Scratch) -> Result<()> {
+        if self.read_direct(read) {
+            return Ok(());
+        }
         let made: usize = read.job.parts.iter().map(|part| part.byte_len).sum();
         let mut lease = self.pool.lease_unless(&self.closed)?;
         let capacity = lease.capacity();
@@ -125,6 +158,11 @@ impl Landed<Tensor> for DeviceUnit {
             return self.send(lease, places.into_iter());
         }
         drop(lease);
+        if let [part] = read.job.parts.as_slice()
+            && is_seen_by_none(read)
+        {
+            return self.read_in_pieces(read, part);
+        }
         // Pieces that are hashed may be larger than a buffer.
         let mut bytes = crate::host::zeroed(made)?;
         let mut rest = crate::host::for_reading(&mut bytes);
@@ -173,7 +211,53 @@ impl Landed<Tensor> for DeviceUnit {
     }
 }
 
+/// Whether the bytes of a read are neither cast nor checked.
+fn is_seen_by_none(read: &Read<'_>) -> bool {
+    let hashed = |item: &Item| item.stored().is_some_and(|stored| !stored.hashes.is_empty());
+    read.is_plain() && !read.job.parts.iter().any(|part| read.items.get(part.tensor).is_some_and(hashed))
+}
+
 impl DeviceUnit {
+    /// Has the device read by itself; false where it does not, and the bytes have to come by another road.
+    fn read_direct(&self, read: &Read<'_>) -> bool {
+        let [part] = read.job.parts.as_slice() else { return false };
+        let Some(allocated) = self.allocated.as_ref().filter(|_| read.items.get(part.tensor).is_some_and(is_direct))
+        else {
+            return false;
+        };
+        let address = match self.slot(part.tensor).as_deref() {
+            Ok(Slot::Room(buffer)) => buffer.direct_address(part.at, part.byte_len),
+            _ => None,
+        };
+        let Some(address) = address.filter(|_| part.range.byte_len() == part.byte_len as u64) else { return false };
+        let ready = || {
+            read.source.check(part.range)?;
+            if seeded::is(seeded::DIRECT_BEFORE_ALLOCATION) {
+                return Ok(());
+            }
+            allocated.synchronize().map_err(driver("cannot wait for an allocation"))
+        };
+        // SAFETY: the memory is the slot's, which keeps it until the unit's end, after the last job. It was allocated for this
+        // tensor, by now for every thread; its bytes from `at` on are those of this job alone, and nothing was begun with
+        // them before.
+        unsafe { self.direct.read(read.job.file, part.range, address, ready) }
+    }
+
+    /// Reads a part that is larger than one buffer.
+    fn read_in_pieces(&self, read: &Read<'_>, part: &Part) -> Result<()> {
+        let (mut start, mut at) = (part.range.start(), part.at);
+        while start < part.range.end() {
+            let mut lease = self.pool.lease_unless(&self.closed)?;
+            let byte_len = (part.range.end() - start).min(lease.capacity() as u64) as usize;
+            let into = lease.as_uninit_mut()?.get_mut(..byte_len);
+            let into = into.ok_or_else(|| Error::new(Kind::Internal, "a read is longer than its buffer"))?;
+            engine::read(read.source, start, into)?;
+            self.send(lease, std::iter::once((part.tensor, at, 0, byte_len)))?;
+            (start, at) = (start + byte_len as u64, at + byte_len);
+        }
+        Ok(())
+    }
+
     /// Begins the copies of parts of a buffer, each given as tensor, place in the tensor, place in the buffer, and bytes; the
     /// buffer goes back to its pool after them.
     fn send(&self, lease: Lease, parts: impl Iterator<Item = (usize, usize, usize, usize)>) -> Result<()> {
@@ -248,6 +332,8 @@ impl Drop for DeviceUnit {
         if left {
             self.wait_here(self.end().ok().as_ref());
         }
+        // The context that this made current is the one to free them in.
+        self.slots.clear();
     }
 }
 
@@ -306,23 +392,24 @@ impl HandOver for Copies {
 
 /// A tensor of bytes that lie in page-locked or other buffers, given in their order.
 pub(super) fn send_staged<'a>(
-    target: &OnDevice,
+    link: &Link,
+    device: &CudaDevice,
     dtype: DType,
     shape: &[usize],
     byte_len: usize,
     pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
 ) -> Result<Tensor> {
-    let mut buffer = Buffer::new(&target.device, target.link.copies(), dtype, byte_len)?;
-    target.wait_for_room()?;
+    let mut buffer = Buffer::new(device, link.copies(), dtype, byte_len)?;
+    wait_for_room(link, device)?;
     let mut at = 0;
     let sent = pieces.into_iter().try_for_each(|(lease, bytes)| {
         // SAFETY: the lease is kept until an event after the copy, or given up; where it is not page-locked, the driver has
         // taken the bytes when the call returns.
-        let sent = unsafe { buffer.copy_in(target.link.copies(), at, bytes) }.and_then(|()| target.link.copied());
+        let sent = unsafe { buffer.copy_in(link.copies(), at, bytes) }.and_then(|()| link.copied());
         match sent {
             Ok(copied) => lease.keep_until(Box::new(copied)),
             Err(error) => {
-                if target.link.copies().synchronize().is_err() {
+                if link.copies().synchronize().is_err() {
                     lease.lose();
                 }
                 return Err(error);
@@ -333,7 +420,10 @@ pub(super) fn send_staged<'a>(
         Ok(())
     });
     // The memory is used, or freed, on this thread's queue.
-    let waits = Copies { stream: target.device.cuda_stream(), event: target.link.after_copies()? }.wait();
+    let waits = match link.after_copies() {
+        Ok(event) => Copies { stream: device.cuda_stream(), event }.wait(),
+        Err(_) => link.copies().synchronize().map_err(driver("cannot wait for the copies")),
+    };
     sent.and(waits)?;
-    Ok(buffer.into_tensor(&target.device, shape))
+    Ok(buffer.into_tensor(device, shape))
 }

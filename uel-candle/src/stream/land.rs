@@ -6,13 +6,33 @@ use candle_core::Tensor;
 use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
-use super::plan::{CAST_PIECE, Cut, Item, Job, Part};
+use super::plan::{CAST_PIECE, Cut, Item, Job, Part, Stored};
+use super::road::Roads;
 use crate::engine::{self, Check};
+#[cfg(feature = "cuda")]
+use crate::near::Processors;
 
 /// A kind of place for tensors.
 pub(crate) trait Landing<T>: Send + Sync {
     /// How reads for it are cut.
     fn cut(&self) -> Cut;
+
+    /// Whether the device is to read this tensor by itself.
+    fn reads_direct(&self, stored: &Stored) -> bool {
+        let _ = stored;
+        false
+    }
+
+    /// The roads of the files of which it has large tensors.
+    fn roads(&self) -> Roads {
+        Roads::new()
+    }
+
+    /// The processors that reading for it is best done on.
+    #[cfg(feature = "cuda")]
+    fn near(&self) -> Option<&Processors> {
+        None
+    }
 
     /// Says that nobody waits for the tensors any more, so that nobody must wait for buffers.
     fn close(&self) {}

@@ -6,19 +6,22 @@ pub(crate) mod land;
 pub(crate) mod options;
 pub(crate) mod plan;
 mod reading;
+pub(crate) mod road;
 mod schedule;
 mod staged;
 
 pub use options::{BatchSize, CastOn, StreamOptions};
+pub use road::{FileRoad, Gds, Road, Roads};
 pub use staged::{StagedStream, StagedTensor};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
+use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::{Checkpoint, candle, cast, given};
@@ -46,6 +49,8 @@ pub struct StreamStats {
     pub high_water_bytes: u64,
     /// How long the consumer waited for tensors.
     pub waited: Duration,
+    /// Bytes that cuFile brought straight to a device: see [`TensorStream::roads`].
+    pub direct_bytes: u64,
 }
 
 impl Checkpoint {
@@ -83,9 +88,14 @@ impl Checkpoint {
         options: &StreamOptions,
     ) -> Result<TensorStream> {
         let casts_there = |device: &Device, from, to| cuda::casts_there(device, from, to, options.cast_on);
-        let plan = Plan::new(self, names, options, casts_there)?;
-        let landings = plan.devices.iter().map(|device| self.landing(device, &plan, options));
+        let mut plan = Plan::new(self, names, options, casts_there)?;
+        let landings = (0..plan.devices.len()).map(|device| self.landing(device, &plan, options));
         let landings = landings.collect::<Result<Vec<_>>>()?;
+        for item in &mut plan.items {
+            if let (ItemKind::Stored(stored), Some(landing)) = (&mut item.kind, landings.get(item.device)) {
+                stored.direct = landing.reads_direct(stored);
+            }
+        }
         Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
     }
 
@@ -94,15 +104,25 @@ impl Checkpoint {
         self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0)
     }
 
-    fn landing(&self, device: &Device, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
+    /// Where the plan's device number `device` has its tensors go.
+    fn landing(&self, device: usize, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
         let gap = self.gap();
-        match device {
-            Device::Cuda(_) => cuda::landing(device, gap, options.pool.as_ref()),
+        let number = device;
+        match plan.devices.get(device) {
+            Some(device @ Device::Cuda(_)) => {
+                let items = plan.items.iter().filter(|item| item.device == number && options.gds != Gds::Never);
+                let large = items.filter_map(Item::stored).filter(|stored| stored.may_be_direct());
+                let large = large.filter_map(|stored| Some((stored.file, self.source(stored.file).ok()?))).collect();
+                cuda::landing(device, gap, options, &large)
+            }
             // What goes elsewhere is copied there by candle, when it is handed out.
             _ => Ok(Box::new(OnHost::new(&plan.items, options.budget, gap))),
         }
     }
 }
+
+/// Files of which a device gets large tensors, by their numbers.
+pub(crate) type LargeFiles<'a> = BTreeMap<usize, &'a dyn ByteSource>;
 
 /// Tensors of a [`Checkpoint`] in batches, read ahead: made by [`Checkpoint::stream`].
 ///
@@ -127,6 +147,12 @@ impl TensorStream {
     /// What the stream has done so far.
     pub fn stats(&self) -> StreamStats {
         self.queue.stats()
+    }
+
+    /// By which road the large tensors of each file came to a CUDA device so far, and why; nothing where UEL was built without
+    /// its feature `gds`, nothing large goes to such a device, or [`Gds::Never`] was asked for.
+    pub fn roads(&self) -> Roads {
+        self.queue.schedule.work().roads()
     }
 
     /// The same tensors, one at a time.
@@ -171,6 +197,12 @@ impl Iterator for TensorStream {
 
 impl std::iter::FusedIterator for TensorStream {}
 
+impl Drop for TensorStream {
+    fn drop(&mut self) {
+        self.queue.ready.drain(..).filter_map(|(_, tensor)| tensor?.ok()).for_each(cuda::release);
+    }
+}
+
 /// Tensors of a [`TensorStream`], one at a time.
 #[derive(Debug)]
 pub struct Tensors {
@@ -182,6 +214,17 @@ impl Tensors {
     /// What the stream has done so far.
     pub fn stats(&self) -> StreamStats {
         self.stream.stats()
+    }
+
+    /// As [`TensorStream::roads`].
+    pub fn roads(&self) -> Roads {
+        self.stream.roads()
+    }
+}
+
+impl Drop for Tensors {
+    fn drop(&mut self) {
+        self.batch.drain(..).for_each(|(_, tensor)| cuda::release(tensor));
     }
 }
 
@@ -209,11 +252,12 @@ impl std::iter::FusedIterator for Tensors {}
 ///
 /// As those of [`Checkpoint::stream`] and of its tensors.
 pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
-    let mut options = StreamOptions::new(device);
+    // To open and register a file costs more than it saves on one tensor.
+    let mut options = StreamOptions::new(device).with_gds(Gds::Never);
     options.dtype = dtype;
     let plan =
         Plan::new(checkpoint, [name], &options, |device, from, to| cuda::casts_there(device, from, to, CastOn::Auto))?;
-    let landings = vec![checkpoint.landing(device, &plan, &options)?];
+    let landings = vec![checkpoint.landing(0, &plan, &options)?];
     let reading = Reading::new(checkpoint, Arc::new(plan), landings, &options);
     let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
         return Err(Error::new(Kind::Internal, "a tensor without a unit"));
@@ -233,7 +277,7 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item))
 }
 
-/// A CPU tensor's copy on a CUDA device, by way of page-locked buffers.
+/// A tensor's copy on a CUDA device, by way of page-locked buffers.
 ///
 /// # Errors
 ///
@@ -243,7 +287,7 @@ pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if items[0].stored().is_none() {
         return empty(tensor.dtype(), tensor.dims(), device);
     }
-    let unit = cuda::landing(device, 0, None)?.begin(0, &items);
+    let unit = cuda::landing(device, 0, &StreamOptions::new(device), &LargeFiles::new())?.begin(0, &items);
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
     let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
     hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
@@ -275,7 +319,7 @@ pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Te
     }
 }
 
-/// A tensor on another device, by candle's own copy.
+/// A tensor on another device.
 fn moved(tensor: Tensor, device: &Device) -> Result<Tensor> {
     tensor.to_device(device).map_err(candle)
 }
@@ -397,6 +441,7 @@ impl<T: Send + 'static> Queue<T> {
             reads: work.reads.load(Ordering::Relaxed),
             high_water_bytes: counts.high_water,
             waited: counts.waited,
+            direct_bytes: work.roads().values().map(|road| road.direct_bytes).fold(0, u64::saturating_add),
         }
     }
 }

@@ -31,6 +31,9 @@ pub(super) trait Work: Send + Sync + 'static {
     /// What a thread keeps between jobs.
     type Scratch: Default;
 
+    /// Called by each reader before anything else.
+    fn begin(&self) {}
+
     /// Makes room for a unit, and says what is to be read.
     fn open(&self, number: usize, unit: &Unit) -> (Self::Open, Vec<Task>);
 
@@ -262,6 +265,7 @@ impl<W: Work> Shared<W> {
     }
 
     fn read_until_done(&self) {
+        self.work.begin();
         let mut scratch = W::Scratch::default();
         let mut state = self.lock();
         loop {
