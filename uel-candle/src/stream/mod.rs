@@ -262,7 +262,7 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
         return Err(Error::new(Kind::Internal, "a tensor without a unit"));
     };
-    let (open, tasks) = reading.open(0, unit);
+    let (open, tasks) = reading.open(0, unit, unit.cost);
     let next = AtomicUsize::new(0);
     let threads = crate::engine::threads(checkpoint.threads_asked()).min(tasks.len());
     crate::engine::on_threads(threads, &|| {
@@ -287,7 +287,7 @@ pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if items[0].stored().is_none() {
         return empty(tensor.dtype(), tensor.dims(), device);
     }
-    let unit = cuda::landing(device, 0, &StreamOptions::new(device), &LargeFiles::new())?.begin(0, &items);
+    let unit = cuda::landing(device, 0, &StreamOptions::new(device), &LargeFiles::new())?.begin(0, &items, 0);
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
     let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
     hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
