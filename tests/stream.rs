@@ -330,3 +330,38 @@ fn staged_tensors_that_do_not_fit_or_are_kept_are_errors_in_their_places() {
     drop(stream);
     assert_eq!(kept[0].1.byte_len(), 40_000);
 }
+
+#[test]
+fn batches_do_not_wait_for_buffers_that_they_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 40, 2_000)).unwrap();
+    // One buffer, and then two that the largest tensors need both.
+    for (chunk_bytes, chunks, in_order) in [(8192, 1, true), (8192, 1, false), (4096, 2, true), (16_384, 3, false)] {
+        let options = PoolOptions::new().with_chunk_bytes(chunk_bytes).with_budget(chunk_bytes * chunks);
+        let pool = HostPool::huge_pages(options.with_timeout(Duration::from_secs(5))).unwrap();
+        let options = StreamOptions::new(&CPU).with_batch(BatchSize::Tensors(7)).with_in_order(in_order);
+        let stream = checkpoint.stream_staged(checkpoint.names(), &options, &pool).unwrap();
+        assert_eq!(stream.map(|batch| batch.unwrap().len()).sum::<usize>(), 40);
+    }
+}
+
+#[test]
+fn a_slow_consumer_loses_nothing_and_a_fault_of_all_costs_one_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 300, 500)).unwrap();
+    let options = PoolOptions::new().with_chunk_bytes(4096).with_timeout(Duration::from_millis(60));
+    let pool = HostPool::huge_pages(options.with_budget(4 * 4096)).unwrap();
+    let names = checkpoint.names();
+    for batch in checkpoint.stream_staged(&names[..12], &StreamOptions::new(&CPU), &pool).unwrap() {
+        // Longer than the pool's patience: nobody waits for what is read meanwhile.
+        std::thread::sleep(Duration::from_millis(90));
+        drop(batch.unwrap());
+    }
+    let held: Vec<_> = (0..4).map(|_| pool.lease().unwrap()).collect();
+    let began = std::time::Instant::now();
+    let faults = checkpoint.stream_staged(&names[..100], &StreamOptions::new(&CPU), &pool).unwrap();
+    assert!(faults.into_iter().all(|batch| batch.unwrap_err().kind() == Kind::Timeout));
+    // Each unit waits once, and not each tensor, and each once more by itself.
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    drop(held);
+}

@@ -1,6 +1,5 @@
 //! Tensors of a stream on a CUDA device: read into page-locked buffers, and copied from there while the next are read.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
@@ -12,10 +11,10 @@ use super::gds::DirectFiles;
 use super::link::{Link, driver};
 use super::seeded;
 use crate::engine;
-use crate::host::pool::{HostPool, Lease};
+use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::near::Processors;
 use crate::save::bytes::with_bytes;
-use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
+use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use crate::stream::plan::{Cut, Item, Part, Stored};
 use crate::stream::road::Roads;
 use crate::transfer::count;
@@ -25,8 +24,7 @@ pub(super) struct OnDevice {
     pub(super) link: Arc<Link>,
     pub(super) device: CudaDevice,
     pub(super) pool: HostPool,
-    /// Nobody waits for a buffer any more.
-    pub(super) closed: Arc<AtomicBool>,
+    pub(super) waiting: Arc<Waiting>,
     pub(super) gap: u64,
     pub(super) direct: Arc<DirectFiles>,
 }
@@ -48,8 +46,8 @@ impl Landing<Tensor> for OnDevice {
         self.link.near()
     }
 
-    fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+    fn waiting(&self) -> Option<&Waiting> {
+        Some(&self.waiting)
     }
 
     fn begin(&self, _: usize, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
@@ -57,14 +55,17 @@ impl Landing<Tensor> for OnDevice {
         let allocated = wait_for_room(&self.link, &self.device);
         if let Err(error) = &allocated {
             // Without the wait nothing may be copied there.
-            slots.iter_mut().filter(|slot| matches!(slot, Slot::Room(_))).for_each(|slot| *slot = Slot::refused(error));
+            slots
+                .iter_mut()
+                .filter(|slot| matches!(slot, Slot::Room(_)))
+                .for_each(|slot| *slot = Slot::Refused(again(error)));
         }
         let slots = slots.into_iter().map(Mutex::new).collect();
         Box::new(DeviceUnit {
             link: Arc::clone(&self.link),
             device: self.device.clone(),
             pool: self.pool.clone(),
-            closed: Arc::clone(&self.closed),
+            waiting: Arc::clone(&self.waiting),
             direct: Arc::clone(&self.direct),
             allocated: allocated.ok().flatten().filter(|_| items.iter().any(is_direct)),
             slots,
@@ -82,7 +83,7 @@ impl OnDevice {
                 }
                 Slot::Room(buffer)
             }
-            Err(error) => Slot::Refused(Some(error)),
+            Err(error) => Slot::Refused(error),
         }
     }
 }
@@ -105,13 +106,7 @@ fn wait_for_room(link: &Link, device: &CudaDevice) -> Result<Option<CudaEvent>> 
 enum Slot {
     None,
     Room(Buffer),
-    Refused(Option<Error>),
-}
-
-impl Slot {
-    fn refused(error: &Error) -> Slot {
-        Slot::Refused(Some(Error::new(error.kind(), error.to_string())))
-    }
+    Refused(Error),
 }
 
 /// The tensors of a unit on their way to a device.
@@ -119,7 +114,7 @@ pub(super) struct DeviceUnit {
     link: Arc<Link>,
     device: CudaDevice,
     pool: HostPool,
-    closed: Arc<AtomicBool>,
+    waiting: Arc<Waiting>,
     direct: Arc<DirectFiles>,
     /// The end of the allocations, where any of them is to be written directly.
     allocated: Option<CudaEvent>,
@@ -132,7 +127,7 @@ impl Landed<Tensor> for DeviceUnit {
             return Ok(());
         }
         let made: usize = read.job.parts.iter().map(|part| part.byte_len).sum();
-        let mut lease = self.pool.lease_unless(&self.closed)?;
+        let mut lease = self.pool.lease_for(&self.waiting)?;
         let capacity = lease.capacity();
         if read.is_plain() && read.job.range.byte_len() <= capacity as u64 {
             let start = read.job.range.start();
@@ -201,7 +196,7 @@ impl Landed<Tensor> for DeviceUnit {
             let slot = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
             Some(match (slot, &hand_over) {
                 (Slot::Room(buffer), Ok(_)) if whole => Ok(buffer.into_tensor(&self.device, &stored.shape)),
-                (_, Err(error)) => Err(Error::new(error.kind(), error.to_string())),
+                (_, Err(error)) => Err(again(error)),
                 _ => Err(Error::new(Kind::Internal, "a tensor is not whole")),
             })
         };
@@ -247,7 +242,7 @@ impl DeviceUnit {
     fn read_in_pieces(&self, read: &Read<'_>, part: &Part) -> Result<()> {
         let (mut start, mut at) = (part.range.start(), part.at);
         while start < part.range.end() {
-            let mut lease = self.pool.lease_unless(&self.closed)?;
+            let mut lease = self.pool.lease_for(&self.waiting)?;
             let byte_len = (part.range.end() - start).min(lease.capacity() as u64) as usize;
             let into = lease.as_uninit_mut()?.get_mut(..byte_len);
             let into = into.ok_or_else(|| Error::new(Kind::Internal, "a read is longer than its buffer"))?;
@@ -268,7 +263,7 @@ impl DeviceUnit {
             let lease = sending.lease.as_ref().ok_or_else(outside)?;
             let bytes = lease.bytes().get(from..from + byte_len).ok_or_else(outside)?;
             let mut slot = self.slot(tensor)?;
-            let Slot::Room(buffer) = &mut *slot else { return Err(refusal(&mut slot)) };
+            let Slot::Room(buffer) = &mut *slot else { return Err(refusal(&slot)) };
             // SAFETY: the bytes are page-locked, as all of this pool are. The buffer goes back with an event that is recorded
             // after the copy, and until that is over nobody gets it; where no event can be recorded, it waits or is given up.
             unsafe { buffer.copy_in(self.link.copies(), at, bytes) }?;
@@ -282,7 +277,7 @@ impl DeviceUnit {
     pub(super) fn send_bytes(&self, tensor: usize, at: usize, bytes: &[u8]) -> Result<()> {
         let mut at = at;
         for piece in bytes.chunks(self.pool.chunk_bytes()) {
-            let mut lease = self.pool.lease_unless(&self.closed)?;
+            let mut lease = self.pool.lease_for(&self.waiting)?;
             crate::host::copy_past_caches(piece, &mut lease.bytes_mut()?[..piece.len()]);
             self.send(lease, std::iter::once((tensor, at, 0, piece.len())))?;
             at += piece.len();
@@ -315,12 +310,11 @@ impl DeviceUnit {
     }
 }
 
-fn refusal(slot: &mut Slot) -> Error {
+fn refusal(slot: &Slot) -> Error {
     match slot {
-        Slot::Refused(error) => error.take(),
-        _ => None,
+        Slot::Refused(error) => again(error),
+        _ => Error::new(Kind::Internal, "there is no memory for the tensor on the device"),
     }
-    .unwrap_or_else(|| Error::new(Kind::OutOfMemory, "there is no memory for the tensor on the device"))
 }
 
 impl Drop for DeviceUnit {
@@ -415,7 +409,9 @@ pub(super) fn send_staged<'a>(
                 return Err(error);
             }
         }
-        count::pinned(bytes.len() as u64);
+        if lease.is_pinned() {
+            count::pinned(bytes.len() as u64);
+        }
         at += bytes.len();
         Ok(())
     });

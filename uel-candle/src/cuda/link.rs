@@ -85,7 +85,11 @@ impl Link {
         let device = Device::Cuda(device.clone());
         let tried =
             Tensor::zeros(1, from, &device).and_then(|tensor| tensor.to_dtype(to)).and_then(|_| device.synchronize());
-        *lock(&self.casts).entry((from, to)).or_insert(tried.is_ok())
+        match tried {
+            // A device that is full says nothing of its kernels.
+            Err(error) if error.to_string().contains("OUT_OF_MEMORY") => false,
+            tried => *lock(&self.casts).entry((from, to)).or_insert(tried.is_ok()),
+        }
     }
 
     /// The end of all copies submitted so far.
@@ -209,7 +213,8 @@ unsafe impl Memory for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let bound = self.context.bind_to_thread();
+        // The first call may report what another's clean-up has left behind, and so be in vain.
+        let bound = self.context.bind_to_thread().or_else(|_| self.context.bind_to_thread());
         // SAFETY: the memory came from `malloc_host` and is freed once. The pool drops chunks only when no copy uses them.
         let freed = bound.and_then(|()| unsafe { result::free_host(self.start.as_ptr().cast()) });
         if let Err(error) = freed {

@@ -48,7 +48,7 @@ pub(crate) fn landing(
         None => link.pool()?,
     };
     let direct = Arc::new(DirectFiles::new(device, options.gds, large)?);
-    Ok(Box::new(OnDevice { link, device: device.clone(), pool, closed: Arc::default(), gap, direct }))
+    Ok(Box::new(OnDevice { link, device: device.clone(), pool, waiting: Arc::default(), gap, direct }))
 }
 
 /// A tensor on a CUDA device, of bytes that lie in leases, in their order.

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
@@ -27,7 +28,7 @@ use uel_core::{Error, Kind, Result};
 use crate::checkpoint::{Checkpoint, candle, cast, given};
 use crate::{cuda, placement};
 use host::OnHost;
-use land::{Finished, Landing, Scratch};
+use land::{Finished, HandOver, Landing, Scratch, again};
 use plan::{Item, ItemKind, Plan};
 use reading::{Reading, named};
 use schedule::{Bounds, Schedule, Work};
@@ -233,6 +234,11 @@ impl Iterator for Tensors {
 
     fn next(&mut self) -> Option<Result<(String, Tensor)>> {
         loop {
+            if !self.batch.is_empty()
+                && let Err(error) = self.stream.queue.hand_over_here()
+            {
+                return Some(Err(error));
+            }
             if let Some(tensor) = self.batch.pop_front() {
                 return Some(Ok(tensor));
             }
@@ -272,7 +278,8 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
         }
     });
     let mut done = reading.finish(unit, open);
-    done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over())?;
+    let handed_over = done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over());
+    handed_over.map_err(|error| named(error, item))?;
     let brought = std::mem::take(&mut done.tensors).into_iter().next().flatten().transpose();
     brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item))
 }
@@ -334,6 +341,12 @@ struct Queue<T: Send + 'static> {
     /// Where tensors come in buffers: the bytes of one, and how many bytes of buffers a batch may hold, so that those of the
     /// next can be filled.
     buffers: Option<(u64, u64)>,
+    in_order: bool,
+    /// What orders the last copies to each device before their use, and the thread for which it did.
+    hand_overs: BTreeMap<usize, Box<dyn HandOver>>,
+    handed_over_on: Option<ThreadId>,
+    /// What ended the stream, to be said after the batch that was at hand.
+    broken: Option<Error>,
     /// Tensors that have come, with their items.
     ready: VecDeque<(usize, Option<Result<T>>)>,
     /// Bytes and tensors of the batch that was handed out last.
@@ -341,6 +354,17 @@ struct Queue<T: Send + 'static> {
     /// Items that were handed out, errors among them.
     taken: usize,
     tensors: usize,
+}
+
+impl<T: Send + 'static> Drop for Queue<T> {
+    fn drop(&mut self) {
+        // Tensors that nobody took are freed here.
+        if !self.ready.is_empty()
+            && let Err(error) = self.hand_over_here()
+        {
+            tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
+        }
+    }
 }
 
 impl<T: Send + 'static> Queue<T> {
@@ -355,13 +379,26 @@ impl<T: Send + 'static> Queue<T> {
             0 => checkpoint.threads_asked(),
             threads => threads,
         };
-        let bounds =
-            Bounds { budget, tensors_ahead, in_order: options.in_order, threads: crate::engine::threads(threads) };
+        let threads = if threads == 0 { crate::engine::processors() } else { threads };
+        let bounds = Bounds { budget, tensors_ahead, in_order: options.in_order, threads };
         let plan = Arc::new(plan);
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
         let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
         let (batch, ready) = (options.batch, VecDeque::new());
-        Ok(Self { schedule, plan, batch, buffers: None, ready, handed: (0, 0), taken: 0, tensors: 0 })
+        Ok(Self {
+            schedule,
+            plan,
+            batch,
+            buffers: None,
+            in_order: options.in_order,
+            hand_overs: BTreeMap::new(),
+            handed_over_on: None,
+            broken: None,
+            ready,
+            handed: (0, 0),
+            taken: 0,
+            tensors: 0,
+        })
     }
 
     /// The next batch, or the error in the next tensor's place; `None` after the last.
@@ -377,11 +414,26 @@ impl<T: Send + 'static> Queue<T> {
         if tensors > 0 {
             self.schedule.release(bytes, tensors);
         }
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        self.hand_over_here()?;
         let plan = Arc::clone(&self.plan);
         let mut batch = Vec::new();
         let mut used = 0;
         loop {
-            let Some((at, brought)) = self.pop()? else { break };
+            if !batch.is_empty() && self.is_full_before(&plan, batch.len(), used) {
+                break;
+            }
+            let (at, brought) = match self.pop() {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(error) if batch.is_empty() => return Err(error),
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
+                }
+            };
             let Some(item) = plan.items.get(at) else { continue };
             let cost = item.cost();
             let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
@@ -415,6 +467,28 @@ impl<T: Send + 'static> Queue<T> {
         Ok((!batch.is_empty()).then_some(Ok(batch)))
     }
 
+    /// Whether a batch is to be handed out before the next tensor is waited for, where that is known.
+    fn is_full_before(&self, plan: &Plan, tensors: usize, used: u64) -> bool {
+        if !self.in_order {
+            // Its own buffers may be those that the next tensor waits for.
+            return self.buffers.is_some() && self.ready.is_empty();
+        }
+        let cost = plan.items.get(self.taken + tensors).map_or(0, Item::cost);
+        let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
+        full || self.buffers.is_some_and(|(one, most)| used + cost.div_ceil(one) * one > most)
+    }
+
+    /// Makes the queue of the calling thread wait for the copies of the tensors at hand, where another thread's does.
+    fn hand_over_here(&mut self) -> Result<()> {
+        let here = std::thread::current().id();
+        if self.handed_over_on == Some(here) || self.hand_overs.is_empty() {
+            return Ok(());
+        }
+        self.hand_overs.values().try_for_each(|hand_over| hand_over.hand_over())?;
+        self.handed_over_on = Some(here);
+        Ok(())
+    }
+
     /// The next tensor that has come, with its item; waits for it. `None` after the last.
     fn pop(&mut self) -> Result<Option<(usize, Option<Result<T>>)>> {
         loop {
@@ -422,11 +496,18 @@ impl<T: Send + 'static> Queue<T> {
                 return Ok(Some(next));
             }
             let Some((_, mut done)) = self.schedule.next()? else { return Ok(None) };
-            let handed_over = done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over());
+            let mut handed_over = self.hand_over_here();
+            if let Some(hand_over) = done.hand_over.take() {
+                handed_over = handed_over.and_then(|()| hand_over.hand_over());
+                // Later copies to a device come after earlier ones, so its last event is enough.
+                let device = self.plan.items.get(done.first).map_or(0, |item| item.device);
+                self.hand_overs.insert(device, hand_over);
+                self.handed_over_on = Some(std::thread::current().id());
+            }
             let tensors = std::mem::take(&mut done.tensors).into_iter().map(|tensor| match &handed_over {
                 Ok(()) => tensor,
                 // Each tensor of the unit gets the error, which has no copies.
-                Err(error) => tensor.map(|_| Err(Error::new(error.kind(), error.to_string()))),
+                Err(error) => tensor.map(|tensor| tensor.and_then(|_| Err(again(error)))),
             });
             self.ready.extend((done.first..).zip(tensors));
         }

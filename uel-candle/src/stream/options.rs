@@ -164,8 +164,8 @@ impl StreamOptions {
         self
     }
 
-    /// Stages what goes to a CUDA device in the page-locked buffers of `pool`. Where none is given, each device has one,
-    /// which all streams share.
+    /// Stages what goes to a CUDA device in the page-locked buffers of `pool`. Where none is given, each device (each
+    /// `Device` that candle makes, and its clones) has one of 32 MiB, which all streams share.
     pub fn with_pool(mut self, pool: &HostPool) -> Self {
         self.pool = Some(pool.clone());
         self

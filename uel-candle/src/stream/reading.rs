@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uel_core::{Error, Kind, Result};
 
-use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
+use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use super::options::StreamOptions;
 use super::plan::{Item, Job, Plan, Unit, jobs};
 use super::road::{self, Roads};
 use super::schedule::{Task, Work};
 use crate::checkpoint::{Checkpoint, Progress, ProgressFn, read_whole};
 use crate::engine::worker_panic;
+use crate::host::pool::Waiting;
 #[cfg(feature = "cuda")]
 use crate::near::Processors;
 
@@ -190,6 +191,11 @@ impl<T: Send + 'static> Work for Reading<T> {
                     self.fault(open, part.tensor, error);
                     return;
                 }
+                // What is not to be had now will not be had by each of them either.
+                if matches!(error.kind(), Kind::Timeout | Kind::Interrupted | Kind::Device) {
+                    job.parts.iter().for_each(|part| self.fault(open, part.tensor, again(&error)));
+                    return;
+                }
                 // One fault must not cost its neighbours: each is read by itself.
                 for part in &job.parts {
                     let alone = Job { file: job.file, range: part.range, parts: vec![part.clone()] };
@@ -202,7 +208,11 @@ impl<T: Send + 'static> Work for Reading<T> {
     }
 
     fn close(&self) {
-        self.landings.iter().for_each(|landing| landing.close());
+        self.landings.iter().filter_map(|landing| landing.waiting()).for_each(Waiting::give_up);
+    }
+
+    fn consumer_waits(&self, waits: bool) {
+        self.landings.iter().filter_map(|landing| landing.waiting()).for_each(|waiting| waiting.count(waits));
     }
 
     fn finish(&self, unit: &Unit, open: Open<T>) -> Done<T> {

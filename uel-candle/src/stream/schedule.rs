@@ -43,6 +43,9 @@ pub(super) trait Work: Send + Sync + 'static {
     /// Called when nobody wants what is still to come.
     fn close(&self);
 
+    /// Called when the consumer begins to wait, and when it no longer does. The lock is held: it must be short.
+    fn consumer_waits(&self, waits: bool);
+
     /// Ends a unit of which all parts were done.
     fn finish(&self, unit: &Unit, open: Self::Open) -> Self::Done;
 }
@@ -190,6 +193,7 @@ impl<W: Work> Schedule<W> {
             }
             if !state.waiting {
                 state.waiting = true;
+                self.shared.work.consumer_waits(true);
                 self.shared.work_left.notify_one();
             }
             waited = true;
@@ -197,6 +201,7 @@ impl<W: Work> Schedule<W> {
         };
         state.waiting = false;
         if waited {
+            self.shared.work.consumer_waits(false);
             state.counts.waited += began.elapsed();
         }
         outcome
