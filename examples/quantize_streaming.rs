@@ -1,4 +1,5 @@
-//! Quantises a checkpoint tensor by tensor while it is written, reads it back, and says how far it is off.
+//! Quantises a checkpoint on the way from one file to another: a stream reads ahead, each tensor is quantised as it comes,
+//! and a writer writes behind. Then it reads the result back, and says how far it is off.
 //!
 //! ```text
 //! cargo run --release --example quantize_streaming [-- PATH]
@@ -18,7 +19,7 @@ use candle_core::{DType, Device, Tensor};
 use half::f16;
 use model::Result;
 use serde_json::{Map, Value, json};
-use uel::{Checkpoint, Edit, Error, Kind, Mode, SaveOptions, dict_to_tensor, tensor_to_dict};
+use uel::{Checkpoint, IncrementalOptions, IncrementalWriter, Mode, StreamOptions, dict_to_tensor, tensor_to_dict};
 
 /// Values that share a scale.
 const BLOCK: usize = 32;
@@ -47,12 +48,22 @@ fn run() -> Result<()> {
     };
     let original = Checkpoint::options().with_mode(Mode::LowMemory).open(&path)?;
     let target = scratch.path().join("quantized.safetensors");
-    let report = Edit::new(&original)
-        .map(|name, tensor| match is_quantized(&tensor) {
-            true => quantize(name, &tensor).map_err(|error| failed(name, &*error)),
-            false => Ok(vec![(name.to_owned(), tensor)]),
-        })
-        .write(&target, &SaveOptions::new().with_hashes(true))?;
+    let save = uel::core::save::SaveOptions::new().with_hashes(true);
+    let writer = IncrementalWriter::create_with(&target, &IncrementalOptions::new().with_save(save))?;
+    // No more than this is held of tensors that are read, whatever the size of the checkpoint.
+    let options = StreamOptions::new(&Device::Cpu).with_budget(64 << 20);
+    let mut stream = original.stream(original.names(), &options)?.tensors();
+    for tensor in stream.by_ref() {
+        let (name, tensor) = tensor?;
+        if is_quantized(&tensor) {
+            let quantized = quantize(&name, &tensor).map_err(|error| format!("{name} cannot be quantised: {error}"))?;
+            writer.write_batch(quantized.iter().map(|(name, tensor)| (name, tensor)))?;
+        } else {
+            writer.write(&name, &tensor)?;
+        }
+    }
+    let report = writer.finish()?;
+    println!("{} bytes at most were read ahead", stream.stats().high_water_bytes);
     println!("{}: {} bytes of tensors became {}", path.display(), original.index().total_bytes(), report.tensor_bytes);
 
     let quantized = Checkpoint::open(&target)?;
@@ -91,10 +102,6 @@ fn run() -> Result<()> {
 fn is_quantized(tensor: &Tensor) -> bool {
     matches!(tensor.dims(), &[rows, columns] if rows > 0 && columns > 0 && columns.is_multiple_of(BLOCK))
         && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16 | DType::F64)
-}
-
-fn failed(name: &str, error: &(dyn std::error::Error + Send + Sync)) -> Error {
-    Error::new(Kind::Argument, format!("cannot be quantised: {error}")).with_tensor(name)
 }
 
 /// The blocks of a matrix, and what they are.

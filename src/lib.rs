@@ -28,3 +28,8 @@ pub use uel_data as data;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The page on streaming, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/streaming.md")]
+struct Streaming;

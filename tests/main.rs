@@ -22,6 +22,7 @@ mod python;
 mod pytorch;
 mod saving;
 mod scenario;
+mod sparse;
 mod stream;
 mod tied;
 mod torch;

@@ -2,8 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +13,7 @@ use uel::core::source::{ByteSource, FileSource};
 use uel::{Checkpoint, LoadOptions, MappedAllocator, Mode, OpenOptions};
 
 use crate::checkpoint::CPU;
+use crate::sparse;
 
 /// What low-memory mode may hold beyond the largest tensor.
 const ALLOWANCE: usize = 32 << 20;
@@ -56,47 +56,11 @@ pub(crate) fn held_by<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, PEAK.load(Ordering::Relaxed).saturating_sub(before))
 }
 
-/// A file of 2 GB in tensors from 2 bytes to 256 MB, in no order of size. It has holes instead of data, so that it costs
-/// no disk; reading it is like reading any other. Returns the largest tensor's bytes too.
-fn mixed_file(folder: &Path) -> (PathBuf, u64) {
-    let mut sizes = vec![256 << 20, 100_000_002, 3 << 20, 200 << 20];
-    sizes.extend((0..2000u64).map(|n| n * n % 60_000 / 2 * 2 + 2));
-    sizes.extend((0..90u64).map(|n| (n % 17 + 1) << 20));
-    while sizes.iter().sum::<u64>() < 2_000_000_000 {
-        sizes.push(40 << 20);
-    }
-    // Neighbours differ in size.
-    let count = sizes.len();
-    let order: Vec<u64> = (0..count).map(|n| sizes[n * 1009 % count]).collect();
-    let mut offset = 0;
-    let tensor = |(n, byte_len): (usize, &u64)| {
-        let start = offset;
-        offset += byte_len;
-        format!("\"t{n}\":{{\"dtype\":\"BF16\",\"shape\":[{}],\"data_offsets\":[{start},{offset}]}}", byte_len / 2)
-    };
-    let mut header = format!("{{{}}}", order.iter().enumerate().map(tensor).collect::<Vec<_>>().join(","));
-    while !header.len().is_multiple_of(8) {
-        header.push(' ');
-    }
-    let path = folder.join("mixed.safetensors");
-    let mut file = File::create(&path).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len(8 + header.len() as u64 + offset).unwrap();
-    (path, sizes.into_iter().max().unwrap())
-}
-
 /// Every byte of a bf16 tensor is read.
 fn sum(tensor: &Tensor) -> u64 {
     let (storage, _) = tensor.storage_and_layout();
     let Storage::Cpu(CpuStorage::BF16(elements)) = &*storage else { panic!("not bf16 on the CPU") };
     elements.iter().map(|element| u64::from(element.to_bits())).sum()
-}
-
-fn kilobytes(key: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
 /// Loads, reads and drops every tensor, and prints what that took: the most memory that was resident, less what is a
@@ -111,7 +75,7 @@ fn low_memory_loop(path: &Path) {
         checkpoint.mark_processed(info.name());
         recycled = recycled.max(MappedAllocator::stats().recycled_bytes);
     }
-    let resident = kilobytes("VmHWM:") - kilobytes("RssFile:");
+    let resident = sparse::kilobytes("VmHWM:") - sparse::kilobytes("RssFile:");
     println!("measured: {resident} {} {recycled}", PEAK.load(Ordering::Relaxed));
     drop(checkpoint);
     assert!(MappedAllocator::stats().recycled_bytes <= 16 << 20, "{:?}", MappedAllocator::stats());
@@ -125,8 +89,9 @@ fn measured_low_memory_holds_one_tensor() {
         return low_memory_loop(Path::new(&path));
     }
     let folder = tempfile::tempdir().unwrap();
-    let (path, largest) = mixed_file(folder.path());
-    let largest = largest as usize;
+    let sizes = sparse::mixed(2_000_000_000);
+    let largest = sizes.iter().copied().max().unwrap() as usize;
+    let path = sparse::file(folder.path().join("mixed.safetensors"), &sizes);
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "memory::measured_low_memory_holds_one_tensor", "--nocapture"])
         .env(CHILD, &path)
@@ -142,6 +107,12 @@ fn measured_low_memory_holds_one_tensor() {
     assert!(resident <= largest + ALLOWANCE, "{resident} bytes for a largest tensor of {largest}");
     assert!(heap <= ALLOWANCE, "the heap held {heap} bytes");
     assert!(recycled > 0 && recycled <= largest, "freed buffers held {recycled} bytes");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn measured_streams_hold_their_budget() {
+    sparse::streams_hold_their_budget("memory::measured_streams_hold_their_budget");
 }
 
 /// Of every second byte a run of its own: what is held beside the result does not grow with the number of runs.

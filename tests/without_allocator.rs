@@ -1,5 +1,7 @@
 //! A program without the mapped allocator: every mode loads right, and mapping is either a copy or for ever.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
+mod sparse;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -245,4 +247,10 @@ fn copies_are_verified() {
         file[info.range().end() as usize - 1] ^= 1;
         std::fs::write(&path, &file).unwrap();
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn measured_streams_hold_their_budget() {
+    sparse::streams_hold_their_budget("measured_streams_hold_their_budget");
 }

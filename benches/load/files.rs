@@ -97,6 +97,11 @@ impl Drop for InMemory {
 /// Brings a file into the page cache as a first load leaves it there: dropped, then read from end to end.
 pub(crate) fn warm(path: &Path) {
     cool(path);
+    read_through(path);
+}
+
+/// Reads a file from end to end.
+pub(crate) fn read_through(path: &Path) {
     let mut file = File::open(path).unwrap();
     let mut buffer = vec![0; 8 << 20];
     while file.read(&mut buffer).unwrap() > 0 {}

@@ -28,12 +28,16 @@ impl Times {
         ratios[ratios.len() / 2]
     }
 
+    pub(crate) fn least(&self) -> f64 {
+        self.seconds.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
     pub(crate) fn gb_per_s(&self) -> f64 {
         self.bytes as f64 / 1e9 / self.median()
     }
 
     fn print(&self) {
-        let least = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+        let least = self.least();
         let most = self.seconds.iter().copied().fold(0.0, f64::max);
         println!(
             "| {:<34} | {:>9.3} | {:>9.3} | {:>9.3} | {:>7.2} |",
@@ -59,6 +63,17 @@ const WARM_UPS: usize = 3;
 /// memory is used again, cost up to fifty times what the machine's own do. What the runs before used and freed is backed,
 /// as on a machine of its own.
 pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<Candidate<'_>>) -> Vec<Times> {
+    in_turns_after(WARM_UPS, title, bytes, rounds, candidates)
+}
+
+/// The same with another number of runs before each measurement that do not count.
+pub(crate) fn in_turns_after(
+    warm_ups: usize,
+    title: &str,
+    bytes: u64,
+    rounds: usize,
+    candidates: Vec<Candidate<'_>>,
+) -> Vec<Times> {
     println!("\n### {title}\n");
     println!("| {:<34} | median ms |    min ms |    max ms |    GB/s |", "");
     println!("| :{:-<33} | --------: | --------: | --------: | ------: |", "");
@@ -67,7 +82,7 @@ pub(crate) fn in_turns(title: &str, bytes: u64, rounds: usize, candidates: Vec<C
     let mut times: Vec<Times> = candidates.iter().map(of).collect();
     for round in 0..rounds {
         for at in shuffled(candidates.len(), round as u64) {
-            (0..WARM_UPS).for_each(|_| {
+            (0..warm_ups).for_each(|_| {
                 (candidates[at].1)();
             });
             times[at].seconds.push((candidates[at].1)().as_secs_f64());

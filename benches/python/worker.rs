@@ -17,9 +17,14 @@ impl Worker {
     /// Starts the interpreter that `UEL_TORCH` names; `None` where it names none.
     pub(crate) fn start() -> Option<Self> {
         let python = std::env::var_os("UEL_TORCH")?;
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/python/worker.py");
-        let mut child =
-            Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python");
+        // In the program itself, which may have been carried to another machine.
+        let script = include_str!("worker.py");
+        let mut child = Command::new(python)
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python");
         let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let mut worker = Self { child, to, from };
         println!("torch {}", worker.answer());
@@ -31,11 +36,18 @@ impl Worker {
             let mut line = String::new();
             self.from.read_line(&mut line).unwrap();
             assert!(!line.is_empty(), "the Python process ended");
-            let answer = line.strip_prefix("ready ").or_else(|| line.strip_prefix("seconds "));
+            let answer = ["ready ", "seconds ", "has "].iter().find_map(|prefix| line.strip_prefix(prefix));
             if let Some(answer) = answer {
                 return answer.trim().to_owned();
             }
         }
+    }
+
+    /// Whether a module can be imported.
+    pub(crate) fn has(&mut self, module: &str) -> bool {
+        writeln!(self.to, "has {module}").unwrap();
+        self.to.flush().unwrap();
+        self.answer() == "True"
     }
 
     /// How long it took, by its own clock.

@@ -101,3 +101,21 @@ fn tensors_on_a_device_are_saved() {
         uel::trim_devices();
     });
 }
+
+#[test]
+fn the_rate_of_page_locked_memory_is_measured() {
+    let _turn = Turn::begin();
+    {
+        let device = Device::new_cuda(0).expect("a device");
+        for bytes in [0, 10 << 20, 100 << 20] {
+            let rate = uel::pinned_rate(&device, bytes).expect("measured");
+            assert!(rate.is_finite() && rate > 0., "{rate}");
+        }
+        // The buffers were given back.
+        let tensor = Tensor::arange(0f32, 3_000_000., &Device::Cpu).expect("a tensor");
+        let there = transfer_to_gpu_pinned(&tensor, &device).expect("moved");
+        assert_eq!(bytes_of(&there), bytes_of(&tensor));
+    }
+    assert_eq!(uel::pinned_rate(&Device::Cpu, 1).expect_err("refused").kind(), uel::Kind::Argument);
+    uel::trim_devices();
+}

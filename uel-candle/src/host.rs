@@ -153,6 +153,17 @@ pub(crate) unsafe fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
 }
 
+/// Makes the system's allocator give back what is free between the blocks in use. It keeps such memory for each thread that
+/// allocates, where others are freed, and so may hold a good part of what it once held besides what is in use.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn give_back_free_memory() {
+    // SAFETY: it has no conditions; it takes the allocator's own locks.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn give_back_free_memory() {}
+
 /// From this size on a copy goes past the caches.
 const STREAMED_FROM: usize = 64 << 10;
 

@@ -48,7 +48,9 @@ pub use stream::{
     Batch, BatchSize, CastOn, FileRoad, Gds, Road, Roads, StagedStream, StagedTensor, StreamOptions, StreamStats,
     TensorStream, Tensors,
 };
-pub use transfer::{TransferStats, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices};
+pub use transfer::{
+    TransferStats, pinned_rate, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices,
+};
 pub use uel_core::slice::Bounds;
 pub use uel_core::{BlockDtype, Direct, Dtype, Durability, Error, Kind, Result, Symlinks, TensorIndex, TensorInfo};
 pub use var_builder::ShardedCheckpoint;

@@ -10,6 +10,7 @@ use uel_core::{ByteRange, Dtype, Error, Kind, Result, TensorIndex};
 use crate::dtype::{MakeVec, storage};
 use crate::element::Element;
 use crate::mapped::MappedAllocator;
+use crate::mapped::recycle::Reuse;
 use crate::mapped::region::{Buffer, Region};
 
 /// A CPU tensor over `storage`.
@@ -71,11 +72,11 @@ fn tensor_forever(region: &Region, block: usize, dtype: DType, shape: &[usize]) 
 }
 
 /// One tensor's bytes in memory that is recycled from the last one, where the allocator allows it.
-pub(crate) fn recycled(byte_len: usize, largest: u64) -> Option<Buffer> {
+pub(crate) fn recycled(byte_len: usize, largest: u64, reuse: Reuse) -> Option<Buffer> {
     if !MappedAllocator::is_installed() {
         return None;
     }
-    Buffer::recycled(byte_len, usize::try_from(largest).unwrap_or(byte_len))
+    Buffer::recycled(byte_len, usize::try_from(largest).unwrap_or(byte_len), reuse)
 }
 
 /// The mapped files of a checkpoint: each is mapped once, when the first tensor of it is asked for.

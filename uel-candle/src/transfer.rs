@@ -89,6 +89,26 @@ pub fn transfer_to_gpu_pinned(tensor: &Tensor, device: &Device) -> Result<Tensor
     tensor.to_device(device).map_err(candle)
 }
 
+/// How many bytes a second go from page-locked memory to `device`, a CUDA device: what a load can reach at best. Copies
+/// `bytes`, at least some, out of the buffers that streams to the device share.
+///
+/// ```
+/// # use candle_core::Device;
+/// let device = Device::cuda_if_available(0)?;
+/// if device.is_cuda() {
+///     println!("{:.1} GB/s", uel_candle::pinned_rate(&device, 1 << 30)? / 1e9);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Kind::Argument`](uel_core::Kind::Argument) for another device, and where UEL was built without its feature `cuda`; those
+/// of the device and its driver.
+pub fn pinned_rate(device: &Device, bytes: u64) -> Result<f64> {
+    cuda::pinned_rate(device, bytes)
+}
+
 /// Releases the page-locked buffers and the copy streams of CUDA devices that the program has dropped, with all tensors on
 /// them. It happens by itself when another device is first used.
 ///

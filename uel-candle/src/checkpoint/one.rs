@@ -18,7 +18,7 @@ use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
-use crate::mapped::recycle::Claim;
+use crate::mapped::recycle::{Claim, Reuse};
 use crate::memory;
 use crate::transfer::transfer_to_gpu_pinned;
 use crate::{placement, stream};
@@ -170,7 +170,7 @@ impl Checkpoint {
             self.inner.claim.get_or_init(|| Claim::new(usize::try_from(largest).unwrap_or(usize::MAX)));
         }
         if byte_len >= RECYCLED_FROM
-            && let Some(mut buffer) = placement::recycled(byte_len, largest)
+            && let Some(mut buffer) = placement::recycled(byte_len, largest, Reuse::Any)
         {
             let span = Span { source, offset, into: buffer.as_uninit_mut(), cast: None, checks };
             tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;

@@ -52,7 +52,7 @@ impl Landing<Tensor> for OnDevice {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    fn begin(&self, _: usize, items: &[Item]) -> Box<dyn Landed<Tensor>> {
+    fn begin(&self, _: usize, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
         let mut slots: Vec<Slot> = items.iter().map(|item| self.room(item)).collect();
         let allocated = wait_for_room(&self.link, &self.device);
         if let Err(error) = &allocated {

@@ -29,6 +29,8 @@ mod landing;
 #[cfg(feature = "cuda")]
 mod link;
 #[cfg(feature = "cuda")]
+mod rate;
+#[cfg(feature = "cuda")]
 pub(crate) mod seeded;
 #[cfg(feature = "cuda")]
 mod supported;

@@ -10,7 +10,7 @@ use super::buffer::Buffer;
 use super::gds::DirectFiles;
 use super::landing::{OnDevice, send_staged as send_from_buffers};
 use super::link::{Link, PinnedChunks};
-use super::{download, link};
+use super::{download, link, rate};
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
 use crate::stream::LargeFiles;
@@ -108,6 +108,11 @@ pub(crate) fn with_bytes(
     take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Option<Result<()>> {
     download::with_bytes(storage, layout, take)
+}
+
+/// Bytes in a second from page-locked memory to a device.
+pub(crate) fn pinned_rate(device: &Device, bytes: u64) -> Result<f64> {
+    rate::pinned_rate(cuda(device)?, bytes)
 }
 
 /// Releases what is kept for contexts that nobody uses any more.

@@ -60,6 +60,11 @@ pub(crate) fn with_bytes(_: &CudaStorage, _: &Layout, _: &mut dyn FnMut(&[u8]) -
     None
 }
 
+/// Bytes in a second from page-locked memory to a device.
+pub(crate) fn pinned_rate(device: &Device, _: u64) -> Result<f64> {
+    Err(without(device))
+}
+
 /// Releases what is kept for contexts that nobody uses any more.
 pub(crate) fn trim() {}
 

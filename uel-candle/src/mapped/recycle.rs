@@ -7,14 +7,34 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::region;
 use super::reserve::Stretch;
 
-/// Memory that is kept at most while no low-memory checkpoint is open that has a larger tensor.
+/// Memory that is kept at most while no low-memory checkpoint is open that has a larger tensor, and no stream.
 pub(crate) const DEFAULT_LIMIT: usize = 16 << 20;
 
-/// A recycled buffer may keep this much memory behind the tensor that it serves.
+/// A recycled buffer may keep this much memory behind the tensor that it serves, where there is one tensor at a time.
 const SLACK: usize = 16 << 20;
 
 /// Buffers that are kept at most.
-const MAX_KEPT: usize = 16;
+const MAX_KEPT: usize = 64;
+
+/// Which kept buffers serve a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// The nearest in size, which may keep some memory behind the tensor: for one tensor at a time.
+    Any,
+    /// Those with at most a quarter more memory than the tensor has bytes, and none stays behind it: for many tensors at a
+    /// time, which have a budget together.
+    Near,
+}
+
+impl Reuse {
+    /// What a buffer may have to serve, and what it may keep.
+    fn bounds(self, byte_len: usize) -> (usize, usize) {
+        match self {
+            Reuse::Any => (usize::MAX, byte_len.saturating_add(SLACK)),
+            Reuse::Near => (byte_len.saturating_add(byte_len / 4), byte_len),
+        }
+    }
+}
 
 /// Low-memory checkpoints whose largest tensors are remembered at most; for others the default limit holds.
 const MAX_CLAIMS: usize = 64;
@@ -25,7 +45,7 @@ static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: [const { None }; MAX_KEPT]
 struct Kept {
     /// Each buffer with the bytes of memory behind it, at most.
     buffers: [Option<(Stretch, usize)>; MAX_KEPT],
-    /// The largest tensor of each open low-memory checkpoint, 0 where the place is free.
+    /// The largest tensor of each open low-memory checkpoint and the budget of each stream, 0 where the place is free.
     claims: [usize; MAX_CLAIMS],
 }
 
@@ -39,10 +59,11 @@ impl Kept {
     }
 }
 
-/// The smallest kept buffer, where more is kept than the limit allows. It is released without the lock.
-fn take_surplus() -> Option<Stretch> {
+/// The smallest kept buffer, where more is kept than the limit allows, which is `bound` where that is less. It is released
+/// without the lock.
+fn take_surplus(bound: usize) -> Option<Stretch> {
     let mut kept = lock();
-    if RESIDENT.load(Ordering::Relaxed) <= kept.limit() {
+    if RESIDENT.load(Ordering::Relaxed) <= kept.limit().min(bound) {
         return None;
     }
     let smallest = kept.buffers.iter_mut().filter(|slot| slot.is_some()).min_by_key(|slot| touched(slot))?;
@@ -61,18 +82,18 @@ pub(super) fn resident_bytes() -> usize {
 }
 
 /// A kept buffer with room for `byte_len` bytes, and how many bytes of memory are behind it.
-pub(super) fn take(byte_len: usize) -> Option<(Stretch, usize)> {
+pub(super) fn take(byte_len: usize, reuse: Reuse) -> Option<(Stretch, usize)> {
+    let (most, bound) = reuse.bounds(byte_len);
     let (stretch, touched) = {
         let mut kept = lock();
         let fits = |slot: &&mut Option<(Stretch, usize)>| {
-            slot.as_ref().is_some_and(|(stretch, _)| stretch.byte_len() >= byte_len)
+            slot.as_ref().is_some_and(|(stretch, touched)| stretch.byte_len() >= byte_len && *touched <= most)
         };
         let slot = kept.buffers.iter_mut().filter(fits).min_by_key(|slot| touched(slot).abs_diff(byte_len))?;
         let (stretch, touched) = slot.take()?;
         RESIDENT.fetch_sub(touched, Ordering::Relaxed);
         (stretch, touched)
     };
-    let bound = byte_len.saturating_add(SLACK);
     if touched > bound {
         region::trim(&stretch, bound);
     }
@@ -95,8 +116,15 @@ pub(super) fn offer(stretch: Stretch, touched: usize) {
     }
 }
 
-/// Says that a low-memory checkpoint with a tensor of `bytes` is open: a buffer of that size may be kept until the
-/// claim is dropped.
+/// Releases kept buffers until they have at most `bound` bytes of memory, or [`DEFAULT_LIMIT`] where that is more.
+pub(crate) fn shrink(bound: usize) {
+    while let Some(stretch) = take_surplus(bound.max(DEFAULT_LIMIT)) {
+        region::release(stretch);
+    }
+}
+
+/// Says that a low-memory checkpoint with a tensor of `bytes` is open, or a stream with a budget of as many: so much memory
+/// may be kept until the claim is dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
     slot: Option<usize>,
@@ -120,8 +148,6 @@ impl Drop for Claim {
         {
             *claim = 0;
         }
-        while let Some(stretch) = take_surplus() {
-            region::release(stretch);
-        }
+        shrink(usize::MAX);
     }
 }

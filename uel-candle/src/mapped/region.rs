@@ -13,7 +13,7 @@ use uel_core::ByteRange;
 use crate::element::Element;
 
 use super::allocator::{self, NotPlaced};
-use super::recycle;
+use super::recycle::{self, Reuse};
 use super::reserve::{self, GRANULE, Stretch};
 
 /// From this size on, a partial huge page at the end costs at most an eighth more memory.
@@ -115,8 +115,8 @@ impl Buffer {
 
     /// Anonymous memory for one block, recycled from a freed one where there is one. `capacity` is the address space to
     /// take for a new one, so that later, larger blocks fit it too: at least `byte_len`.
-    pub(crate) fn recycled(byte_len: usize, capacity: usize) -> Option<Buffer> {
-        if let Some((stretch, touched)) = recycle::take(byte_len) {
+    pub(crate) fn recycled(byte_len: usize, capacity: usize, reuse: Reuse) -> Option<Buffer> {
+        if let Some((stretch, touched)) = recycle::take(byte_len, reuse) {
             let base = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(stretch.base()))?;
             let touched = Some(touched.max(byte_len));
             let buffer = Buffer { stretch: Some(stretch), base, lead: 0, byte_len, touched };

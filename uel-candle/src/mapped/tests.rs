@@ -194,7 +194,7 @@ fn recycled_buffers_are_reused_and_capped() {
     let _alone = alone();
     let claim = recycle::Claim::new(64 << 20);
     let make = |byte_len: usize, byte: u8| {
-        let mut buffer = Buffer::recycled(byte_len, 64 << 20).unwrap();
+        let mut buffer = Buffer::recycled(byte_len, 64 << 20, recycle::Reuse::Any).unwrap();
         fill(&mut buffer, byte);
         let region = buffer.divide([(0, byte_len)].into_iter()).unwrap();
         region.take::<u8>(0).unwrap()
@@ -216,6 +216,35 @@ fn recycled_buffers_are_reused_and_capped() {
     assert!(recycle::resident_bytes() <= 64 << 20, "{}", recycle::resident_bytes());
     drop(claim);
     assert!(recycle::resident_bytes() <= recycle::DEFAULT_LIMIT);
+}
+
+#[test]
+fn near_reuse_keeps_nothing_behind_and_leaves_larger_buffers() {
+    let _alone = alone();
+    let claim = recycle::Claim::new(256 << 20);
+    let make = |byte_len: usize| {
+        let mut buffer = Buffer::recycled(byte_len, 64 << 20, recycle::Reuse::Near).unwrap();
+        fill(&mut buffer, 1);
+        buffer.divide([(0, byte_len)].into_iter()).unwrap().take::<u8>(0).unwrap()
+    };
+    recycle::shrink(0);
+    let before = recycle::resident_bytes();
+    drop(make(60 << 20));
+    drop(make(20 << 20));
+    assert_eq!(recycle::resident_bytes(), before + (80 << 20), "one of 60 MiB is too large for 20 MiB");
+    let nearest = make(17 << 20);
+    assert_eq!(recycle::resident_bytes(), before + (60 << 20));
+    drop(nearest);
+    assert_eq!(recycle::resident_bytes(), before + (77 << 20), "what lay behind was given back");
+    let larger = make(64 << 20);
+    assert_eq!(recycle::resident_bytes(), before + (17 << 20), "a smaller one grows");
+    drop(larger);
+    // The smallest go first.
+    recycle::shrink(70 << 20);
+    assert!(recycle::resident_bytes() <= 70 << 20 && recycle::resident_bytes() >= 64 << 20);
+    recycle::shrink(0);
+    assert!(recycle::resident_bytes() <= recycle::DEFAULT_LIMIT);
+    drop(claim);
 }
 
 #[test]

@@ -70,6 +70,16 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for MappedAllocator<A> {
 }
 
 pub(crate) mod recycle {
+    /// Nothing is kept on this system.
+    pub(crate) fn shrink(_: usize) {}
+
+    /// As where buffers are recycled.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Reuse {
+        Any,
+        Near,
+    }
+
     /// Nothing is recycled on this system.
     #[derive(Debug)]
     pub(crate) struct Claim;
@@ -104,7 +114,7 @@ pub(crate) mod region {
             None
         }
 
-        pub(crate) fn recycled(_: usize, _: usize) -> Option<Buffer> {
+        pub(crate) fn recycled(_: usize, _: usize, _: super::recycle::Reuse) -> Option<Buffer> {
             None
         }
 

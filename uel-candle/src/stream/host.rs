@@ -1,6 +1,7 @@
 //! Tensors of a stream on the CPU: read straight into their storages, large ones into memory recycled from those before.
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::Tensor;
@@ -8,8 +9,8 @@ use uel_core::{Error, Kind, Result};
 
 use super::land::{Finished, Landed, Landing, Read, Scratch};
 use super::plan::{Cut, Item, Part, Stored};
-use crate::host::Unfilled;
-use crate::mapped::recycle::Claim;
+use crate::host::{Unfilled, give_back_free_memory};
+use crate::mapped::recycle::{self, Claim, Reuse};
 use crate::mapped::region::Buffer;
 use crate::{memory, placement};
 
@@ -19,21 +20,51 @@ const CHUNK: usize = 2 << 20;
 /// From this size on a tensor gets recycled memory; smaller ones come from the heap.
 const RECYCLED_FROM: usize = 1 << 20;
 
+/// The heap gives back what is free in it when this many bytes were taken from it, or an eighth of the budget where that is
+/// more.
+const HEAP_TAKEN: u64 = 16 << 20;
+
 /// The CPU.
 #[derive(Debug)]
 pub(super) struct OnHost {
     gap: u64,
+    budget: u64,
     /// The largest tensor, for which recycled memory has room.
     largest: u64,
     /// Keeps freed memory for the tensors to come.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
+    /// Bytes taken from the heap since it gave back what was free.
+    taken: AtomicU64,
 }
 
 impl OnHost {
     pub(super) fn new(items: &[Item], budget: u64, gap: u64) -> Self {
         let largest = items.iter().filter_map(Item::stored).map(|stored| stored.byte_len).max().unwrap_or(0);
         let claim = || Claim::new(usize::try_from(budget).unwrap_or(usize::MAX));
-        Self { gap, largest: largest as u64, _claim: (largest >= RECYCLED_FROM).then(claim) }
+        Self {
+            gap,
+            budget,
+            largest: largest as u64,
+            claim: (largest >= RECYCLED_FROM).then(claim),
+            taken: AtomicU64::new(0),
+        }
+    }
+}
+
+impl OnHost {
+    /// What the heap holds beside what is in use counts where the budget is nearly used up. Then readers wait for the consumer
+    /// in any case, so that giving back costs nobody time; at other times it would cost page faults.
+    fn watch_heap(&self, tensors: &[HostTensor], held: u64) {
+        if held < self.budget / 4 * 3 {
+            return;
+        }
+        let from_heap = |tensor: &&HostTensor| matches!(tensor.memory, Memory::Own(_));
+        let taken: u64 = tensors.iter().filter(from_heap).map(|tensor| tensor.byte_len as u64).sum();
+        let before = self.taken.fetch_add(taken, Ordering::Relaxed);
+        if before + taken >= HEAP_TAKEN.max(self.budget / 8) {
+            self.taken.store(0, Ordering::Relaxed);
+            give_back_free_memory();
+        }
     }
 }
 
@@ -42,8 +73,14 @@ impl Landing<Tensor> for OnHost {
         Cut { most: CHUNK, gap: self.gap, in_file: true }
     }
 
-    fn begin(&self, _: usize, items: &[Item]) -> Box<dyn Landed<Tensor>> {
-        Box::new(HostUnit { tensors: items.iter().map(|item| HostTensor::new(item, self.largest)).collect() })
+    fn begin(&self, _: usize, items: &[Item], held: u64) -> Box<dyn Landed<Tensor>> {
+        let tensors: Vec<HostTensor> = items.iter().map(|item| HostTensor::new(item, self.largest)).collect();
+        // What is kept for later tensors is memory too: together with what is held it fits the budget.
+        if self.claim.is_some() {
+            recycle::shrink(usize::try_from(self.budget.saturating_sub(held)).unwrap_or(usize::MAX));
+        }
+        self.watch_heap(&tensors, held);
+        Box::new(HostUnit { tensors })
     }
 }
 
@@ -113,7 +150,7 @@ impl HostTensor {
 fn room(stored: &Stored, largest: u64) -> Result<Memory> {
     memory::check(stored.byte_len as u64)?;
     if stored.byte_len >= RECYCLED_FROM
-        && let Some(buffer) = placement::recycled(stored.byte_len, largest)
+        && let Some(buffer) = placement::recycled(stored.byte_len, largest, Reuse::Near)
     {
         return Ok(Memory::Recycled(buffer));
     }

@@ -37,8 +37,11 @@ pub(crate) trait Landing<T>: Send + Sync {
     /// Says that nobody waits for the tensors any more, so that nobody must wait for buffers.
     fn close(&self) {}
 
-    /// Makes room for the tensors of a unit. Every unit is begun, each once, by whichever thread. Tensors for which there is none are errors in the unit's end.
-    fn begin(&self, unit: usize, items: &[Item]) -> Box<dyn Landed<T>>;
+    /// Makes room for the tensors of a unit. Every unit is begun, each once, by whichever thread. Tensors for which there is
+    /// none are errors in the unit's end.
+    ///
+    /// `held` is what the stream holds of its budget, this unit included.
+    fn begin(&self, unit: usize, items: &[Item], held: u64) -> Box<dyn Landed<T>>;
 }
 
 /// The tensors of one unit, while their bytes arrive.

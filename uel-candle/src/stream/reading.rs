@@ -162,7 +162,7 @@ impl<T: Send + 'static> Work for Reading<T> {
         }
     }
 
-    fn open(&self, number: usize, unit: &Unit) -> (Open<T>, Vec<Task>) {
+    fn open(&self, number: usize, unit: &Unit, held: u64) -> (Open<T>, Vec<Task>) {
         let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
         // There is a landing for every device of the plan.
         let landing = &self.landings[unit.device];
@@ -171,7 +171,7 @@ impl<T: Send + 'static> Work for Reading<T> {
         let whole = items.iter().enumerate().filter(|(_, item)| whole(item)).map(|(tensor, _)| Task::Whole(tensor));
         tasks.extend(whole);
         let faults = items.iter().map(|_| Mutex::new(None)).collect();
-        (Open { landed: landing.begin(number, items), first: unit.items.start, faults }, tasks)
+        (Open { landed: landing.begin(number, items, held), first: unit.items.start, faults }, tasks)
     }
 
     fn run(&self, open: &Open<T>, task: &Task, scratch: &mut Scratch) {

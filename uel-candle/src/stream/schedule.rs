@@ -34,8 +34,8 @@ pub(super) trait Work: Send + Sync + 'static {
     /// Called by each reader before anything else.
     fn begin(&self) {}
 
-    /// Makes room for a unit, and says what is to be read.
-    fn open(&self, number: usize, unit: &Unit) -> (Self::Open, Vec<Task>);
+    /// Makes room for a unit, and says what is to be read. `held` is what the budget counts, this unit included.
+    fn open(&self, number: usize, unit: &Unit, held: u64) -> (Self::Open, Vec<Task>);
 
     /// Does a part of a unit. What fails is kept by the open unit.
     fn run(&self, open: &Self::Open, task: &Task, scratch: &mut Self::Scratch);
@@ -286,8 +286,9 @@ impl<W: Work> Shared<W> {
                 state.held = state.held.saturating_add(unit.cost);
                 state.ahead += unit.items.len();
                 state.counts.high_water = state.counts.high_water.max(state.held);
+                let held = state.held;
                 drop(state);
-                state = self.open(number, unit);
+                state = self.open(number, unit, held);
                 continue;
             }
             if state.next >= self.units.len() && state.reading == 0 {
@@ -307,8 +308,8 @@ impl<W: Work> Shared<W> {
         (fits || alone || starving).then_some(unit)
     }
 
-    fn open(&self, number: usize, unit: &Unit) -> MutexGuard<'_, State<W>> {
-        let (open, tasks) = self.work.open(number, unit);
+    fn open(&self, number: usize, unit: &Unit, held: u64) -> MutexGuard<'_, State<W>> {
+        let (open, tasks) = self.work.open(number, unit, held);
         let unit = Arc::new(OpenUnit { number, open: Mutex::new(Some(Arc::new(open))), left: Mutex::new(tasks.len()) });
         if tasks.is_empty() {
             return self.finish(&unit);

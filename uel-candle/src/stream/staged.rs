@@ -220,7 +220,7 @@ impl Landing<StagedTensor> for OnPool {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    fn begin(&self, unit: usize, items: &[Item]) -> Box<dyn Landed<StagedTensor>> {
+    fn begin(&self, unit: usize, items: &[Item], _: u64) -> Box<dyn Landed<StagedTensor>> {
         let _turn = Turn::wait(self, unit);
         let mut staged = StagedUnit { buffers: Vec::new(), places: Vec::with_capacity(items.len()) };
         let mut room = 0;

@@ -5,7 +5,6 @@ use super::run::{Answer, Measured, RUN_COMMAND};
 use super::{LoadArgs, Peer, cache, memcpy};
 use crate::progress::Progress;
 use crate::{Stop, to_stdout, write_json};
-use clap::ValueEnum;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -62,6 +61,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<(), Stop> {
 fn loaders(args: &LoadArgs, paths: &[PathBuf]) -> Vec<Loader> {
     let loader = |name: &'static str, options: &[&str], paths: &[PathBuf]| {
         let mut arguments: Vec<OsString> = std::iter::once(&name).chain(options).map(OsString::from).collect();
+        arguments.extend(["--device".into(), args.device.to_string().into()]);
         if let Some(threads) = args.threads {
             arguments.extend(["--threads".into(), threads.to_string().into()]);
         }
@@ -69,8 +69,10 @@ fn loaders(args: &LoadArgs, paths: &[PathBuf]) -> Vec<Loader> {
         arguments.extend(paths.iter().map(OsString::from));
         Loader { name, arguments, runs: Vec::new(), refused: None }
     };
-    let mode = args.mode.to_possible_value().map_or_else(String::new, |mode| mode.get_name().to_owned());
-    let mut loaders = vec![loader("uel", &["--mode", &mode], std::slice::from_ref(&args.path))];
+    let budget = args.budget.map(|budget| budget.to_string());
+    let mut options = vec!["--mode", args.mode.as_str()];
+    options.extend(budget.iter().flat_map(|budget| ["--budget", budget.as_str()]));
+    let mut loaders = vec![loader("uel", &options, std::slice::from_ref(&args.path))];
     match args.vs {
         Some(Peer::Candle) => {
             loaders.push(loader("candle", &[], paths));
@@ -136,7 +138,7 @@ impl Loader {
         Some(Medians {
             seconds,
             gb_per_s: tensor_bytes as f64 / seconds / 1e9,
-            read_seconds: of(|run| run.read_seconds)?,
+            read_seconds: self.runs.iter().map(|run| run.read_seconds).collect::<Option<_>>().and_then(median),
             peak_rss_bytes: peaks.and_then(median).map(|bytes| bytes as u64),
             runs: self.runs.iter().map(|run| run.seconds).collect(),
         })
@@ -191,12 +193,13 @@ fn report(
     let did = last.did.as_ref().ok_or_else(nothing)?;
     Ok(Report {
         path: args.path.to_string_lossy().into_owned(),
-        mode: uel_candle::Mode::from(args.mode).as_str(),
-        device: args.device,
+        mode: args.mode.as_str(),
+        device: args.device.to_string(),
         cold: args.cold,
         uel: uel.medians(bytes).ok_or_else(nothing)?,
         did: did.clone(),
         tensor_count: last.tensor_count,
+        htod_gb_per_s: uel.runs.iter().filter_map(|run| run.htod_gb_per_s).reduce(f64::max),
         vs: peers.iter().filter_map(|peer| Some((peer.name, peer.compared(bytes)?))).collect(),
         memcpy_gb_per_s: memcpy.gb_per_s,
         memcpy_bytes: memcpy.bytes,

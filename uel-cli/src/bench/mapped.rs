@@ -24,11 +24,11 @@ pub(super) fn options_for(mode: Mode) -> OpenOptions {
 }
 
 /// Every tensor of a file, by candle's mapped loader. It copies each out of the mapping.
-pub(super) fn load_with_candle(file: &Path) -> candle_core::Result<HashMap<String, Tensor>> {
+pub(super) fn load_with_candle(file: &Path, device: &Device) -> candle_core::Result<HashMap<String, Tensor>> {
     // SAFETY: whoever runs the command was told not to write to the files or cut them; see above.
     let mapped = unsafe { MmapedSafetensors::new(file)? };
     let names = mapped.tensors().into_iter().map(|(name, _)| name);
-    names.map(|name| mapped.load(&name, &Device::Cpu).map(|tensor| (name, tensor))).collect()
+    names.map(|name| mapped.load(&name, device).map(|tensor| (name, tensor))).collect()
 }
 
 /// How many bytes of `file`, in whole pages, the page cache holds. Reads nothing.

@@ -11,13 +11,16 @@ use std::io::{self, Write};
 pub(super) struct Report {
     pub(super) path: String,
     pub(super) mode: &'static str,
-    pub(super) device: &'static str,
+    pub(super) device: String,
     pub(super) cold: bool,
     #[serde(flatten)]
     pub(super) uel: Medians,
     #[serde(flatten)]
     pub(super) did: Did,
     pub(super) tensor_count: usize,
+    /// On a CUDA device: how fast page-locked memory is copied there, the best of the runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) htod_gb_per_s: Option<f64>,
     pub(super) vs: BTreeMap<&'static str, Compared>,
     pub(super) memcpy_gb_per_s: f64,
     pub(super) memcpy_bytes: u64,
@@ -28,7 +31,8 @@ pub(super) struct Report {
 pub(super) struct Medians {
     pub(super) seconds: f64,
     pub(super) gb_per_s: f64,
-    pub(super) read_seconds: f64,
+    /// `None` where nothing was read.
+    pub(super) read_seconds: Option<f64>,
     pub(super) peak_rss_bytes: Option<u64>,
     /// The seconds of every run, in the order in which they ran.
     pub(super) runs: Vec<f64>,
@@ -62,7 +66,7 @@ pub(super) fn write_text(out: &mut dyn Write, report: &Report, files: usize) -> 
             seconds(medians.seconds),
             spread(&medians.runs),
             format!("{:.2}", medians.gb_per_s),
-            seconds(medians.read_seconds),
+            medians.read_seconds.map_or_else(unknown, seconds),
             medians.peak_rss_bytes.map_or_else(unknown, size),
             read,
             mapped,
@@ -88,6 +92,9 @@ pub(super) fn write_text(out: &mut dyn Write, report: &Report, files: usize) -> 
     let cache = if report.cold { "not in" } else { "in" };
     let runs = count(report.uel.runs.len(), "run");
     writeln!(out, "{tensors} in {files}, {cache} the page cache; medians of {runs}")?;
+    if let Some(rate) = report.htod_gb_per_s {
+        writeln!(out, "page-locked memory to {} {rate:.2} GB/s", report.device)?;
+    }
     let copied = size(report.memcpy_bytes);
     writeln!(out, "memcpy {:.2} GB/s (2 threads, {copied} that were touched before)", report.memcpy_gb_per_s)
 }

@@ -86,6 +86,35 @@ fn every_mode() {
 }
 
 #[test]
+fn a_stream_is_read_and_dropped() {
+    let dir = TempDir::new().unwrap();
+    let path = model(&dir);
+    for budget in [&[][..], &["--budget", "16B"]] {
+        let args = [&["--mode", "stream", "--runs", "2", "--threads", "2", "--json"], budget].concat();
+        let output = bench(&path, &args);
+        assert_exit(&output, 0, 0);
+        let report = json_of(&output);
+        assert_eq!(keys(&report), KEYS);
+        assert_eq!((&report["mode"], &report["chosen"]), (&json!("stream"), &json!("stream")));
+        assert_eq!((&report["tensor_count"], &report["read_seconds"]), (&json!(3), &Value::Null));
+        assert_eq!((&report["bytes_mapped"], &report["bytes_copied"]), (&json!(0), &json!(56)));
+        assert!(report["bytes_read"].as_u64().unwrap() >= 56 && report["seconds"].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let table = bench(&path, &["--mode", "stream", "--runs", "1", "--vs", "candle"]);
+    assert!(text(&table.stdout).contains("mode stream on cpu: stream, asked for\n"), "{}", text(&table.stdout));
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_build_without_cuda_says_so() {
+    let dir = TempDir::new().unwrap();
+    let output = bench(&model(&dir), &["--device", "cuda:0"]);
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("this build has no CUDA") && stderr.contains("--features cuda"), "{stderr}");
+}
+
+#[test]
 fn a_table_of_shards() {
     let dir = TempDir::new().unwrap();
     shards(&dir);
@@ -157,9 +186,10 @@ fn usage() {
     let dir = TempDir::new().unwrap();
     let path = model(&dir);
     for (args, part) in [
-        (["--device", "cuda:0"], "no CUDA"),
         (["--device", "tpu"], "no such device"),
-        (["--mode", "stream"], "possible values: auto, preload, low-memory, mmap"),
+        (["--mode", "streamed"], "possible values: auto, preload, low-memory, mmap, stream"),
+        (["--budget", "64MiB"], "--budget is for --mode stream"),
+        (["--budget", "little"], "expected a size"),
         (["--vs", "torch"], "possible values: candle"),
         (["--runs", "0"], "1..=1000"),
         (["--threads", "0"], "zero"),
