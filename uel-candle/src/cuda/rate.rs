@@ -41,7 +41,7 @@ pub(super) fn pinned_rate(device: &CudaDevice, bytes: u64) -> Result<f64> {
     let (submitted, over) = if warmed.is_ok() && over.is_ok() { copy(times) } else { (warmed, over) };
     let took = began.elapsed();
     if let Err(error) = over {
-        leases.into_iter().for_each(Lease::lose);
+        leases.iter().for_each(Lease::lose);
         return Err(error);
     }
     submitted?;

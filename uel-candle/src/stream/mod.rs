@@ -334,7 +334,6 @@ struct Queue<T: Send + 'static> {
     /// Where tensors come in buffers: the bytes of one, and how many bytes of buffers a batch may hold, so that those of the
     /// next can be filled.
     buffers: Option<(u64, u64)>,
-    in_order: bool,
     /// Tensors that have come, with their items.
     ready: VecDeque<(usize, Option<Result<T>>)>,
     /// Bytes and tensors of the batch that was handed out last.
@@ -362,17 +361,7 @@ impl<T: Send + 'static> Queue<T> {
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
         let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
         let (batch, ready) = (options.batch, VecDeque::new());
-        Ok(Self {
-            schedule,
-            plan,
-            batch,
-            buffers: None,
-            in_order: options.in_order,
-            ready,
-            handed: (0, 0),
-            taken: 0,
-            tensors: 0,
-        })
+        Ok(Self { schedule, plan, batch, buffers: None, ready, handed: (0, 0), taken: 0, tensors: 0 })
     }
 
     /// The next batch, or the error in the next tensor's place; `None` after the last.
@@ -390,13 +379,9 @@ impl<T: Send + 'static> Queue<T> {
         }
         let plan = Arc::clone(&self.plan);
         let mut batch = Vec::new();
-        let (mut used, mut last) = (0, 0);
+        let mut used = 0;
         loop {
-            if !batch.is_empty() && self.fills_buffers(used, last) {
-                break;
-            }
             let Some((at, brought)) = self.pop()? else { break };
-            last = at;
             let Some(item) = plan.items.get(at) else { continue };
             let cost = item.cost();
             let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
@@ -428,18 +413,6 @@ impl<T: Send + 'static> Queue<T> {
         self.taken += batch.len();
         self.tensors += batch.len();
         Ok((!batch.is_empty()).then_some(Ok(batch)))
-    }
-
-    /// Whether a batch that holds `used` bytes of buffers, with item `last` at its end, may leave too few for what comes next.
-    /// That must not be waited for then: it may have to wait itself, for these.
-    fn fills_buffers(&self, used: u64, last: usize) -> bool {
-        let Some((one, most)) = self.buffers.filter(|_| self.ready.is_empty()) else { return false };
-        let cost = |item: &Item| item.cost().div_ceil(one) * one;
-        let next = match self.in_order {
-            true => self.plan.items.get(last + 1).map(cost),
-            false => self.plan.items.iter().map(cost).max(),
-        };
-        next.is_some_and(|next| used + next > most)
     }
 
     /// The next tensor that has come, with its item; waits for it. `None` after the last.
