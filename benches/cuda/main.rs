@@ -73,6 +73,8 @@ fn main() {
     };
     let load_all = || Checkpoint::open(&path).unwrap().load_all(&device).unwrap().into_values().collect();
     let candle = || candle_core::safetensors::load(&path, &device).unwrap().into_values().collect();
+    // Lives longer than what runs it.
+    let worker = Worker::start().map(RefCell::new);
     let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "page-locked memory to the device".to_owned(),
@@ -83,7 +85,6 @@ fn main() {
         ("candle load".to_owned(), Box::new(|| on_device(&candle))),
         ("candle mmap".to_owned(), Box::new(|| on_device(&|| candle_mmap(&path, &device)))),
     ];
-    let worker = Worker::start().map(RefCell::new);
     let mut others = Vec::new();
     if let Some(worker) = &worker {
         for (module, function) in OTHERS {

@@ -15,13 +15,13 @@
 
 #[cfg(feature = "cuda")]
 mod buffer;
-#[cfg(all(any(test, feature = "gds"), unix))]
+#[cfg(all(any(test, feature = "gds"), target_os = "linux"))]
 mod descriptor;
 #[cfg(feature = "cuda")]
 mod download;
-#[cfg(all(feature = "gds", unix))]
+#[cfg(all(feature = "gds", target_os = "linux"))]
 mod gds;
-#[cfg(all(feature = "cuda", not(all(feature = "gds", unix))))]
+#[cfg(all(feature = "cuda", not(all(feature = "gds", target_os = "linux"))))]
 #[path = "no_gds.rs"]
 mod gds;
 #[cfg(feature = "cuda")]
