@@ -192,6 +192,7 @@ pub(crate) fn options(scenario: &Scenario, device: &Device) -> StreamOptions {
 }
 
 /// Streams a scenario to `device`, and looks at all that comes. Returns the tensors.
+#[allow(dead_code, reason = "tests on a device look at its driver in between")]
 pub(crate) fn run(scenario: &Scenario, device: &Device) -> Vec<(String, Tensor)> {
     run_then(scenario, device, || ())
 }

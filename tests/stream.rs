@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use uel::core::source::decorators::{FaultSource, RecordingSource};
 use uel::core::source::{ByteSource, FileSource};
@@ -172,6 +172,30 @@ fn no_more_is_read_ahead_than_allowed() {
     }
 }
 
+/// Other devices than CUDA's get what candle copies there; the one that candle has without its feature `metal` refuses.
+#[test]
+fn what_candle_cannot_copy_to_a_device_is_an_error_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 3, 1000)).unwrap();
+    let names = checkpoint.names();
+    let metal = Device::Metal(candle_core::MetalDevice);
+    let options = StreamOptions::new(&CPU).with_device_of({
+        let second = names[1].clone();
+        move |name| if name == second { metal.clone() } else { CPU }
+    });
+    let came: Vec<_> = checkpoint.stream(&names, &options).unwrap().tensors().collect();
+    assert_eq!(came.len(), 3);
+    let error = came[1].as_ref().unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (Kind::Candle, Some(names[1].as_str())));
+    assert!(error.to_string().contains("metal"), "{error}");
+    for at in [0, 2] {
+        let (name, tensor) = came[at].as_ref().unwrap();
+        assert!(same(tensor, &checkpoint.tensor(name, &CPU).unwrap()));
+    }
+    let error = checkpoint.tensor(&names[0], &Device::Metal(candle_core::MetalDevice)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Candle);
+}
+
 #[test]
 fn a_dropped_stream_ends_its_threads() {
     let folder = tempfile::tempdir().unwrap();
@@ -305,4 +329,39 @@ fn staged_tensors_that_do_not_fit_or_are_kept_are_errors_in_their_places() {
     let kept = stream.next().unwrap().unwrap();
     drop(stream);
     assert_eq!(kept[0].1.byte_len(), 40_000);
+}
+
+#[test]
+fn batches_do_not_wait_for_buffers_that_they_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 40, 2_000)).unwrap();
+    // One buffer, and then two that the largest tensors need both.
+    for (chunk_bytes, chunks, in_order) in [(8192, 1, true), (8192, 1, false), (4096, 2, true), (16_384, 3, false)] {
+        let options = PoolOptions::new().with_chunk_bytes(chunk_bytes).with_budget(chunk_bytes * chunks);
+        let pool = HostPool::huge_pages(options.with_timeout(Duration::from_secs(5))).unwrap();
+        let options = StreamOptions::new(&CPU).with_batch(BatchSize::Tensors(7)).with_in_order(in_order);
+        let stream = checkpoint.stream_staged(checkpoint.names(), &options, &pool).unwrap();
+        assert_eq!(stream.map(|batch| batch.unwrap().len()).sum::<usize>(), 40);
+    }
+}
+
+#[test]
+fn a_slow_consumer_loses_nothing_and_a_fault_of_all_costs_one_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(file(folder.path(), 300, 500)).unwrap();
+    let options = PoolOptions::new().with_chunk_bytes(4096).with_timeout(Duration::from_millis(60));
+    let pool = HostPool::huge_pages(options.with_budget(4 * 4096)).unwrap();
+    let names = checkpoint.names();
+    for batch in checkpoint.stream_staged(&names[..12], &StreamOptions::new(&CPU), &pool).unwrap() {
+        // Longer than the pool's patience: nobody waits for what is read meanwhile.
+        std::thread::sleep(Duration::from_millis(90));
+        drop(batch.unwrap());
+    }
+    let held: Vec<_> = (0..4).map(|_| pool.lease().unwrap()).collect();
+    let began = std::time::Instant::now();
+    let faults = checkpoint.stream_staged(&names[..100], &StreamOptions::new(&CPU), &pool).unwrap();
+    assert!(faults.into_iter().all(|batch| batch.unwrap_err().kind() == Kind::Timeout));
+    // Each unit waits once, and not each tensor, and each once more by itself.
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    drop(held);
 }

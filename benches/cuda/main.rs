@@ -74,6 +74,8 @@ fn main() {
     };
     let load_all = || Checkpoint::open(&path).unwrap().load_all(&device).unwrap().into_values().collect();
     let candle = || candle_core::safetensors::load(&path, &device).unwrap().into_values().collect();
+    // Lives longer than what runs it.
+    let worker = Worker::start().map(RefCell::new);
     let mut candidates: Vec<Candidate<'_>> = vec![
         (
             "page-locked memory to the device".to_owned(),

@@ -20,6 +20,7 @@ pub(crate) struct Emulated {
     memory_limit: extern "C" fn(u64),
     memory_pools: extern "C" fn(c_int),
     seed: extern "C" fn(u64),
+    cufile_mode: extern "C" fn(c_int),
     fail_nth: unsafe extern "C" fn(*const c_char, u64, c_uint),
     fail_none: extern "C" fn() -> u64,
     host_access: extern "C" fn(usize, usize, c_int) -> u64,
@@ -52,6 +53,7 @@ impl Emulated {
                     clear: function!(c"emulated_clear" as extern "C" fn()),
                     memory_limit: function!(c"emulated_memory_limit" as extern "C" fn(u64)),
                     memory_pools: function!(c"emulated_memory_pools" as extern "C" fn(c_int)),
+                    cufile_mode: function!(c"emulated_cufile_mode" as extern "C" fn(c_int)),
                     seed: function!(c"emulated_seed" as extern "C" fn(u64)),
                     fail_nth: function!(c"emulated_fail_nth" as unsafe extern "C" fn(*const c_char, u64, c_uint)),
                     fail_none: function!(c"emulated_fail_none" as extern "C" fn() -> u64),
@@ -78,6 +80,11 @@ impl Emulated {
     /// Runs operations at random calls, or for 0 as late as possible.
     pub(crate) fn seed(&self, seed: u64) {
         (self.seed)(seed);
+    }
+
+    /// What there is of GPUDirect Storage: 0 all, 1 the compatibility mode, 2 nothing.
+    pub(crate) fn cufile_mode(&self, mode: i32) {
+        (self.cufile_mode)(mode);
     }
 
     /// Makes the n-th call from now of a function fail, or of any function.

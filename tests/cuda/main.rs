@@ -9,6 +9,9 @@
     reason = "tests and what they share"
 )]
 
+mod devices;
+#[cfg(feature = "gds")]
+mod direct;
 mod driver;
 mod emulated;
 mod roads;

@@ -25,24 +25,24 @@ const FALLIBLE: [&str; 7] = [
 ];
 
 /// `CUDA_ERROR_LAUNCH_FAILED`, for want of a better one.
-const FAILED: u32 = 719;
+pub(crate) const FAILED: u32 = 719;
 
 /// What a device's stream is, and whether cudarc keeps order by itself.
 #[derive(Clone, Copy, Debug)]
-struct DeviceKind {
+pub(crate) struct DeviceKind {
     own_stream: bool,
     tracked: bool,
 }
 
 impl DeviceKind {
-    const ALL: [DeviceKind; 4] = [
+    pub(crate) const ALL: [DeviceKind; 4] = [
         DeviceKind { own_stream: false, tracked: true },
         DeviceKind { own_stream: false, tracked: false },
         DeviceKind { own_stream: true, tracked: true },
         DeviceKind { own_stream: true, tracked: false },
     ];
 
-    fn device(self) -> Device {
+    pub(crate) fn device(self) -> Device {
         let device = if self.own_stream { Device::new_cuda_with_stream(0) } else { Device::new_cuda(0) };
         let device = device.expect("a device");
         if let (Device::Cuda(device), false) = (&device, self.tracked) {
@@ -53,7 +53,7 @@ impl DeviceKind {
     }
 }
 
-fn cases() -> u32 {
+pub(crate) fn cases() -> u32 {
     let asked = std::env::var("UEL_CUDA_SCHEDULES").ok().and_then(|asked| asked.parse().ok());
     asked.unwrap_or(if Emulated::get().is_some() { SCHEDULES } else { 500 })
 }
@@ -121,7 +121,9 @@ fn a_driver_that_refuses_any_one_call_leaks_nothing() {
             let device = Device::new_cuda(0).expect("a device");
             let before = emulated.calls(function);
             emulated.fail_nth(Some(function), n, if function.contains("Alloc") { OUT_OF_MEMORY } else { FAILED });
-            drop(scenario::run_then(&scenario, &device, || emulated.fail_none()));
+            drop(scenario::run_then(&scenario, &device, || {
+                emulated.fail_none();
+            }));
             emulated.fail_none();
             let called = emulated.calls(function) - before;
             drop(device);

@@ -227,7 +227,8 @@ pub(crate) fn threads(asked: usize) -> usize {
     if asked == 0 { processors().min(most) } else { asked.min(most) }
 }
 
-fn processors() -> usize {
+/// The processors that the process may use, up to the most threads.
+pub(crate) fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)))
 }

@@ -58,11 +58,13 @@ pub(crate) mod count {
     }
 }
 
-/// Moves a tensor to `device`; from the CPU to a CUDA device through page-locked buffers, which candle's own copy does
-/// without.
+/// Moves a tensor to `device`; to a CUDA device, from the CPU or another one, through page-locked buffers, which candle's own
+/// copy does without.
 ///
-/// On the CPU, and where the tensor is there already, it is returned as it is, sharing its storage. Between devices, and to
-/// devices that are not CUDA's, candle copies, which [`transfer_stats`] counts as `fallback`.
+/// A tensor that gradients flow through is moved by candle's own copy, which they flow through, too.
+///
+/// On the CPU, and where the tensor is there already, it is returned as it is, sharing its storage. From a device to the CPU,
+/// and to devices that are not CUDA's, candle copies, which [`transfer_stats`] counts as `fallback`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -81,7 +83,13 @@ pub fn transfer_to_gpu_pinned(tensor: &Tensor, device: &Device) -> Result<Tensor
     if tensor.device().same_device(device) {
         return Ok(tensor.clone());
     }
-    if matches!((tensor.device(), device), (Device::Cpu, Device::Cuda(_))) {
+    if tensor.track_op() {
+        // candle's copy is an operation through which gradients flow back.
+        count::fallback();
+        return tensor.to_device(device).map_err(candle);
+    }
+    // Between the contexts of two devices, cudarc's copy may run before the tensor is written, or after it is freed.
+    if device.is_cuda() && !tensor.device().is_metal() && !cuda::share_context(tensor.device(), device) {
         return stream::send(tensor, device);
     }
     count::fallback();

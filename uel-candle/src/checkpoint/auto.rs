@@ -53,10 +53,12 @@ impl Checkpoint {
     pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted]) -> Result<Choice> {
         let mode = options.mode.unwrap_or(self.inner.options.mode);
         if mode == Mode::Mmap {
-            return match self.inner.options.mmap {
-                Some(_) => Ok(Choice::fixed(mode)),
-                None => Err(Error::new(Kind::Argument, "mode mmap must be allowed by OpenOptions::with_mmap")),
-            };
+            if self.inner.options.mmap.is_none() {
+                return Err(Error::new(Kind::Argument, "mode mmap must be allowed by OpenOptions::with_mmap"));
+            }
+            if !options.device.is_cuda() {
+                return Ok(Choice::fixed(mode));
+            }
         }
         let index = self.index();
         let infos = wanted.iter().filter_map(|want| index.at(want.position));
@@ -64,11 +66,11 @@ impl Checkpoint {
         // Asking takes longer than it would save of a small load.
         let held = if bytes < MAP_FROM { None } else { self.residency(wanted.iter().map(|want| want.position)) };
         let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
-        if mode != Mode::Auto {
-            return Ok(Choice { threads, ..Choice::fixed(mode) });
-        }
         if options.device.is_cuda() {
             return Ok(Choice::of(Mode::LowMemory, TO_DEVICE, threads));
+        }
+        if mode != Mode::Auto {
+            return Ok(Choice { threads, ..Choice::fixed(mode) });
         }
         if !options.device.is_cpu() {
             return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));

@@ -180,7 +180,7 @@ impl Checkpoint {
             |positions: &[usize]| positions.iter().map(|&at| self.bytes_of(&wanted[at])).fold(0, u64::saturating_add);
         let total = bytes_of(&copied).saturating_add(bytes_of(&converted));
         if options.device.is_cuda() {
-            report.bytes_read = self.stream_to(wanted, &converted, options, choice, &mut placed)?;
+            (report.bytes_read, report.roads) = self.stream_to(wanted, &converted, options, choice, &mut placed)?;
             report.bytes_verified = if verified { total } else { 0 };
             return all_placed(placed);
         }

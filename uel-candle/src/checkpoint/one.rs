@@ -56,7 +56,7 @@ impl Checkpoint {
         let place = |error: Error| self.located(error, info);
         let want = Wanted::new(position, info.dtype(), dtype).map_err(place)?;
         let mut report = LoadReport::default();
-        let preloads = self.mode_for_one().mode == Mode::Preload;
+        let preloads = self.inner.options.mode == Mode::Preload;
         let tensor = if device.is_cuda() && !preloads {
             if want.widened {
                 report.add_widened(info.dtype(), want.dtype);
@@ -64,6 +64,7 @@ impl Checkpoint {
             (report.chosen, report.reason) = (Mode::LowMemory, TO_DEVICE.to_owned());
             report.add_copied(CopyReason::Device, info.byte_len());
             report.bytes_read = info.byte_len();
+            report.bytes_verified = if self.inner.options.verified { info.byte_len() } else { 0 };
             stream::bring(self, name, dtype, device)?
         } else {
             let tensor = self.one(&want, info, &mut report).map_err(place)?;

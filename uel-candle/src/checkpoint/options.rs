@@ -12,6 +12,7 @@ pub use uel_core::safetensors::Rules;
 
 use super::Checkpoint;
 use super::filter::Filter;
+use crate::stream::Gds;
 
 /// How tensors get from the file into memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -211,6 +212,7 @@ pub struct LoadOptions {
     pub(crate) allow_unexpected: bool,
     /// Where it is `None`, the checkpoint's own option counts.
     pub(crate) verified: Option<bool>,
+    pub(crate) gds: Gds,
 }
 
 impl fmt::Debug for LoadOptions {
@@ -239,6 +241,7 @@ impl LoadOptions {
             allow_missing: false,
             allow_unexpected: false,
             verified: None,
+            gds: Gds::Auto,
         }
     }
 
@@ -329,6 +332,12 @@ impl LoadOptions {
     /// Loads in `mode` this time, whatever the checkpoint was opened with.
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = Some(mode);
+        self
+    }
+
+    /// Says when large tensors that go to a CUDA device are read by GPUDirect Storage; of no effect on other devices.
+    pub fn with_gds(mut self, gds: Gds) -> Self {
+        self.gds = gds;
         self
     }
 

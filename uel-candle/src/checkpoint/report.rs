@@ -8,6 +8,7 @@ use candle_core::DType;
 use uel_core::Dtype;
 
 use super::options::Mode;
+use crate::stream::road::{self, Roads};
 
 /// Why a tensor's bytes were copied rather than mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +75,9 @@ pub struct LoadReport {
     pub copied: BTreeMap<CopyReason, u64>,
     /// Dtypes that candle lacks, what they became, and how many tensors.
     pub widened: BTreeMap<(Dtype, String), usize>,
+    /// By which road the large tensors of each file came to a CUDA device, as
+    /// [`TensorStream::roads`](crate::TensorStream::roads) says it.
+    pub roads: Roads,
     /// How long loading took.
     pub duration: Duration,
 }
@@ -112,6 +116,7 @@ impl LoadReport {
         for (widened, tensors) in &other.widened {
             *self.widened.entry(widened.clone()).or_default() += tensors;
         }
+        road::merge(&mut self.roads, other.roads.clone());
         self.duration += other.duration;
     }
 }
@@ -136,6 +141,10 @@ impl fmt::Display for LoadReport {
         }
         if self.bytes_verified > 0 {
             write!(f, "; {:.1} MB verified", mega(self.bytes_verified))?;
+        }
+        let direct = self.roads.values().map(|road| road.direct_bytes).fold(0, u64::saturating_add);
+        if direct > 0 {
+            write!(f, "; {:.1} MB by cuFile", mega(direct))?;
         }
         for ((from, to), tensors) in &self.widened {
             write!(f, "; {tensors} {from} tensors widened to {to}")?;

@@ -7,10 +7,10 @@ use super::Checkpoint;
 use super::auto::Choice;
 use super::options::LoadOptions;
 use super::select::Wanted;
-use crate::stream::StreamOptions;
+use crate::stream::{Roads, StreamOptions};
 
 impl Checkpoint {
-    /// Brings the wanted tensors at `positions`, and says how many bytes were read for them.
+    /// Brings the wanted tensors at `positions`, and says how many bytes were read for them, and by which roads.
     pub(super) fn stream_to(
         &self,
         wanted: &[Wanted],
@@ -18,10 +18,11 @@ impl Checkpoint {
         options: &LoadOptions,
         choice: &Choice,
         placed: &mut [Option<Tensor>],
-    ) -> Result<u64> {
+    ) -> Result<(u64, Roads)> {
         // All of it will be on the device in the end, so nothing is gained by holding less.
         let mut streamed =
             StreamOptions::new(&options.device).with_budget(u64::MAX).with_threads(self.threads(options, choice));
+        streamed.gds = options.gds;
         streamed.dtype = options.dtype;
         streamed.verified = options.verified;
         streamed.progress.clone_from(&options.progress);
@@ -30,6 +31,6 @@ impl Checkpoint {
         for (&at, tensor) in positions.iter().zip(tensors.by_ref()) {
             placed[at] = Some(tensor?.1);
         }
-        Ok(tensors.stats().bytes_read)
+        Ok((tensors.stats().bytes_read, tensors.roads()))
     }
 }

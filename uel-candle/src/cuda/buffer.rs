@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtrMut, DeviceRepr,
+};
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Storage, Tensor};
@@ -36,6 +38,8 @@ macro_rules! on_slice {
 pub(super) struct Buffer {
     slice: CudaStorageSlice,
     byte_len: usize,
+    /// Where it lies, if the device is to write it by itself.
+    address: Option<u64>,
 }
 
 impl Buffer {
@@ -66,7 +70,19 @@ impl Buffer {
             DType::F8E8M0 => CudaStorageSlice::F8E8M0(room(on, byte_len)?),
             _ => return Err(Error::new(Kind::UnsupportedDtype, format!("{dtype:?} is not a dtype that UEL knows"))),
         };
-        Ok(Self { slice, byte_len })
+        Ok(Self { slice, byte_len, address: None })
+    }
+
+    /// Prepares writes that are in no stream's order; to be called where and when the memory was allocated.
+    pub(super) fn allow_direct(&mut self, device: &CudaDevice) {
+        let stream = device.cuda_stream();
+        self.address = Some(on_slice!(&mut self.slice, slice => slice.device_ptr_mut(&stream).0));
+    }
+
+    /// Where the tensor's bytes from `at` on lie, `byte_len` of them; `None` where they are not to be written directly.
+    pub(super) fn direct_address(&self, at: usize, byte_len: usize) -> Option<u64> {
+        at.checked_add(byte_len).filter(|&end| end <= self.byte_len)?;
+        self.address?.checked_add(at as u64)
     }
 
     /// Begins to copy `bytes` to the device, from the tensor's byte `at` on.

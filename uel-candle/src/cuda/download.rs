@@ -1,6 +1,7 @@
 //! The way back: from a device through page-locked buffers to whoever writes the bytes.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use candle_core::Layout;
 use candle_core::backend::BackendStorage;
@@ -10,7 +11,7 @@ use uel_core::{Error, Kind, Result};
 use super::buffer::copy_out;
 use super::link::{Link, driver};
 use crate::dtype::stored;
-use crate::host::pool::Lease;
+use crate::host::pool::{HostPool, Lease};
 use crate::transfer::count;
 
 /// Buffers that are filled ahead of the one that is taken.
@@ -38,19 +39,33 @@ fn pieces(storage: &CudaStorage, start: usize, end: usize, take: &mut dyn FnMut(
     let written = storage.device.cuda_stream().record_event(None).map_err(driver("cannot record an event"))?;
     link.copies().wait(&written).map_err(driver("cannot wait for an event"))?;
     let mut coming = VecDeque::with_capacity(AHEAD + 1);
-    let mut at = start;
+    let outcome = through(&link, &pool, storage, start..end, &mut coming, take);
+    // After a fault some copies may still be under way, and the tensor is the caller's to free.
+    let ended = coming.into_iter().try_for_each(|mut coming| coming.lease.bytes_mut().map(|_| ()));
+    outcome.and(ended)
+}
+
+/// Brings a range of bytes through buffers, `coming` those that are being filled.
+fn through(
+    link: &Link,
+    pool: &HostPool,
+    storage: &CudaStorage,
+    range: Range<usize>,
+    coming: &mut VecDeque<Coming>,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let Range { start: mut at, end } = range;
     while at < end || !coming.is_empty() {
         // Others may hold the rest of the pool, so only the first buffer is waited for.
         while at < end && coming.len() <= AHEAD {
             let lease = if coming.is_empty() { Some(pool.lease()?) } else { pool.try_lease()? };
             let Some(lease) = lease else { break };
             let byte_len = lease.capacity().min(end - at);
-            coming.push_back(Coming::begin(&link, lease, storage, at, byte_len)?);
+            coming.push_back(Coming::begin(link, lease, storage, at, byte_len)?);
             at += byte_len;
         }
-        let Some(coming) = coming.pop_front() else { break };
-        let byte_len = coming.byte_len;
-        let mut lease = coming.lease;
+        let Some(next) = coming.pop_front() else { break };
+        let (byte_len, mut lease) = (next.byte_len, next.lease);
         count::pinned(byte_len as u64);
         let outside = || Error::new(Kind::Internal, "a copy is longer than its buffer");
         take(lease.bytes_mut()?.get(..byte_len).ok_or_else(outside)?)?;

@@ -1,6 +1,5 @@
 //! Tensors of a stream on a CUDA device: read into page-locked buffers, and copied from there while the next are read.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
@@ -8,12 +7,16 @@ use candle_core::{CudaDevice, DType, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
+use super::gds::DirectFiles;
 use super::link::{Link, driver};
 use super::seeded;
-use crate::host::pool::{HostPool, Lease};
+use crate::engine;
+use crate::host::pool::{HostPool, Lease, Waiting};
+use crate::near::Processors;
 use crate::save::bytes::with_bytes;
-use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
-use crate::stream::plan::{Cut, Item};
+use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
+use crate::stream::plan::{Cut, Item, Part, Stored};
+use crate::stream::road::Roads;
 use crate::transfer::count;
 
 /// A device, and the buffers through which it is reached.
@@ -21,9 +24,9 @@ pub(super) struct OnDevice {
     pub(super) link: Arc<Link>,
     pub(super) device: CudaDevice,
     pub(super) pool: HostPool,
-    /// Nobody waits for a buffer any more.
-    pub(super) closed: Arc<AtomicBool>,
+    pub(super) waiting: Arc<Waiting>,
     pub(super) gap: u64,
+    pub(super) direct: Arc<DirectFiles>,
 }
 
 impl Landing<Tensor> for OnDevice {
@@ -31,25 +34,40 @@ impl Landing<Tensor> for OnDevice {
         Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
     }
 
-    fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+    fn reads_direct(&self, stored: &Stored) -> bool {
+        stored.may_be_direct() && self.direct.has(stored.file)
+    }
+
+    fn roads(&self) -> Roads {
+        self.direct.roads()
+    }
+
+    fn near(&self) -> Option<&Processors> {
+        self.link.near()
+    }
+
+    fn waiting(&self) -> Option<&Waiting> {
+        Some(&self.waiting)
     }
 
     fn begin(&self, _: usize, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
         let mut slots: Vec<Slot> = items.iter().map(|item| self.room(item)).collect();
-        if let Err(error) = self.wait_for_room() {
+        let allocated = wait_for_room(&self.link, &self.device);
+        if let Err(error) = &allocated {
             // Without the wait nothing may be copied there.
             slots
                 .iter_mut()
                 .filter(|slot| matches!(slot, Slot::Room(_)))
-                .for_each(|slot| *slot = Slot::refused(&error));
+                .for_each(|slot| *slot = Slot::Refused(again(error)));
         }
         let slots = slots.into_iter().map(Mutex::new).collect();
         Box::new(DeviceUnit {
             link: Arc::clone(&self.link),
             device: self.device.clone(),
             pool: self.pool.clone(),
-            closed: Arc::clone(&self.closed),
+            waiting: Arc::clone(&self.waiting),
+            direct: Arc::clone(&self.direct),
+            allocated: allocated.ok().flatten().filter(|_| items.iter().any(is_direct)),
             slots,
         })
     }
@@ -59,32 +77,36 @@ impl OnDevice {
     fn room(&self, item: &Item) -> Slot {
         let Some(stored) = item.stored() else { return Slot::None };
         match Buffer::new(&self.device, self.link.copies(), stored.dtype, stored.byte_len) {
-            Ok(buffer) => Slot::Room(buffer),
-            Err(error) => Slot::Refused(Some(error)),
+            Ok(mut buffer) => {
+                if stored.direct {
+                    buffer.allow_direct(&self.device);
+                }
+                Slot::Room(buffer)
+            }
+            Err(error) => Slot::Refused(error),
         }
     }
+}
 
-    /// Makes copies wait for the allocations of this thread.
-    fn wait_for_room(&self) -> Result<()> {
-        if seeded::is(seeded::NO_ALLOCATION_WAIT) {
-            return Ok(());
-        }
-        let allocated = self.device.cuda_stream().record_event(None).map_err(driver("cannot record an event"))?;
-        self.link.copies().wait(&allocated).map_err(driver("cannot wait for an event"))
+fn is_direct(item: &Item) -> bool {
+    item.stored().is_some_and(|stored| stored.direct)
+}
+
+/// Makes copies wait for the allocations of this thread; gives their event.
+fn wait_for_room(link: &Link, device: &CudaDevice) -> Result<Option<CudaEvent>> {
+    if seeded::is(seeded::NO_ALLOCATION_WAIT) {
+        return Ok(None);
     }
+    let allocated = device.cuda_stream().record_event(None).map_err(driver("cannot record an event"))?;
+    link.copies().wait(&allocated).map_err(driver("cannot wait for an event"))?;
+    Ok(Some(allocated))
 }
 
 /// One tensor's place.
 enum Slot {
     None,
     Room(Buffer),
-    Refused(Option<Error>),
-}
-
-impl Slot {
-    fn refused(error: &Error) -> Slot {
-        Slot::Refused(Some(Error::new(error.kind(), error.to_string())))
-    }
+    Refused(Error),
 }
 
 /// The tensors of a unit on their way to a device.
@@ -92,14 +114,20 @@ pub(super) struct DeviceUnit {
     link: Arc<Link>,
     device: CudaDevice,
     pool: HostPool,
-    closed: Arc<AtomicBool>,
+    waiting: Arc<Waiting>,
+    direct: Arc<DirectFiles>,
+    /// The end of the allocations, where any of them is to be written directly.
+    allocated: Option<CudaEvent>,
     slots: Vec<Mutex<Slot>>,
 }
 
 impl Landed<Tensor> for DeviceUnit {
     fn read(&self, read: &Read<'_>, scratch: &mut Scratch) -> Result<()> {
+        if self.read_direct(read) {
+            return Ok(());
+        }
         let made: usize = read.job.parts.iter().map(|part| part.byte_len).sum();
-        let mut lease = self.pool.lease_unless(&self.closed)?;
+        let mut lease = self.pool.lease_for(&self.waiting)?;
         let capacity = lease.capacity();
         if read.is_plain() && read.job.range.byte_len() <= capacity as u64 {
             let start = read.job.range.start();
@@ -125,6 +153,11 @@ impl Landed<Tensor> for DeviceUnit {
             return self.send(lease, places.into_iter());
         }
         drop(lease);
+        if let [part] = read.job.parts.as_slice()
+            && is_seen_by_none(read)
+        {
+            return self.read_in_pieces(read, part);
+        }
         // Pieces that are hashed may be larger than a buffer.
         let mut bytes = crate::host::zeroed(made)?;
         let mut rest = crate::host::for_reading(&mut bytes);
@@ -163,7 +196,7 @@ impl Landed<Tensor> for DeviceUnit {
             let slot = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
             Some(match (slot, &hand_over) {
                 (Slot::Room(buffer), Ok(_)) if whole => Ok(buffer.into_tensor(&self.device, &stored.shape)),
-                (_, Err(error)) => Err(Error::new(error.kind(), error.to_string())),
+                (_, Err(error)) => Err(again(error)),
                 _ => Err(Error::new(Kind::Internal, "a tensor is not whole")),
             })
         };
@@ -173,7 +206,53 @@ impl Landed<Tensor> for DeviceUnit {
     }
 }
 
+/// Whether the bytes of a read are neither cast nor checked.
+fn is_seen_by_none(read: &Read<'_>) -> bool {
+    let hashed = |item: &Item| item.stored().is_some_and(|stored| !stored.hashes.is_empty());
+    read.is_plain() && !read.job.parts.iter().any(|part| read.items.get(part.tensor).is_some_and(hashed))
+}
+
 impl DeviceUnit {
+    /// Has the device read by itself; false where it does not, and the bytes have to come by another road.
+    fn read_direct(&self, read: &Read<'_>) -> bool {
+        let [part] = read.job.parts.as_slice() else { return false };
+        let Some(allocated) = self.allocated.as_ref().filter(|_| read.items.get(part.tensor).is_some_and(is_direct))
+        else {
+            return false;
+        };
+        let address = match self.slot(part.tensor).as_deref() {
+            Ok(Slot::Room(buffer)) => buffer.direct_address(part.at, part.byte_len),
+            _ => None,
+        };
+        let Some(address) = address.filter(|_| part.range.byte_len() == part.byte_len as u64) else { return false };
+        let ready = || {
+            read.source.check(part.range)?;
+            if seeded::is(seeded::DIRECT_BEFORE_ALLOCATION) {
+                return Ok(());
+            }
+            allocated.synchronize().map_err(driver("cannot wait for an allocation"))
+        };
+        // SAFETY: the memory is the slot's, which keeps it until the unit's end, after the last job. It was allocated for this
+        // tensor, by now for every thread; its bytes from `at` on are those of this job alone, and nothing was begun with
+        // them before.
+        unsafe { self.direct.read(read.job.file, part.range, address, ready) }
+    }
+
+    /// Reads a part that is larger than one buffer.
+    fn read_in_pieces(&self, read: &Read<'_>, part: &Part) -> Result<()> {
+        let (mut start, mut at) = (part.range.start(), part.at);
+        while start < part.range.end() {
+            let mut lease = self.pool.lease_for(&self.waiting)?;
+            let byte_len = (part.range.end() - start).min(lease.capacity() as u64) as usize;
+            let into = lease.as_uninit_mut()?.get_mut(..byte_len);
+            let into = into.ok_or_else(|| Error::new(Kind::Internal, "a read is longer than its buffer"))?;
+            engine::read(read.source, start, into)?;
+            self.send(lease, std::iter::once((part.tensor, at, 0, byte_len)))?;
+            (start, at) = (start + byte_len as u64, at + byte_len);
+        }
+        Ok(())
+    }
+
     /// Begins the copies of parts of a buffer, each given as tensor, place in the tensor, place in the buffer, and bytes; the
     /// buffer goes back to its pool after them.
     fn send(&self, lease: Lease, parts: impl Iterator<Item = (usize, usize, usize, usize)>) -> Result<()> {
@@ -184,7 +263,7 @@ impl DeviceUnit {
             let lease = sending.lease.as_ref().ok_or_else(outside)?;
             let bytes = lease.bytes().get(from..from + byte_len).ok_or_else(outside)?;
             let mut slot = self.slot(tensor)?;
-            let Slot::Room(buffer) = &mut *slot else { return Err(refusal(&mut slot)) };
+            let Slot::Room(buffer) = &mut *slot else { return Err(refusal(&slot)) };
             // SAFETY: the bytes are page-locked, as all of this pool are. The buffer goes back with an event that is recorded
             // after the copy, and until that is over nobody gets it; where no event can be recorded, it waits or is given up.
             unsafe { buffer.copy_in(self.link.copies(), at, bytes) }?;
@@ -198,7 +277,7 @@ impl DeviceUnit {
     pub(super) fn send_bytes(&self, tensor: usize, at: usize, bytes: &[u8]) -> Result<()> {
         let mut at = at;
         for piece in bytes.chunks(self.pool.chunk_bytes()) {
-            let mut lease = self.pool.lease_unless(&self.closed)?;
+            let mut lease = self.pool.lease_for(&self.waiting)?;
             crate::host::copy_past_caches(piece, &mut lease.bytes_mut()?[..piece.len()]);
             self.send(lease, std::iter::once((tensor, at, 0, piece.len())))?;
             at += piece.len();
@@ -231,12 +310,11 @@ impl DeviceUnit {
     }
 }
 
-fn refusal(slot: &mut Slot) -> Error {
+fn refusal(slot: &Slot) -> Error {
     match slot {
-        Slot::Refused(error) => error.take(),
-        _ => None,
+        Slot::Refused(error) => again(error),
+        _ => Error::new(Kind::Internal, "there is no memory for the tensor on the device"),
     }
-    .unwrap_or_else(|| Error::new(Kind::OutOfMemory, "there is no memory for the tensor on the device"))
 }
 
 impl Drop for DeviceUnit {
@@ -248,6 +326,8 @@ impl Drop for DeviceUnit {
         if left {
             self.wait_here(self.end().ok().as_ref());
         }
+        // The context that this made current is the one to free them in.
+        self.slots.clear();
     }
 }
 
@@ -306,34 +386,40 @@ impl HandOver for Copies {
 
 /// A tensor of bytes that lie in page-locked or other buffers, given in their order.
 pub(super) fn send_staged<'a>(
-    target: &OnDevice,
+    link: &Link,
+    device: &CudaDevice,
     dtype: DType,
     shape: &[usize],
     byte_len: usize,
     pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
 ) -> Result<Tensor> {
-    let mut buffer = Buffer::new(&target.device, target.link.copies(), dtype, byte_len)?;
-    target.wait_for_room()?;
+    let mut buffer = Buffer::new(device, link.copies(), dtype, byte_len)?;
+    wait_for_room(link, device)?;
     let mut at = 0;
     let sent = pieces.into_iter().try_for_each(|(lease, bytes)| {
         // SAFETY: the lease is kept until an event after the copy, or given up; where it is not page-locked, the driver has
         // taken the bytes when the call returns.
-        let sent = unsafe { buffer.copy_in(target.link.copies(), at, bytes) }.and_then(|()| target.link.copied());
+        let sent = unsafe { buffer.copy_in(link.copies(), at, bytes) }.and_then(|()| link.copied());
         match sent {
             Ok(copied) => lease.keep_until(Box::new(copied)),
             Err(error) => {
-                if target.link.copies().synchronize().is_err() {
+                if link.copies().synchronize().is_err() {
                     lease.lose();
                 }
                 return Err(error);
             }
         }
-        count::pinned(bytes.len() as u64);
+        if lease.is_pinned() {
+            count::pinned(bytes.len() as u64);
+        }
         at += bytes.len();
         Ok(())
     });
     // The memory is used, or freed, on this thread's queue.
-    let waits = Copies { stream: target.device.cuda_stream(), event: target.link.after_copies()? }.wait();
+    let waits = match link.after_copies() {
+        Ok(event) => Copies { stream: device.cuda_stream(), event }.wait(),
+        Err(_) => link.copies().synchronize().map_err(driver("cannot wait for the copies")),
+    };
     sent.and(waits)?;
-    Ok(buffer.into_tensor(&target.device, shape))
+    Ok(buffer.into_tensor(device, shape))
 }

@@ -1,7 +1,9 @@
 //! What UEL keeps for a CUDA context: the copy stream, and the pool that streams share where they are given none.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, c_int};
 use std::fmt;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,6 +13,7 @@ use uel_core::{Error, Kind, Result};
 
 use crate::host::chunk::{Chunk, MakeChunk, Memory};
 use crate::host::pool::{Completion, HostPool, PoolOptions};
+use crate::near::{self, Processors};
 
 /// The contexts that are in use. An entry holds its context by the copy stream alone, so that one that nobody else holds can
 /// be told.
@@ -21,6 +24,8 @@ pub(super) struct Link {
     /// All copies between page-locked memory and the device.
     copies: Arc<CudaStream>,
     pool: OnceLock<HostPool>,
+    /// The processors on the device's NUMA node.
+    near: Option<Processors>,
     /// Casts that the device was found able, or not able, to do.
     casts: Mutex<HashMap<(DType, DType), bool>>,
 }
@@ -46,7 +51,8 @@ impl Link {
         }
         release_unused(&mut links);
         let copies = context.new_stream().map_err(driver("cannot make a stream for copies"))?;
-        let link = Arc::new(Link { copies, pool: OnceLock::new(), casts: Mutex::default() });
+        let near = near(context);
+        let link = Arc::new(Link { copies, pool: OnceLock::new(), near, casts: Mutex::default() });
         if !super::seeded::is(super::seeded::COPY_STREAM_DROPPED) {
             links.push(Arc::clone(&link));
         }
@@ -55,6 +61,10 @@ impl Link {
 
     pub(super) fn copies(&self) -> &Arc<CudaStream> {
         &self.copies
+    }
+
+    pub(super) fn near(&self) -> Option<&Processors> {
+        self.near.as_ref()
     }
 
     /// The pool that streams to this context share.
@@ -75,7 +85,11 @@ impl Link {
         let device = Device::Cuda(device.clone());
         let tried =
             Tensor::zeros(1, from, &device).and_then(|tensor| tensor.to_dtype(to)).and_then(|_| device.synchronize());
-        *lock(&self.casts).entry((from, to)).or_insert(tried.is_ok())
+        match tried {
+            // A device that is full says nothing of its kernels.
+            Err(error) if error.to_string().contains("OUT_OF_MEMORY") => false,
+            tried => *lock(&self.casts).entry((from, to)).or_insert(tried.is_ok()),
+        }
     }
 
     /// The end of all copies submitted so far.
@@ -103,6 +117,7 @@ impl Drop for Link {
 
 /// Releases the page-locked memory and copy streams of contexts that nobody uses any more.
 pub(super) fn trim() {
+    super::gds::trim();
     release_unused(&mut lock(&LINKS));
     #[cfg(feature = "seeded-faults")]
     lock(&super::seeded::POOLS).clear();
@@ -122,6 +137,19 @@ fn release_unused(links: &mut Vec<Arc<Link>>) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The processors on the NUMA node of a context's device.
+fn near(context: &CudaContext) -> Option<Processors> {
+    // "0000:00:00.0" and a zero, with room for longer domains.
+    let mut bus_id = [0u8; 32];
+    // SAFETY: the driver writes at most so many bytes there.
+    let given = unsafe {
+        sys::cuDeviceGetPCIBusId(bus_id.as_mut_ptr().cast(), bus_id.len() as c_int, context.cu_device()).result()
+    };
+    given.ok()?;
+    let bus_id = CStr::from_bytes_until_nul(&bus_id).ok()?.to_str().ok()?;
+    Processors::near(Path::new(near::SYSTEM), bus_id)
 }
 
 /// A driver's error as ours.
@@ -185,7 +213,8 @@ unsafe impl Memory for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let bound = self.context.bind_to_thread();
+        // The first call may report what another's clean-up has left behind, and so be in vain.
+        let bound = self.context.bind_to_thread().or_else(|_| self.context.bind_to_thread());
         // SAFETY: the memory came from `malloc_host` and is freed once. The pool drops chunks only when no copy uses them.
         let freed = bound.and_then(|()| unsafe { result::free_host(self.start.as_ptr().cast()) });
         if let Err(error) = freed {

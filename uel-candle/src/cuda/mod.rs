@@ -8,13 +8,22 @@
 //! - *Copies* from page-locked memory run on one stream for each context, which lives as long as the context: while there is
 //!   such a stream, cudarc orders every use of a tensor after the last write to it, on whichever thread.
 //! - *Buffers* go back to their pool with the event that ends the copies out of them.
+//! - *Direct reads* (`gds`) are in no stream's order: they begin when the allocation is over, and are over when the call
+//!   returns.
 //! - *Hand-over*: the thread that gets a tensor makes its own queue wait for the copies. candle's default stream is another
 //!   queue on every thread, so nobody else can do that for it.
 
 #[cfg(feature = "cuda")]
 mod buffer;
+#[cfg(all(any(test, feature = "gds"), target_os = "linux"))]
+mod descriptor;
 #[cfg(feature = "cuda")]
 mod download;
+#[cfg(all(feature = "gds", target_os = "linux"))]
+mod gds;
+#[cfg(all(feature = "cuda", not(all(feature = "gds", target_os = "linux"))))]
+#[path = "no_gds.rs"]
+mod gds;
 #[cfg(feature = "cuda")]
 mod landing;
 #[cfg(feature = "cuda")]

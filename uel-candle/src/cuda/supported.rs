@@ -7,13 +7,15 @@ use candle_core::{CudaDevice, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
+use super::gds::DirectFiles;
 use super::landing::{OnDevice, send_staged as send_from_buffers};
 use super::link::{Link, PinnedChunks};
 use super::{download, link, rate};
 use crate::host::chunk::MakeChunk;
-use crate::host::pool::{HostPool, Lease};
+use crate::host::pool::Lease;
+use crate::stream::LargeFiles;
 use crate::stream::land::Landing;
-use crate::stream::options::CastOn;
+use crate::stream::options::{CastOn, StreamOptions};
 
 fn cuda(device: &Device) -> Result<&CudaDevice> {
     match device {
@@ -30,17 +32,23 @@ pub(crate) fn chunks(device: &Device) -> Result<Box<dyn MakeChunk>> {
 }
 
 /// Where tensors for a CUDA device go.
-pub(crate) fn landing(device: &Device, gap: u64, pool: Option<&HostPool>) -> Result<Box<dyn Landing<Tensor>>> {
+pub(crate) fn landing(
+    device: &Device,
+    gap: u64,
+    options: &StreamOptions,
+    large: &LargeFiles<'_>,
+) -> Result<Box<dyn Landing<Tensor>>> {
     let device = cuda(device)?;
     let link = Link::of(device)?;
-    let pool = match pool {
+    let pool = match &options.pool {
         Some(pool) if !pool.is_pinned() => {
             return Err(Error::new(Kind::Argument, "copies to a device need a pool of page-locked memory"));
         }
         Some(pool) => pool.clone(),
         None => link.pool()?,
     };
-    Ok(Box::new(OnDevice { link, device: device.clone(), pool, closed: Arc::default(), gap }))
+    let direct = Arc::new(DirectFiles::new(device, options.gds, large)?);
+    Ok(Box::new(OnDevice { link, device: device.clone(), pool, waiting: Arc::default(), gap, direct }))
 }
 
 /// A tensor on a CUDA device, of bytes that lie in leases, in their order.
@@ -52,15 +60,25 @@ pub(crate) fn send_staged<'a>(
     pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
 ) -> Result<Tensor> {
     let on = cuda(device)?;
-    let link = Link::of(on)?;
-    let pool = link.pool()?;
-    send_from_buffers(
-        &OnDevice { link, device: on.clone(), pool, closed: Arc::default(), gap: 0 },
-        dtype,
-        shape,
-        byte_len,
-        pieces,
-    )
+    send_from_buffers(&*Link::of(on)?, on, dtype, shape, byte_len, pieces)
+}
+
+/// Whether two devices are of one context, so that candle copies between them in order.
+pub(crate) fn share_context(one: &Device, other: &Device) -> bool {
+    match (one, other) {
+        (Device::Cuda(one), Device::Cuda(other)) => one.cuda_stream().context() == other.cuda_stream().context(),
+        _ => false,
+    }
+}
+
+/// Drops a tensor with its device's context current. Without cudarc's tracking of events, the memory is freed on the queue
+/// that the handle of a per-thread stream means at the moment, and that is the current context's.
+pub(crate) fn release(tensor: Tensor) {
+    if let Device::Cuda(device) = tensor.device()
+        && let Err(error) = device.cuda_stream().context().bind_to_thread()
+    {
+        tracing::warn!(%error, "cannot make a device's context current");
+    }
 }
 
 /// A tensor without elements on a CUDA device.

@@ -4,9 +4,10 @@ use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use crate::host::chunk::MakeChunk;
-use crate::host::pool::{HostPool, Lease};
+use crate::host::pool::Lease;
+use crate::stream::LargeFiles;
 use crate::stream::land::Landing;
-use crate::stream::options::CastOn;
+use crate::stream::options::{CastOn, StreamOptions};
 
 /// Makes page-locked chunks for copies to and from a device.
 pub(crate) fn chunks(device: &Device) -> Result<Box<dyn MakeChunk>> {
@@ -14,7 +15,12 @@ pub(crate) fn chunks(device: &Device) -> Result<Box<dyn MakeChunk>> {
 }
 
 /// Where tensors for a CUDA device go.
-pub(crate) fn landing(device: &Device, _: u64, _: Option<&HostPool>) -> Result<Box<dyn Landing<Tensor>>> {
+pub(crate) fn landing(
+    device: &Device,
+    _: u64,
+    _: &StreamOptions,
+    _: &LargeFiles<'_>,
+) -> Result<Box<dyn Landing<Tensor>>> {
     Err(without(device))
 }
 
@@ -27,6 +33,16 @@ pub(crate) fn send_staged<'a>(
     _: impl Iterator<Item = (&'a Lease, &'a [u8])>,
 ) -> Result<Tensor> {
     Err(without(device))
+}
+
+/// Whether two devices are of one context.
+pub(crate) fn share_context(_: &Device, _: &Device) -> bool {
+    false
+}
+
+/// Drops a tensor.
+pub(crate) fn release(tensor: Tensor) {
+    drop(tensor);
 }
 
 /// A tensor without elements on a CUDA device.

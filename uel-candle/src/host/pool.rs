@@ -157,10 +157,46 @@ struct State {
     free: Vec<Chunk>,
     /// Chunks that a device works with, in the order in which they came back.
     busy: VecDeque<(Chunk, Vec<Box<dyn Completion>>)>,
-    /// Chunks that are allocated, or being allocated.
+    /// Chunks that are allocated, or being allocated, those given up among them.
     made: usize,
+    /// Chunks that there may be: those of the budget, or fewer where more were refused.
+    most: usize,
+    /// Chunks given up.
+    lost: usize,
+    /// How often a chunk came back.
+    returns: u64,
     leased: usize,
     stats: PoolStats,
+}
+
+impl State {
+    fn may_make(&self) -> bool {
+        // Without any chunk there is always one more try.
+        self.made < self.most || self.made == 0
+    }
+}
+
+/// Who waits for a lease, and how.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    given_up: AtomicBool,
+    paused: AtomicBool,
+}
+
+impl Waiting {
+    /// Nobody wants the lease any more.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether time counts: it does not while nobody waits for what the lease is for.
+    pub(crate) fn count(&self, counts: bool) {
+        self.paused.store(!counts, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
 }
 
 impl HostPool {
@@ -186,7 +222,7 @@ impl HostPool {
     pub(crate) fn over(maker: Box<dyn MakeChunk>, options: PoolOptions) -> Result<Self> {
         let (chunk_bytes, chunks) = options.counted()?;
         let stats = PoolStats { chunk_bytes, budget_bytes: chunk_bytes * chunks, ..PoolStats::default() };
-        let state = Mutex::new(State { stats, ..State::default() });
+        let state = Mutex::new(State { stats, most: chunks, ..State::default() });
         let inner = Inner { maker, chunk_bytes, chunks, timeout: options.timeout, state, returned: Condvar::new() };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -195,46 +231,38 @@ impl HostPool {
     ///
     /// # Errors
     ///
-    /// [`Kind::Timeout`] where none came back in time; [`Kind::OutOfMemory`] where the first ones cannot be allocated.
+    /// [`Kind::Timeout`] where none came back in time; [`Kind::OutOfMemory`] where not even one can be allocated.
     pub fn lease(&self) -> Result<Lease> {
-        self.lease_unless(&AtomicBool::new(false))
+        self.lease_for(&Waiting::default())
     }
 
-    /// As [`lease`](Self::lease), but waits no longer once `given_up` is set.
-    pub(crate) fn lease_unless(&self, given_up: &AtomicBool) -> Result<Lease> {
+    /// As [`lease`](Self::lease), for somebody who may stop waiting.
+    pub(crate) fn lease_for(&self, waiting: &Waiting) -> Result<Lease> {
         let asked = Instant::now();
-        let mut waited = false;
+        let mut returns = None;
+        let mut in_vain = Duration::ZERO;
         loop {
             let mut state = self.inner.lock();
-            if let Some(chunk) = self.inner.take(&mut state)? {
-                return Ok(self.hand_out(state, chunk, waited.then(|| asked.elapsed())));
+            if let Some(chunk) = self.inner.take(&mut state) {
+                return Ok(self.hand_out(state, chunk, returns.map(|_| asked.elapsed())));
             }
-            if state.made < self.inner.chunks {
-                state.made += 1;
-                drop(state);
-                match self.inner.maker.make(self.inner.chunk_bytes) {
-                    Ok(chunk) => {
-                        let mut state = self.inner.lock();
-                        state.stats.allocated_bytes += self.inner.chunk_bytes;
-                        return Ok(self.hand_out(state, chunk, waited.then(|| asked.elapsed())));
+            if state.may_make() {
+                match self.make(state)? {
+                    Some(chunk) => {
+                        return Ok(self.hand_out(self.inner.lock(), chunk, returns.map(|_| asked.elapsed())));
                     }
-                    Err(error) => {
-                        let mut state = self.inner.lock();
-                        state.made -= 1;
-                        // What there is must do; without any, nobody can go on.
-                        if state.made == 0 {
-                            return Err(error);
-                        }
-                    }
+                    None => continue,
                 }
-                continue;
             }
-            waited = true;
-            if given_up.load(Ordering::Relaxed) {
+            if waiting.given_up.load(Ordering::Relaxed) {
                 return Err(Error::new(Kind::Interrupted, "nobody waits for the buffer any more"));
             }
-            let Some(left) = self.inner.timeout.checked_sub(asked.elapsed()) else {
-                return Err(self.timed_out(&state, asked.elapsed()));
+            // Buffers that go to others show that somebody drops them.
+            if returns.replace(state.returns) != Some(state.returns) {
+                in_vain = Duration::ZERO;
+            }
+            let Some(left) = self.inner.timeout.checked_sub(in_vain).filter(|left| !left.is_zero()) else {
+                return Err(self.timed_out(&state));
             };
             // The device's work ends by itself; a lease only when its owner drops it.
             if let Some((chunk, until)) = state.busy.pop_front() {
@@ -242,7 +270,11 @@ impl HostPool {
                 self.inner.finish(chunk, &until);
                 continue;
             }
+            let began = Instant::now();
             drop(self.inner.returned.wait_timeout(state, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner));
+            if !waiting.paused.load(Ordering::Relaxed) {
+                in_vain += began.elapsed();
+            }
         }
     }
 
@@ -250,17 +282,36 @@ impl HostPool {
     ///
     /// # Errors
     ///
-    /// Those of the device, and [`Kind::OutOfMemory`].
+    /// [`Kind::OutOfMemory`] where not even one can be allocated.
     pub fn try_lease(&self) -> Result<Option<Lease>> {
         let mut state = self.inner.lock();
-        if let Some(chunk) = self.inner.take(&mut state)? {
+        if let Some(chunk) = self.inner.take(&mut state) {
             return Ok(Some(self.hand_out(state, chunk, None)));
         }
-        if state.made >= self.inner.chunks {
+        if !state.may_make() {
             return Ok(None);
         }
+        let made = self.make(state)?;
+        Ok(made.map(|chunk| self.hand_out(self.inner.lock(), chunk, None)))
+    }
+
+    /// A new chunk, or `None` where it is refused and there are others, which must do from now on.
+    fn make(&self, mut state: MutexGuard<'_, State>) -> Result<Option<Chunk>> {
+        state.made += 1;
         drop(state);
-        self.lease().map(Some)
+        let made = self.inner.maker.make(self.inner.chunk_bytes);
+        let mut state = self.inner.lock();
+        match made {
+            Ok(chunk) => {
+                state.stats.allocated_bytes += self.inner.chunk_bytes;
+                Ok(Some(chunk))
+            }
+            Err(error) => {
+                state.made -= 1;
+                state.most = state.made;
+                if state.made > 0 { Ok(None) } else { Err(error) }
+            }
+        }
     }
 
     fn hand_out(&self, mut state: MutexGuard<'_, State>, chunk: Chunk, waited: Option<Duration>) -> Lease {
@@ -277,10 +328,10 @@ impl HostPool {
         Lease { chunk: ManuallyDrop::new(chunk), pool: Arc::clone(&self.inner), until: Mutex::default() }
     }
 
-    fn timed_out(&self, state: &State, waited: Duration) -> Error {
+    fn timed_out(&self, state: &State) -> Error {
         let message = format!(
             "no buffer came back to the pool within {:.1} s: drop what holds them, or give the pool a larger budget",
-            waited.as_secs_f64()
+            self.inner.timeout.as_secs_f64()
         );
         Error::new(Kind::Timeout, message)
             .with_expected(format!("at most {} leases at once", self.inner.chunks))
@@ -325,7 +376,7 @@ impl Inner {
     }
 
     /// A chunk that nobody uses, without waiting.
-    fn take(&self, state: &mut State) -> Result<Option<Chunk>> {
+    fn take(&self, state: &mut State) -> Option<Chunk> {
         if state.free.is_empty()
             && let Some((_, until)) = state.busy.front()
         {
@@ -334,7 +385,7 @@ impl Inner {
                 state.free.extend(state.busy.pop_front().map(|(chunk, _)| chunk));
             }
         }
-        Ok(state.free.pop())
+        state.free.pop()
     }
 
     /// Takes a chunk back after the device's work with it. Where the device failed, it may work with it for ever.
@@ -345,12 +396,16 @@ impl Inner {
             Ok(()) => state.free.push(chunk),
             Err(error) => {
                 tracing::warn!(%error, "a device failed while it worked with a page-locked buffer, which is given up");
-                state.made = state.made.saturating_sub(1);
                 state.stats.lost_bytes += self.chunk_bytes;
-                state.stats.allocated_bytes = state.stats.allocated_bytes.saturating_sub(self.chunk_bytes);
+                state.lost += 1;
+                // It stays allocated and counts, unless nothing else is left to go on with.
+                if state.lost >= state.made {
+                    (state.made, state.lost) = (state.made.saturating_sub(1), state.lost - 1);
+                }
                 std::mem::forget(chunk);
             }
         }
+        state.returns += 1;
         drop(state);
         self.returned.notify_one();
     }
@@ -415,7 +470,15 @@ impl Lease {
     /// Lets the chunk go back only after `completion`, and what else it is kept for.
     #[cfg(feature = "cuda")]
     pub(crate) fn keep_until(&self, completion: Box<dyn Completion>) {
-        self.ends().push(completion);
+        let mut ends = self.ends();
+        ends.retain(|end| !matches!(end.is_done(), Ok(true)));
+        ends.push(completion);
+    }
+
+    /// Whether the memory is page-locked.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pool.maker.is_pinned()
     }
 
     /// Gives the chunk up when it is dropped: a device may work with it for ever.
@@ -456,7 +519,64 @@ impl Drop for Lease {
             false => state.busy.push_back((chunk, until)),
             true => state.free.push(chunk),
         }
+        state.returns += 1;
         drop(state);
         self.pool.returned.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives so many chunks, and refuses more.
+    #[derive(Debug)]
+    struct Few(Mutex<usize>);
+
+    impl MakeChunk for Few {
+        fn make(&self, byte_len: usize) -> Result<Chunk> {
+            let mut left = self.0.lock().unwrap();
+            *left = left.checked_sub(1).ok_or_else(|| Error::new(Kind::OutOfMemory, "no more"))?;
+            HugePages.make(byte_len)
+        }
+
+        fn is_pinned(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_done_without() {
+        let options = PoolOptions::new().with_chunk_bytes(4096).with_timeout(Duration::from_millis(30));
+        let pool = HostPool::over(Box::new(Few(Mutex::new(2))), options.with_budget(5 * 4096)).unwrap();
+        let (first, second) = (pool.lease().unwrap(), pool.lease().unwrap());
+        assert!(pool.try_lease().unwrap().is_none());
+        assert_eq!(pool.lease().unwrap_err().kind(), Kind::Timeout);
+        drop(first);
+        assert_eq!(pool.lease().unwrap().capacity(), 4096);
+        drop(second);
+        assert_eq!(pool.stats().allocated_bytes, 8192);
+        let none = HostPool::over(Box::new(Few(Mutex::new(0))), options).unwrap();
+        assert_eq!(none.lease().unwrap_err().kind(), Kind::OutOfMemory);
+        assert_eq!(none.try_lease().unwrap_err().kind(), Kind::OutOfMemory);
+    }
+
+    #[test]
+    fn who_gives_up_or_is_not_waited_for_does_not_time_out() {
+        let options =
+            PoolOptions::new().with_chunk_bytes(4096).with_budget(4096).with_timeout(Duration::from_millis(30));
+        let pool = HostPool::huge_pages(options).unwrap();
+        let held = pool.lease().unwrap();
+        let waiting = Arc::new(Waiting::default());
+        waiting.count(false);
+        let (other, theirs) = (pool.clone(), Arc::clone(&waiting));
+        let waiter = std::thread::spawn(move || other.lease_for(&theirs).map(|lease| lease.capacity()));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!waiter.is_finished());
+        drop(held);
+        assert_eq!(waiter.join().unwrap().unwrap(), 4096);
+        let _held = pool.lease().unwrap();
+        waiting.give_up();
+        assert_eq!(pool.lease_for(&waiting).unwrap_err().kind(), Kind::Interrupted);
     }
 }

@@ -1,13 +1,13 @@
 //! Tensors of a stream on the CPU: read straight into their storages, large ones into memory recycled from those before.
 
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::Tensor;
 use uel_core::{Error, Kind, Result};
 
-use super::land::{Finished, Landed, Landing, Read, Scratch};
+use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::plan::{Cut, Item, Part, Stored};
 use crate::host::{Unfilled, give_back_free_memory};
 use crate::mapped::recycle::{self, Claim, Reuse};
@@ -107,7 +107,7 @@ enum Memory {
     None,
     Own(Unfilled),
     Recycled(Buffer),
-    Refused(Mutex<Option<Error>>),
+    Refused(Error),
 }
 
 impl HostTensor {
@@ -116,7 +116,7 @@ impl HostTensor {
             Some(stored) if stored.converted.is_none() => room(stored, largest),
             _ => Ok(Memory::None),
         };
-        let mut memory = memory.unwrap_or_else(|error| Memory::Refused(Mutex::new(Some(error))));
+        let mut memory = memory.unwrap_or_else(Memory::Refused);
         let bytes = match &mut memory {
             Memory::None | Memory::Refused(_) => &mut [],
             Memory::Own(unfilled) => unfilled.as_uninit_mut(),
@@ -164,8 +164,7 @@ impl HostUnit {
         let outside = || Error::new(Kind::Internal, "a part of a read lies outside of its tensor");
         let tensor = self.tensors.get(part.tensor).ok_or_else(outside)?;
         if let Memory::Refused(error) = &tensor.memory {
-            let error = error.lock().unwrap_or_else(PoisonError::into_inner).take();
-            return Err(error.unwrap_or_else(|| Error::new(Kind::OutOfMemory, "there is no memory for the tensor")));
+            return Err(again(error));
         }
         if part.at.checked_add(part.byte_len).is_none_or(|end| end > tensor.byte_len) {
             return Err(outside());

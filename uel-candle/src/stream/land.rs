@@ -6,16 +6,39 @@ use candle_core::Tensor;
 use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
-use super::plan::{CAST_PIECE, Cut, Item, Job, Part};
+use super::plan::{CAST_PIECE, Cut, Item, Job, Part, Stored};
+use super::road::Roads;
 use crate::engine::{self, Check};
+use crate::host::pool::Waiting;
+#[cfg(feature = "cuda")]
+use crate::near::Processors;
 
 /// A kind of place for tensors.
 pub(crate) trait Landing<T>: Send + Sync {
     /// How reads for it are cut.
     fn cut(&self) -> Cut;
 
-    /// Says that nobody waits for the tensors any more, so that nobody must wait for buffers.
-    fn close(&self) {}
+    /// Whether the device is to read this tensor by itself.
+    fn reads_direct(&self, stored: &Stored) -> bool {
+        let _ = stored;
+        false
+    }
+
+    /// The roads of the files of which it has large tensors.
+    fn roads(&self) -> Roads {
+        Roads::new()
+    }
+
+    /// The processors that reading for it is best done on.
+    #[cfg(feature = "cuda")]
+    fn near(&self) -> Option<&Processors> {
+        None
+    }
+
+    /// How readers wait for buffers, where they do.
+    fn waiting(&self) -> Option<&Waiting> {
+        None
+    }
 
     /// Makes room for the tensors of a unit. Every unit is begun, each once, by whichever thread. Tensors for which there is
     /// none are errors in the unit's end.
@@ -158,6 +181,24 @@ impl Read<'_> {
         let piece = (part.range.start() - stored.range.start()) / uel_core::safetensors::write::HASH_CHUNK_BYTES as u64;
         let hash = stored.hashes.get(piece as usize).ok_or_else(|| outside(part))?;
         engine::check(&[Check { range: part.range, hash: *hash, tensor: &item.name }], self.source, start, bytes)
+    }
+}
+
+/// The same error once more, without its source: a fault of several tensors is each one's.
+pub(crate) fn again(error: &Error) -> Error {
+    let mut copy = Error::new(error.kind(), error.message());
+    if let Some(path) = error.path() {
+        copy = copy.with_path(path);
+    }
+    if let Some(offset) = error.offset() {
+        copy = copy.with_offset(offset);
+    }
+    if let Some(expected) = error.expected() {
+        copy = copy.with_expected(expected);
+    }
+    match error.got() {
+        Some(got) => copy.with_got(got),
+        None => copy,
     }
 }
 

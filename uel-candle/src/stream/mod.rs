@@ -6,25 +6,29 @@ pub(crate) mod land;
 pub(crate) mod options;
 pub(crate) mod plan;
 mod reading;
+pub(crate) mod road;
 mod schedule;
 mod staged;
 
 pub use options::{BatchSize, CastOn, StreamOptions};
+pub use road::{FileRoad, Gds, Road, Roads};
 pub use staged::{StagedStream, StagedTensor};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
+use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::{Checkpoint, candle, cast, given};
 use crate::{cuda, placement};
 use host::OnHost;
-use land::{Finished, Landing, Scratch};
+use land::{Finished, HandOver, Landing, Scratch, again};
 use plan::{Item, ItemKind, Plan};
 use reading::{Reading, named};
 use schedule::{Bounds, Schedule, Work};
@@ -46,6 +50,8 @@ pub struct StreamStats {
     pub high_water_bytes: u64,
     /// How long the consumer waited for tensors.
     pub waited: Duration,
+    /// Bytes that cuFile brought straight to a device: see [`TensorStream::roads`].
+    pub direct_bytes: u64,
 }
 
 impl Checkpoint {
@@ -83,9 +89,14 @@ impl Checkpoint {
         options: &StreamOptions,
     ) -> Result<TensorStream> {
         let casts_there = |device: &Device, from, to| cuda::casts_there(device, from, to, options.cast_on);
-        let plan = Plan::new(self, names, options, casts_there)?;
-        let landings = plan.devices.iter().map(|device| self.landing(device, &plan, options));
+        let mut plan = Plan::new(self, names, options, casts_there)?;
+        let landings = (0..plan.devices.len()).map(|device| self.landing(device, &plan, options));
         let landings = landings.collect::<Result<Vec<_>>>()?;
+        for item in &mut plan.items {
+            if let (ItemKind::Stored(stored), Some(landing)) = (&mut item.kind, landings.get(item.device)) {
+                stored.direct = landing.reads_direct(stored);
+            }
+        }
         Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
     }
 
@@ -94,15 +105,25 @@ impl Checkpoint {
         self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0)
     }
 
-    fn landing(&self, device: &Device, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
+    /// Where the plan's device number `device` has its tensors go.
+    fn landing(&self, device: usize, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
         let gap = self.gap();
-        match device {
-            Device::Cuda(_) => cuda::landing(device, gap, options.pool.as_ref()),
+        let number = device;
+        match plan.devices.get(device) {
+            Some(device @ Device::Cuda(_)) => {
+                let items = plan.items.iter().filter(|item| item.device == number && options.gds != Gds::Never);
+                let large = items.filter_map(Item::stored).filter(|stored| stored.may_be_direct());
+                let large = large.filter_map(|stored| Some((stored.file, self.source(stored.file).ok()?))).collect();
+                cuda::landing(device, gap, options, &large)
+            }
             // What goes elsewhere is copied there by candle, when it is handed out.
             _ => Ok(Box::new(OnHost::new(&plan.items, options.budget, gap))),
         }
     }
 }
+
+/// Files of which a device gets large tensors, by their numbers.
+pub(crate) type LargeFiles<'a> = BTreeMap<usize, &'a dyn ByteSource>;
 
 /// Tensors of a [`Checkpoint`] in batches, read ahead: made by [`Checkpoint::stream`].
 ///
@@ -127,6 +148,12 @@ impl TensorStream {
     /// What the stream has done so far.
     pub fn stats(&self) -> StreamStats {
         self.queue.stats()
+    }
+
+    /// By which road the large tensors of each file came to a CUDA device so far, and why; nothing where UEL was built without
+    /// its feature `gds`, nothing large goes to such a device, or [`Gds::Never`] was asked for.
+    pub fn roads(&self) -> Roads {
+        self.queue.schedule.work().roads()
     }
 
     /// The same tensors, one at a time.
@@ -171,6 +198,12 @@ impl Iterator for TensorStream {
 
 impl std::iter::FusedIterator for TensorStream {}
 
+impl Drop for TensorStream {
+    fn drop(&mut self) {
+        self.queue.ready.drain(..).filter_map(|(_, tensor)| tensor?.ok()).for_each(cuda::release);
+    }
+}
+
 /// Tensors of a [`TensorStream`], one at a time.
 #[derive(Debug)]
 pub struct Tensors {
@@ -183,6 +216,17 @@ impl Tensors {
     pub fn stats(&self) -> StreamStats {
         self.stream.stats()
     }
+
+    /// As [`TensorStream::roads`].
+    pub fn roads(&self) -> Roads {
+        self.stream.roads()
+    }
+}
+
+impl Drop for Tensors {
+    fn drop(&mut self) {
+        self.batch.drain(..).for_each(|(_, tensor)| cuda::release(tensor));
+    }
 }
 
 impl Iterator for Tensors {
@@ -190,6 +234,11 @@ impl Iterator for Tensors {
 
     fn next(&mut self) -> Option<Result<(String, Tensor)>> {
         loop {
+            if !self.batch.is_empty()
+                && let Err(error) = self.stream.queue.hand_over_here()
+            {
+                return Some(Err(error));
+            }
             if let Some(tensor) = self.batch.pop_front() {
                 return Some(Ok(tensor));
             }
@@ -209,11 +258,12 @@ impl std::iter::FusedIterator for Tensors {}
 ///
 /// As those of [`Checkpoint::stream`] and of its tensors.
 pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, device: &Device) -> Result<Tensor> {
-    let mut options = StreamOptions::new(device);
+    // To open and register a file costs more than it saves on one tensor.
+    let mut options = StreamOptions::new(device).with_gds(Gds::Never);
     options.dtype = dtype;
     let plan =
         Plan::new(checkpoint, [name], &options, |device, from, to| cuda::casts_there(device, from, to, CastOn::Auto))?;
-    let landings = vec![checkpoint.landing(device, &plan, &options)?];
+    let landings = vec![checkpoint.landing(0, &plan, &options)?];
     let reading = Reading::new(checkpoint, Arc::new(plan), landings, &options);
     let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
         return Err(Error::new(Kind::Internal, "a tensor without a unit"));
@@ -228,12 +278,13 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
         }
     });
     let mut done = reading.finish(unit, open);
-    done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over())?;
+    let handed_over = done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over());
+    handed_over.map_err(|error| named(error, item))?;
     let brought = std::mem::take(&mut done.tensors).into_iter().next().flatten().transpose();
     brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item))
 }
 
-/// A CPU tensor's copy on a CUDA device, by way of page-locked buffers.
+/// A tensor's copy on a CUDA device, by way of page-locked buffers.
 ///
 /// # Errors
 ///
@@ -243,7 +294,7 @@ pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if items[0].stored().is_none() {
         return empty(tensor.dtype(), tensor.dims(), device);
     }
-    let unit = cuda::landing(device, 0, None)?.begin(0, &items, 0);
+    let unit = cuda::landing(device, 0, &StreamOptions::new(device), &LargeFiles::new())?.begin(0, &items, 0);
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
     let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
     hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
@@ -275,7 +326,7 @@ pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Te
     }
 }
 
-/// A tensor on another device, by candle's own copy.
+/// A tensor on another device.
 fn moved(tensor: Tensor, device: &Device) -> Result<Tensor> {
     tensor.to_device(device).map_err(candle)
 }
@@ -290,6 +341,12 @@ struct Queue<T: Send + 'static> {
     /// Where tensors come in buffers: the bytes of one, and how many bytes of buffers a batch may hold, so that those of the
     /// next can be filled.
     buffers: Option<(u64, u64)>,
+    in_order: bool,
+    /// What orders the last copies to each device before their use, and the thread for which it did.
+    hand_overs: BTreeMap<usize, Box<dyn HandOver>>,
+    handed_over_on: Option<ThreadId>,
+    /// What ended the stream, to be said after the batch that was at hand.
+    broken: Option<Error>,
     /// Tensors that have come, with their items.
     ready: VecDeque<(usize, Option<Result<T>>)>,
     /// Bytes and tensors of the batch that was handed out last.
@@ -297,6 +354,17 @@ struct Queue<T: Send + 'static> {
     /// Items that were handed out, errors among them.
     taken: usize,
     tensors: usize,
+}
+
+impl<T: Send + 'static> Drop for Queue<T> {
+    fn drop(&mut self) {
+        // Tensors that nobody took are freed here.
+        if !self.ready.is_empty()
+            && let Err(error) = self.hand_over_here()
+        {
+            tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
+        }
+    }
 }
 
 impl<T: Send + 'static> Queue<T> {
@@ -311,13 +379,26 @@ impl<T: Send + 'static> Queue<T> {
             0 => checkpoint.threads_asked(),
             threads => threads,
         };
-        let bounds =
-            Bounds { budget, tensors_ahead, in_order: options.in_order, threads: crate::engine::threads(threads) };
+        let threads = if threads == 0 { crate::engine::processors() } else { threads };
+        let bounds = Bounds { budget, tensors_ahead, in_order: options.in_order, threads };
         let plan = Arc::new(plan);
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
         let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
         let (batch, ready) = (options.batch, VecDeque::new());
-        Ok(Self { schedule, plan, batch, buffers: None, ready, handed: (0, 0), taken: 0, tensors: 0 })
+        Ok(Self {
+            schedule,
+            plan,
+            batch,
+            buffers: None,
+            in_order: options.in_order,
+            hand_overs: BTreeMap::new(),
+            handed_over_on: None,
+            broken: None,
+            ready,
+            handed: (0, 0),
+            taken: 0,
+            tensors: 0,
+        })
     }
 
     /// The next batch, or the error in the next tensor's place; `None` after the last.
@@ -333,11 +414,26 @@ impl<T: Send + 'static> Queue<T> {
         if tensors > 0 {
             self.schedule.release(bytes, tensors);
         }
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        self.hand_over_here()?;
         let plan = Arc::clone(&self.plan);
         let mut batch = Vec::new();
         let mut used = 0;
         loop {
-            let Some((at, brought)) = self.pop()? else { break };
+            if !batch.is_empty() && self.is_full_before(&plan, batch.len(), used) {
+                break;
+            }
+            let (at, brought) = match self.pop() {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(error) if batch.is_empty() => return Err(error),
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
+                }
+            };
             let Some(item) = plan.items.get(at) else { continue };
             let cost = item.cost();
             let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
@@ -371,6 +467,28 @@ impl<T: Send + 'static> Queue<T> {
         Ok((!batch.is_empty()).then_some(Ok(batch)))
     }
 
+    /// Whether a batch is to be handed out before the next tensor is waited for, where that is known.
+    fn is_full_before(&self, plan: &Plan, tensors: usize, used: u64) -> bool {
+        if !self.in_order {
+            // Its own buffers may be those that the next tensor waits for.
+            return self.buffers.is_some() && self.ready.is_empty();
+        }
+        let cost = plan.items.get(self.taken + tensors).map_or(0, Item::cost);
+        let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
+        full || self.buffers.is_some_and(|(one, most)| used + cost.div_ceil(one) * one > most)
+    }
+
+    /// Makes the queue of the calling thread wait for the copies of the tensors at hand, where another thread's does.
+    fn hand_over_here(&mut self) -> Result<()> {
+        let here = std::thread::current().id();
+        if self.handed_over_on == Some(here) || self.hand_overs.is_empty() {
+            return Ok(());
+        }
+        self.hand_overs.values().try_for_each(|hand_over| hand_over.hand_over())?;
+        self.handed_over_on = Some(here);
+        Ok(())
+    }
+
     /// The next tensor that has come, with its item; waits for it. `None` after the last.
     fn pop(&mut self) -> Result<Option<(usize, Option<Result<T>>)>> {
         loop {
@@ -378,11 +496,18 @@ impl<T: Send + 'static> Queue<T> {
                 return Ok(Some(next));
             }
             let Some((_, mut done)) = self.schedule.next()? else { return Ok(None) };
-            let handed_over = done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over());
+            let mut handed_over = self.hand_over_here();
+            if let Some(hand_over) = done.hand_over.take() {
+                handed_over = handed_over.and_then(|()| hand_over.hand_over());
+                // Later copies to a device come after earlier ones, so its last event is enough.
+                let device = self.plan.items.get(done.first).map_or(0, |item| item.device);
+                self.hand_overs.insert(device, hand_over);
+                self.handed_over_on = Some(std::thread::current().id());
+            }
             let tensors = std::mem::take(&mut done.tensors).into_iter().map(|tensor| match &handed_over {
                 Ok(()) => tensor,
                 // Each tensor of the unit gets the error, which has no copies.
-                Err(error) => tensor.map(|_| Err(Error::new(error.kind(), error.to_string()))),
+                Err(error) => tensor.map(|tensor| tensor.and_then(|_| Err(again(error)))),
             });
             self.ready.extend((done.first..).zip(tensors));
         }
@@ -397,6 +522,7 @@ impl<T: Send + 'static> Queue<T> {
             reads: work.reads.load(Ordering::Relaxed),
             high_water_bytes: counts.high_water,
             waited: counts.waited,
+            direct_bytes: work.roads().values().map(|road| road.direct_bytes).fold(0, u64::saturating_add),
         }
     }
 }

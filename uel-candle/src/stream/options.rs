@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
+use super::road::Gds;
 use crate::checkpoint::{Progress, ProgressFn};
 use crate::host::pool::HostPool;
 
@@ -60,6 +61,7 @@ pub struct StreamOptions {
     pub(crate) verified: Option<bool>,
     pub(crate) progress: Option<ProgressFn>,
     pub(crate) pool: Option<HostPool>,
+    pub(crate) gds: Gds,
 }
 
 impl fmt::Debug for StreamOptions {
@@ -92,6 +94,7 @@ impl StreamOptions {
             verified: None,
             progress: None,
             pool: None,
+            gds: Gds::Auto,
         }
     }
 
@@ -161,10 +164,16 @@ impl StreamOptions {
         self
     }
 
-    /// Stages what goes to a CUDA device in the page-locked buffers of `pool`. Where none is given, each device has one,
-    /// which all streams share.
+    /// Stages what goes to a CUDA device in the page-locked buffers of `pool`. Where none is given, each device (each
+    /// `Device` that candle makes, and its clones) has one of 32 MiB, which all streams share.
     pub fn with_pool(mut self, pool: &HostPool) -> Self {
         self.pool = Some(pool.clone());
+        self
+    }
+
+    /// Says when large tensors that go to a CUDA device are read by GPUDirect Storage; of no effect on other devices.
+    pub fn with_gds(mut self, gds: Gds) -> Self {
+        self.gds = gds;
         self
     }
 

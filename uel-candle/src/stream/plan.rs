@@ -22,6 +22,14 @@ const ALONE_FROM: usize = 256 << 10;
 /// A read that several tensors share is at most this long, so that it stays in the processor's cache until it is copied.
 const SHARED_READ: usize = 1 << 20;
 
+/// Tensors of at least this size go to a CUDA device by GPUDirect Storage, where there is any: a smaller one costs a call of
+/// its own that page-locked memory spares it.
+pub(crate) const DIRECT_FROM: usize = 1 << 20;
+
+/// Reads by GPUDirect Storage are cut at multiples of this in the file, and so at multiples of a page, which it reads without
+/// a detour.
+const DIRECT_READ: u64 = 16 << 20;
+
 /// What is cast on its way is read in pieces of this many bytes, so that a piece is still in the processor's second-level
 /// cache when it is cast. A multiple of every element's size.
 pub(crate) const CAST_PIECE: usize = 256 << 10;
@@ -65,6 +73,15 @@ pub(crate) struct Stored {
     /// The hash of each piece of [`HASH_CHUNK_BYTES`]; none where it is not
     /// verified.
     pub(crate) hashes: Vec<u64>,
+    /// Whether the device is to read it by itself.
+    pub(crate) direct: bool,
+}
+
+impl Stored {
+    /// Whether its bytes may go to a device as they stand in the file, unseen, and are many.
+    pub(crate) fn may_be_direct(&self) -> bool {
+        self.cast.is_none() && self.converted.is_none() && self.hashes.is_empty() && self.byte_len >= DIRECT_FROM
+    }
 }
 
 impl Item {
@@ -88,6 +105,7 @@ impl Item {
                 cast,
                 converted,
                 hashes,
+                direct: false,
             }),
         };
         Ok(Item { name: String::new(), kind, device: 0, cast_there: None })
@@ -218,6 +236,7 @@ fn item(
         cast,
         converted: (want.widened || (want.cast.is_some() && cast.is_none())).then_some(want),
         hashes,
+        direct: false,
     };
     Ok(Item { name: owned, kind: ItemKind::Stored(stored), device, cast_there })
 }
@@ -280,7 +299,7 @@ pub(crate) fn jobs(items: &[Item], cut: Cut) -> Vec<Job> {
     for (tensor, item) in items.iter().enumerate() {
         let Some(stored) = item.stored().filter(|stored| stored.converted.is_none()) else { continue };
         let byte_len = stored.byte_len.max(stored.range.byte_len() as usize);
-        if byte_len < ALONE_FROM.min(cut.most) {
+        if byte_len < ALONE_FROM.min(cut.most) && !stored.direct {
             small.push((tensor, stored));
         } else {
             alone(tensor, stored, cut, &mut jobs);
@@ -324,6 +343,7 @@ fn alone(tensor: usize, stored: &Stored, cut: Cut, jobs: &mut Vec<Job>) {
             _ if !stored.hashes.is_empty() => HASH_CHUNK_BYTES as u64,
             // What is made of them has to fit as well.
             Some(cast) => (cast.source_len(cut.most).min(cut.most) / CAST_PIECE * CAST_PIECE).max(CAST_PIECE) as u64,
+            None if stored.direct => DIRECT_READ - start % DIRECT_READ,
             None if cut.in_file => cut.most as u64 - start % cut.most as u64,
             None => cut.most as u64,
         };
@@ -374,6 +394,18 @@ mod tests {
         let cuts: Vec<(u64, usize)> = jobs.iter().map(|job| (job.range.start() >> 20, job.parts[0].at >> 20)).collect();
         assert_eq!(cuts, [(1, 0), (2, 1), (4, 3)]);
         assert_eq!(jobs[2].parts[0].byte_len, 2 << 20);
+    }
+
+    #[test]
+    fn what_a_device_reads_is_cut_at_multiples_in_the_file() {
+        let mut item = stored(1000, 40 << 20);
+        if let ItemKind::Stored(stored) = &mut item.kind {
+            stored.direct = true;
+        }
+        let jobs = jobs(&[item], CUT);
+        let cuts: Vec<(u64, usize)> = jobs.iter().map(|job| (job.range.start(), job.parts[0].at)).collect();
+        assert_eq!(cuts, [(1000, 0), (16 << 20, (16 << 20) - 1000), (32 << 20, (32 << 20) - 1000)]);
+        assert_eq!(jobs[2].parts[0].byte_len, (8 << 20) + 1000);
     }
 
     #[test]

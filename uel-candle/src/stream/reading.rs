@@ -6,12 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uel_core::{Error, Kind, Result};
 
-use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch};
+use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use super::options::StreamOptions;
 use super::plan::{Item, Job, Plan, Unit, jobs};
+use super::road::{self, Roads};
 use super::schedule::{Task, Work};
 use crate::checkpoint::{Checkpoint, Progress, ProgressFn, read_whole};
 use crate::engine::worker_panic;
+use crate::host::pool::Waiting;
+#[cfg(feature = "cuda")]
+use crate::near::Processors;
 
 /// The work of a stream whose tensors become `T`.
 pub(super) struct Reading<T> {
@@ -22,6 +26,9 @@ pub(super) struct Reading<T> {
     pub(super) progress: Option<ProgressFn>,
     pub(super) bytes_done: AtomicU64,
     pub(super) reads: AtomicU64,
+    /// Where the reading threads of a stream run.
+    #[cfg(feature = "cuda")]
+    near: Option<Processors>,
 }
 
 /// A unit that is being read.
@@ -60,6 +67,8 @@ impl<T: Send + 'static> Reading<T> {
         options: &StreamOptions,
     ) -> Self {
         Self {
+            #[cfg(feature = "cuda")]
+            near: near(&plan, &landings),
             checkpoint: checkpoint.clone(),
             plan,
             landings,
@@ -67,6 +76,13 @@ impl<T: Send + 'static> Reading<T> {
             bytes_done: AtomicU64::new(0),
             reads: AtomicU64::new(0),
         }
+    }
+
+    /// The roads of the files' large tensors, of all devices together.
+    pub(super) fn roads(&self) -> Roads {
+        let mut roads = Roads::new();
+        self.landings.iter().for_each(|landing| road::merge(&mut roads, landing.roads()));
+        roads
     }
 
     fn items(&self, open: &Open<T>) -> &[Item] {
@@ -117,6 +133,19 @@ impl<T: Send + 'static> Reading<T> {
     }
 }
 
+/// The processors near the devices that get anything; `None` where one of them is near none.
+#[cfg(feature = "cuda")]
+fn near<T>(plan: &Plan, landings: &[Box<dyn Landing<T>>]) -> Option<Processors> {
+    let mut all: Option<Processors> = None;
+    for (device, landing) in landings.iter().enumerate() {
+        if plan.units.iter().any(|unit| unit.device == device) {
+            let near = landing.near()?;
+            all = Some(all.map_or_else(|| near.clone(), |all| all.with(near)));
+        }
+    }
+    all
+}
+
 /// Runs `work`; a panic becomes an error.
 fn caught(work: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(worker_panic(&*panic)))
@@ -126,6 +155,13 @@ impl<T: Send + 'static> Work for Reading<T> {
     type Open = Open<T>;
     type Done = Done<T>;
     type Scratch = Scratch;
+
+    fn begin(&self) {
+        #[cfg(feature = "cuda")]
+        if let Some(near) = &self.near {
+            near.bind_this_thread();
+        }
+    }
 
     fn open(&self, number: usize, unit: &Unit, held: u64) -> (Open<T>, Vec<Task>) {
         let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
@@ -155,6 +191,11 @@ impl<T: Send + 'static> Work for Reading<T> {
                     self.fault(open, part.tensor, error);
                     return;
                 }
+                // What is not to be had now will not be had by each of them either.
+                if matches!(error.kind(), Kind::Timeout | Kind::Interrupted | Kind::Device) {
+                    job.parts.iter().for_each(|part| self.fault(open, part.tensor, again(&error)));
+                    return;
+                }
                 // One fault must not cost its neighbours: each is read by itself.
                 for part in &job.parts {
                     let alone = Job { file: job.file, range: part.range, parts: vec![part.clone()] };
@@ -167,7 +208,11 @@ impl<T: Send + 'static> Work for Reading<T> {
     }
 
     fn close(&self) {
-        self.landings.iter().for_each(|landing| landing.close());
+        self.landings.iter().filter_map(|landing| landing.waiting()).for_each(Waiting::give_up);
+    }
+
+    fn consumer_waits(&self, waits: bool) {
+        self.landings.iter().filter_map(|landing| landing.waiting()).for_each(|waiting| waiting.count(waits));
     }
 
     fn finish(&self, unit: &Unit, open: Open<T>) -> Done<T> {

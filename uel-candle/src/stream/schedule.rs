@@ -31,6 +31,9 @@ pub(super) trait Work: Send + Sync + 'static {
     /// What a thread keeps between jobs.
     type Scratch: Default;
 
+    /// Called by each reader before anything else.
+    fn begin(&self) {}
+
     /// Makes room for a unit, and says what is to be read. `held` is what the budget counts, this unit included.
     fn open(&self, number: usize, unit: &Unit, held: u64) -> (Self::Open, Vec<Task>);
 
@@ -39,6 +42,9 @@ pub(super) trait Work: Send + Sync + 'static {
 
     /// Called when nobody wants what is still to come.
     fn close(&self);
+
+    /// Called when the consumer begins to wait, and when it no longer does. The lock is held: it must be short.
+    fn consumer_waits(&self, waits: bool);
 
     /// Ends a unit of which all parts were done.
     fn finish(&self, unit: &Unit, open: Self::Open) -> Self::Done;
@@ -187,6 +193,7 @@ impl<W: Work> Schedule<W> {
             }
             if !state.waiting {
                 state.waiting = true;
+                self.shared.work.consumer_waits(true);
                 self.shared.work_left.notify_one();
             }
             waited = true;
@@ -194,6 +201,7 @@ impl<W: Work> Schedule<W> {
         };
         state.waiting = false;
         if waited {
+            self.shared.work.consumer_waits(false);
             state.counts.waited += began.elapsed();
         }
         outcome
@@ -262,6 +270,7 @@ impl<W: Work> Shared<W> {
     }
 
     fn read_until_done(&self) {
+        self.work.begin();
         let mut scratch = W::Scratch::default();
         let mut state = self.lock();
         loop {

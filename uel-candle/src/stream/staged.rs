@@ -2,19 +2,22 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
-use super::land::{Finished, Landed, Landing, Read, Scratch};
+use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::plan::{Cut, Item, ItemKind, Plan};
 use super::{NamedBatch, Queue, StreamOptions, StreamStats};
 use crate::checkpoint::Checkpoint;
-use crate::host::pool::{HostPool, Lease};
+use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::save::bytes::with_bytes;
 use crate::{cuda, host, placement};
+
+/// Who waits for a turn looks this often whether it is wanted still.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Tensors begin at multiples of this in a buffer that several share.
 const ALIGN: usize = 64;
@@ -143,7 +146,7 @@ impl Checkpoint {
         let plan = Plan::new(self, names, &options, |_, _, _| false)?;
         let landing = OnPool {
             pool: pool.clone(),
-            closed: AtomicBool::new(false),
+            waiting: Waiting::default(),
             gap: self.gap(),
             turn: Mutex::new(0),
             next: Condvar::new(),
@@ -203,8 +206,7 @@ impl std::iter::FusedIterator for StagedStream {}
 /// from its end.
 struct OnPool {
     pool: HostPool,
-    /// Nobody waits for a buffer any more.
-    closed: AtomicBool,
+    waiting: Waiting,
     gap: u64,
     /// The unit whose turn it is.
     turn: Mutex<usize>,
@@ -216,19 +218,27 @@ impl Landing<StagedTensor> for OnPool {
         Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
     }
 
-    fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+    fn waiting(&self) -> Option<&Waiting> {
+        Some(&self.waiting)
     }
 
     fn begin(&self, unit: usize, items: &[Item], _: u64) -> Box<dyn Landed<StagedTensor>> {
         let _turn = Turn::wait(self, unit);
         let mut staged = StagedUnit { buffers: Vec::new(), places: Vec::with_capacity(items.len()) };
         let mut room = 0;
+        let mut refused = None;
         for item in items {
-            let place = match item.stored() {
-                Some(stored) => staged.place(self, stored.byte_len, &mut room),
-                None => Ok(Vec::new()),
+            let place = match (item.stored(), &refused) {
+                (None, _) => Ok(Vec::new()),
+                // To wait for each tensor anew would take for ever.
+                (Some(_), Some(refused)) => Err(again(refused)),
+                (Some(stored), None) => staged.place(self, stored.byte_len, &mut room),
             };
+            if let Err(error) = &place
+                && matches!(error.kind(), Kind::Timeout | Kind::Interrupted)
+            {
+                refused = Some(again(error));
+            }
             staged.places.push(Mutex::new(place));
         }
         Box::new(staged)
@@ -244,8 +254,8 @@ struct Turn<'a> {
 impl<'a> Turn<'a> {
     fn wait(pool: &'a OnPool, unit: usize) -> Self {
         let mut turn = lock(&pool.turn);
-        while *turn < unit {
-            turn = pool.next.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        while *turn < unit && !pool.waiting.is_given_up() {
+            turn = pool.next.wait_timeout(turn, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
         Turn { pool, unit }
     }
@@ -288,7 +298,7 @@ impl StagedUnit {
         let mut places = Vec::new();
         let mut left = byte_len;
         while left > 0 {
-            let lease = pool.lease_unless(&on.closed)?;
+            let lease = pool.lease_for(&on.waiting)?;
             let piece = left.min(lease.capacity());
             places.push((self.buffers.len(), 0, piece));
             self.buffers.push(Mutex::new(lease));
@@ -301,12 +311,10 @@ impl StagedUnit {
     /// Copies bytes to where a tensor's bytes from `at` on go.
     fn copy_to(&self, tensor: usize, at: usize, bytes: &[u8]) -> Result<()> {
         let outside = || Error::new(Kind::Internal, "a part of a read lies outside of its tensor");
-        let mut place = lock(self.places.get(tensor).ok_or_else(outside)?);
-        let places = match &mut *place {
+        let place = lock(self.places.get(tensor).ok_or_else(outside)?);
+        let places = match &*place {
             Ok(places) => places.clone(),
-            Err(error) => {
-                return Err(std::mem::replace(error, Error::new(Kind::OutOfMemory, "there is no buffer for it")));
-            }
+            Err(error) => return Err(again(error)),
         };
         drop(place);
         let (mut at, mut bytes) = (at, bytes);
