@@ -60,7 +60,6 @@ fn main() {
     files::read_through(&path);
     let device = Device::new_cuda(0).unwrap();
     let pool = HostPool::pinned(&device, PoolOptions::new().with_budget(PINNED)).unwrap();
-    let worker = Worker::start().map(RefCell::new);
     let on_device = |work: &dyn Fn() -> Vec<Tensor>| -> Duration {
         device.synchronize().unwrap();
         let (tensors, took) = timed(|| {
