@@ -247,6 +247,33 @@ pub(crate) fn tensor_of(dtype: DType, bytes: &[u8], shape: &[usize]) -> Result<T
     Ok(placement::tensor(storage, shape))
 }
 
+/// A CPU tensor over a copy of `pieces`, which have `byte_len` bytes together.
+///
+/// # Errors
+///
+/// [`Kind::OutOfMemory`], and [`Kind::Internal`] where the pieces have other lengths.
+pub(crate) fn tensor_of_pieces<'a>(
+    dtype: DType,
+    byte_len: usize,
+    pieces: impl Iterator<Item = &'a [u8]>,
+    shape: &[usize],
+) -> Result<Tensor> {
+    let wrong = || Error::new(Kind::Internal, "the pieces of a tensor have another length than the tensor");
+    let mut unfilled = Unfilled::new(dtype, byte_len)?;
+    let mut rest = unfilled.as_uninit_mut();
+    for piece in pieces {
+        let (head, tail) = std::mem::take(&mut rest).split_at_mut_checked(piece.len()).ok_or_else(wrong)?;
+        head.write_copy_of_slice(piece);
+        rest = tail;
+    }
+    if !rest.is_empty() {
+        return Err(wrong());
+    }
+    // SAFETY: the pieces were copied one behind the other, and nothing of the storage is left.
+    let storage = unsafe { unfilled.assume_filled() };
+    Ok(placement::tensor(storage, shape))
+}
+
 /// Asks for huge pages behind `memory`. Page faults are the cost of filling fresh memory, and transparent huge pages
 /// are given on request only on most systems.
 #[cfg(target_os = "linux")]

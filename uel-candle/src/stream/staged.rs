@@ -14,7 +14,7 @@ use super::{NamedBatch, Queue, StreamOptions, StreamStats};
 use crate::checkpoint::Checkpoint;
 use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::save::bytes::with_bytes;
-use crate::{cuda, host, placement};
+use crate::{cuda, host};
 
 /// Who waits for a turn looks this often whether it is wanted still.
 const LOOK: Duration = Duration::from_millis(20);
@@ -84,17 +84,8 @@ impl StagedTensor {
         if self.pieces.is_empty() {
             return super::empty(self.dtype, &self.shape, device);
         }
-        let mut unfilled = host::Unfilled::new(self.dtype, self.byte_len())?;
-        let mut rest = unfilled.as_uninit_mut();
-        for piece in &self.pieces {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(piece.byte_len);
-            head.write_copy_of_slice(piece.bytes());
-            rest = tail;
-        }
-        // SAFETY: the storage has the bytes of all pieces together, and each was copied.
-        #[allow(unsafe_code)]
-        let storage = unsafe { unfilled.assume_filled() };
-        super::moved(placement::tensor(storage, &self.shape), device)
+        let tensor = host::tensor_of_pieces(self.dtype, self.byte_len(), self.pieces(), &self.shape)?;
+        super::moved(tensor, device)
     }
 }
 
