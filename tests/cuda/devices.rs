@@ -101,10 +101,13 @@ fn run(schedule: &Schedule, devices: &[Device; 2]) {
         .with_budget(schedule.budget)
         .with_pool(&HostPool::pinned(&devices[0], pool).expect("a pool"));
     let mut kept = Vec::new();
-    let stream = checkpoint.stream(checkpoint.names(), &options).expect("a stream");
-    for batch in stream.take(schedule.taken) {
+    let mut stream = checkpoint.stream(checkpoint.names(), &options).expect("a stream");
+    for batch in stream.by_ref().take(schedule.taken) {
         kept.extend(batch.expect("a batch"));
     }
+    // What is left in the stream is of either device, whichever is current.
+    make_current(&devices[schedule.threads % 2]);
+    drop(stream);
     for (name, tensor) in kept {
         let at = number(&name);
         assert!(tensor.device().same_device(&device_of(&name)), "{name}");
