@@ -212,7 +212,6 @@ impl Checkpoint {
         storages.resize_with(group.len(), || None);
         let mut unfilled = Vec::new();
         let mut to_fill = Vec::new();
-        let copied_bytes = |info: TensorInfo<'_>| info.byte_len();
         for (at, want) in group.iter().enumerate() {
             let info = want.info;
             let located = |error: Error| self.located(error, info);
@@ -237,7 +236,7 @@ impl Checkpoint {
             memory::check(info.byte_len())?;
             let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large(info))?;
             unfilled.push((at, UnfilledBlocks::new(want.dtype, byte_len).map_err(located)?));
-            report.add_copied(reason, copied_bytes(info));
+            report.add_copied(reason, info.byte_len());
         }
         memory::check(unfilled.iter().map(|&(at, _)| group[at].info.byte_len()).fold(0, u64::saturating_add))?;
         if !to_fill.is_empty() {
