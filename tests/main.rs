@@ -20,6 +20,7 @@ mod mapped;
 mod memory;
 mod python;
 mod pytorch;
+mod quantized;
 mod saving;
 mod scenario;
 mod sparse;

@@ -195,3 +195,43 @@ fn gguf_files_that_uel_writes_read_the_same_by_the_package() {
         check(&folder.path().join(file["path"].as_str().unwrap()), file, &bytes);
     }
 }
+
+#[test]
+#[ignore = "lane python: scripts/test python"]
+fn blocks_have_the_values_that_the_package_gives_them() {
+    use candle_core::quantized::QTensor;
+    use candle_core::{Device, Tensor};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    // The package does not dequantize candle's intermediate dtypes.
+    let known = |block: &&BlockDtype| !matches!(block, BlockDtype::Q8_1 | BlockDtype::Q8K);
+    let dtypes: Vec<_> = BlockDtype::ALL
+        .iter()
+        .filter(known)
+        .map(|&block| Dtype::Block(block))
+        .chain([Dtype::F32, Dtype::F16, Dtype::Bf16])
+        .filter_map(|dtype| Some((dtype, uel::candle::ggml_dtype(dtype)?)))
+        .collect();
+    assert_eq!(dtypes.len(), 13);
+    let tensors: Vec<(TensorMeta, Vec<u8>)> = dtypes
+        .iter()
+        .map(|(dtype, candle)| {
+            let floats = Tensor::randn(0f32, 1., (16, 512), &Device::Cpu).unwrap();
+            let bytes = QTensor::quantize(&floats, *candle).unwrap().data().unwrap().into_owned();
+            (TensorMeta::new(dtype.as_str(), *dtype, [16, 512]), bytes)
+        })
+        .collect();
+    write(&path, &tensors, GgufContents::new(tensors.iter().map(|(meta, _)| meta.clone())));
+    run("dequantize", folder.path());
+    let theirs = std::fs::read(folder.path().join("model.f32")).unwrap();
+    let checkpoint = uel::Checkpoint::open(&path).unwrap();
+    for ((meta, _), theirs) in tensors.iter().zip(theirs.chunks_exact(16 * 512 * 4)) {
+        let ours = checkpoint.tensor(&meta.name, &Device::Cpu).unwrap();
+        let ours = ours.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (ours, theirs) in ours.iter().zip(theirs.as_chunks::<4>().0) {
+            // Products and sums are rounded in another order.
+            let theirs = f32::from_le_bytes(*theirs);
+            assert!((ours - theirs).abs() <= 2e-6 * theirs.abs().max(1.0), "{}: {ours} {theirs}", meta.name);
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 gguf_files.py write FOLDER    writes files of every dtype and type of values, and expected.json and expected.bin beside them
 gguf_files.py read FOLDER     reads every .gguf file of the folder, into read.json and read.bin beside them
+gguf_files.py dequantize FOLDER    dequantizes all tensors of model.gguf: their floats, one after another, into model.f32
 
 Both JSON files have {"types": {name: [number, elements, bytes]}, "files": [{"path", "alignment", "version",
 "metadata": [[key, types, value], ..], "tensors": [{"name", "dtype", "shape", "offset", "len"}, ..]}, ..]}; offsets are those
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize
 from gguf.constants import GGML_QUANT_SIZES, GGUFEndian
 
 PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
@@ -119,6 +121,11 @@ def dump(path, out):
 
 def main():
     folder = Path(sys.argv[2])
+    if sys.argv[1] == "dequantize":
+        with open(folder / "model.f32", "wb") as out:
+            for tensor in GGUFReader(folder / "model.gguf").tensors:
+                out.write(dequantize(tensor.data, tensor.tensor_type).astype("<f4").tobytes())
+        return
     stem = "read"
     if sys.argv[1] == "write":
         stem = "expected"

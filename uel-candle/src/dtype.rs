@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, DType};
 use uel_core::{Dtype, Error, Kind, Result};
 
 use crate::element::Element;
+use crate::quantized::{floats, ggml_dtype};
 
 /// What becomes of a file's dtype in candle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,8 @@ pub enum Mapping {
 /// | `U16` | `U32`, as candle's own loader does |
 /// | `U64` | `I64`, an error where a value does not fit |
 /// | `C64 F8_E5M2 F8_E4M3FNUZ F8_E5M2FNUZ` | none: an error that says how to get at the bytes |
-/// | block dtypes (`Q4_0`, `Q4_K` and others of GGUF files) | none: they are no plain tensors |
+/// | block dtypes that candle has (`Q4_0` to `Q8_1`, `Q2_K` to `Q8_K`) | `F32`, dequantized |
+/// | other block dtypes of GGUF files | none: an error that says how to get at the bytes |
 ///
 /// ```
 /// use candle_core::DType;
@@ -55,8 +57,8 @@ pub fn mapping(dtype: Dtype) -> Mapping {
         Dtype::I8 => Mapping::Widened(DType::I16),
         Dtype::U16 => Mapping::Widened(DType::U32),
         Dtype::U64 => Mapping::Widened(DType::I64),
-        // Quantized blocks have no elements of their own, so that no plain tensor holds them as they are.
-        Dtype::Block(_) => Mapping::Raw,
+        // As quantized tensors they are loaded by `Checkpoint::qtensor`.
+        Dtype::Block(_) if ggml_dtype(dtype).is_some() => Mapping::Widened(DType::F32),
         _ => Mapping::Raw,
     }
 }
@@ -95,7 +97,7 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> Result<(DType, bool)> {
         Mapping::Raw if dtype.as_block().is_some() => Err(Error::new(
             Kind::UnsupportedDtype,
             format!(
-                "{dtype} is quantized in blocks and no plain tensor; `raw_tensor` gives its bytes as U8, `read` as a vector"
+                "candle does not have the block dtype {dtype}; `raw_tensor` gives its bytes as U8, `read` as a vector"
             ),
         )),
         Mapping::Raw => Err(Error::new(
@@ -138,6 +140,11 @@ pub(crate) fn storage(dtype: DType, maker: impl MakeVec) -> Result<CpuStorage> {
 /// [`Kind::UnsupportedDtype`] for dtypes that have no wider one, [`Kind::ValueRange`] for a U64 value above
 /// `i64::MAX`.
 pub(crate) fn widen(dtype: Dtype, bytes: &[u8]) -> Result<CpuStorage> {
+    if dtype.as_block().is_some()
+        && let Some(blocks) = ggml_dtype(dtype)
+    {
+        return floats::dequantize(blocks, bytes).map(CpuStorage::F32);
+    }
     Ok(match dtype {
         Dtype::Bool => CpuStorage::U8(bytes.to_vec()),
         Dtype::I8 => CpuStorage::I16(bytes.iter().map(|&byte| i16::from(byte as i8)).collect()),
@@ -184,13 +191,18 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_no_plain_tensors() {
+    fn blocks_become_floats_where_candle_has_them() {
         for &block in uel_core::BlockDtype::ALL {
             let dtype = Dtype::Block(block);
+            if ggml_dtype(dtype).is_some() {
+                assert_eq!(mapping(dtype), Mapping::Widened(DType::F32));
+                assert_eq!(candle_dtype(dtype).unwrap(), (DType::F32, true));
+                continue;
+            }
             assert_eq!(mapping(dtype), Mapping::Raw);
             let error = candle_dtype(dtype).unwrap_err();
             assert_eq!(error.kind(), Kind::UnsupportedDtype);
-            assert!(error.to_string().contains("no plain tensor"), "{error}");
+            assert!(error.to_string().contains("does not have the block dtype"), "{error}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! CPU storages that are filled before they are used: allocated without zeroing, in huge pages where they are large.
 
+pub(crate) mod blocks;
 pub(crate) mod chunk;
 pub(crate) mod pool;
 

@@ -24,6 +24,7 @@ mod memory;
 #[allow(unsafe_code)]
 mod near;
 mod placement;
+mod quantized;
 #[allow(unsafe_code)]
 mod residency;
 mod save;
@@ -33,13 +34,14 @@ mod var_builder;
 mod view;
 
 pub use checkpoint::{
-    Checkpoint, CopyReason, IntoBounds, LoadOptions, LoadReport, Loaded, MmapFallback, Mode, OpenOptions, Progress,
-    Rules,
+    Checkpoint, CopyReason, IntoBounds, LoadOptions, LoadReport, Loaded, LoadedQTensors, MmapFallback, Mode,
+    OpenOptions, Progress, Rules,
 };
 pub use dict::{dict_to_tensor, tensor_to_dict};
 pub use edit::{Edit, LoraOptions, MapFn};
 pub use host::pool::{HostPool, Lease, PoolOptions, PoolStats};
 pub use mapped::{MappedAllocator, Stats};
+pub use quantized::{GgufReader, QVarBuilder, ggml_dtype};
 pub use save::{
     BackgroundSaver, FileFormat, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport,
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::op::BackpropOp;
+use candle_core::quantized::{GgmlDType, GgmlType, QuantizedType};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use uel_core::source::ByteSource;
 use uel_core::{ByteRange, Dtype, Error, Kind, Result, TensorIndex};
@@ -12,6 +13,7 @@ use crate::element::Element;
 use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::Reuse;
 use crate::mapped::region::{Buffer, Region};
+use crate::quantized::dtype::{OfBlocks, with_blocks};
 
 /// A CPU tensor over `storage`.
 pub(crate) fn tensor(storage: CpuStorage, shape: &[usize]) -> Tensor {
@@ -128,6 +130,58 @@ impl MappedFiles {
         if forever && !process_lifetime {
             return Err(NotMapped::NoAllocator);
         }
+        let shape = index.at(position).map_or(&[][..], |info| info.shape());
+        let make = |region: &Region, block: usize| match forever {
+            true => tensor_forever(region, block, dtype, shape).ok(),
+            false => tensor_of_block(region, block, dtype, shape).ok(),
+        };
+        // SAFETY: the caller answers for the file.
+        unsafe { self.block(index, position, source, forever, &make) }
+    }
+
+    /// The tensor at `position` of `index` as a quantized storage over its file, with any global allocator.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not mapped and must be copied.
+    ///
+    /// # Safety
+    ///
+    /// As [`tensor`](Self::tensor).
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn quantized(
+        &self,
+        index: &TensorIndex,
+        position: usize,
+        dtype: GgmlDType,
+        source: &dyn ByteSource,
+    ) -> Result<Box<dyn QuantizedType>, NotMapped> {
+        struct Lend<'a>(&'a Region, usize);
+        impl OfBlocks for Lend<'_> {
+            type Made = Option<Box<dyn QuantizedType>>;
+            fn make<T: Element + GgmlType>(self) -> Self::Made {
+                self.0.lend::<T>(self.1).map(|lent| Box::new(lent) as Box<dyn QuantizedType>)
+            }
+        }
+        let make = |region: &Region, block: usize| with_blocks(dtype, Lend(region, block));
+        // SAFETY: the caller answers for the file.
+        unsafe { self.block(index, position, source, false, &make) }
+    }
+
+    /// What `make` makes of the mapped bytes of a tensor. With `forever` the mapping is never taken back.
+    ///
+    /// # Safety
+    ///
+    /// As [`tensor`](Self::tensor).
+    #[allow(unsafe_code)]
+    unsafe fn block<T>(
+        &self,
+        index: &TensorIndex,
+        position: usize,
+        source: &dyn ByteSource,
+        forever: bool,
+        make: &dyn Fn(&Region, usize) -> Option<T>,
+    ) -> Result<T, NotMapped> {
         let Some(info) = index.at(position) else { return Err(NotMapped::Unmappable) };
         if !is_aligned(info.dtype(), info.range().start()) {
             return Err(NotMapped::Misaligned);
@@ -136,17 +190,13 @@ impl MappedFiles {
         // SAFETY: the caller answers for the file.
         let whole = cell.get_or_init(|| unsafe { map_tensors(index, info.file(), source) });
         let Some(region) = whole else { return Err(NotMapped::Unmappable) };
-        let make = |region: &Region, block: usize| match forever {
-            true => tensor_forever(region, block, dtype, info.shape()),
-            false => tensor_of_block(region, block, dtype, info.shape()),
-        };
         if forever {
             *lock(&self.forever) = true;
         }
         let byte_len = usize::try_from(info.byte_len()).map_err(|_| NotMapped::Unmappable)?;
         let block = region.find(info.range().start()).filter(|&block| region.byte_len_of(block) == Some(byte_len));
-        if let Some(Ok(tensor)) = block.map(|block| make(region, block)) {
-            return Ok(tensor);
+        if let Some(made) = block.and_then(|block| make(region, block)) {
+            return Ok(made);
         }
         // The tensor was handed out before, and its owner may have changed it, or it shares its bytes with another one: it
         // gets a mapping of its own, as long as there are not too many.
@@ -155,11 +205,11 @@ impl MappedFiles {
         }
         // SAFETY: as above.
         let again = unsafe { map_ranges(source, std::iter::once(info.range())) }.ok_or(NotMapped::Unmappable)?;
-        let tensor = make(&again, 0).map_err(|_| NotMapped::Unmappable);
+        let made = make(&again, 0).ok_or(NotMapped::Unmappable);
         if forever {
             std::mem::forget(again);
         }
-        tensor
+        made
     }
 
     /// Gives up the block at `offset` of a file, if it was mapped and not handed out.

@@ -33,6 +33,15 @@ pub(super) struct Choice {
     pub(super) fill: bool,
 }
 
+/// What a load makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// Plain tensors, whose vectors are the global allocator's.
+    Tensors,
+    /// Quantized ones, which are mapped with any allocator.
+    Quantized,
+}
+
 /// Why mapping was chosen, and whether the page cache is filled first.
 struct Mapping {
     reason: String,
@@ -50,7 +59,7 @@ impl Choice {
 }
 
 impl Checkpoint {
-    pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted]) -> Result<Choice> {
+    pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted], made: Made) -> Result<Choice> {
         let mode = options.mode.unwrap_or(self.inner.options.mode);
         if mode == Mode::Mmap {
             if self.inner.options.mmap.is_none() {
@@ -75,25 +84,29 @@ impl Checkpoint {
         if !options.device.is_cpu() {
             return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));
         }
-        Ok(match self.map_or_not(bytes, held) {
+        Ok(match self.map_or_not(bytes, held, made) {
             Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, threads) },
             Err(reason) => Choice::of(Mode::Preload, reason, threads),
         })
     }
 
     /// The mode for a single tensor. In mode `auto` it is decided once for the checkpoint.
-    pub(super) fn mode_for_one(&self) -> Choice {
+    pub(super) fn mode_for_one(&self, made: Made) -> Choice {
         if self.inner.options.mode != Mode::Auto {
             return Choice::fixed(self.inner.options.mode);
         }
         let choose = || {
             let held = self.residency(0..self.index().len());
-            match self.map_or_not(self.index().total_bytes(), held) {
+            match self.map_or_not(self.index().total_bytes(), held, made) {
                 Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, COLD_THREADS) },
                 Err(reason) => Choice::of(Mode::LowMemory, reason, 0),
             }
         };
-        self.inner.auto_for_one.get_or_init(choose).clone()
+        let cell = match made {
+            Made::Tensors => &self.inner.auto_for_one,
+            Made::Quantized => &self.inner.auto_for_quantized,
+        };
+        cell.get_or_init(choose).clone()
     }
 
     /// Whether a tensor has to be read before its mapping is handed out. Small ones are left to their page faults.
@@ -104,9 +117,9 @@ impl Checkpoint {
     }
 
     /// Why to map `bytes` of the checkpoint, of which the page cache holds the share `held`, or why not to.
-    fn map_or_not(&self, bytes: u64, held: Option<f64>) -> Result<Mapping, String> {
+    fn map_or_not(&self, bytes: u64, held: Option<f64>, made: Made) -> Result<Mapping, String> {
         let Some(fallback) = self.inner.options.mmap else { return Err("mapping was not allowed".to_owned()) };
-        if !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
+        if made == Made::Tensors && !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
             return Err("no MappedAllocator is installed".to_owned());
         }
         if bytes < MAP_FROM {

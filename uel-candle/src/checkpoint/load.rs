@@ -10,7 +10,7 @@ use uel_core::checkpoint::Format;
 use uel_core::plan::{Request, Run};
 use uel_core::{ByteRange, Dtype, Error, PlanOptions, ReadPlan, Result, TensorInfo};
 
-use super::auto::Choice;
+use super::auto::{Choice, Made};
 use super::convert::{self, candle, too_large};
 use super::options::{LoadOptions, Mode, Progress};
 use super::report::{CopyReason, LoadReport};
@@ -72,7 +72,7 @@ impl Checkpoint {
         let _span = tracing::debug_span!("load", mode = ?options.mode).entered();
         let began = Instant::now();
         let (wanted, replaced) = self.select(options)?;
-        let choice = self.choose(options, &wanted)?;
+        let choice = self.choose(options, &wanted, Made::Tensors)?;
         let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
         let (wanted, tied) = self.without_tied(wanted);
         let loaded = self.place(&wanted, &choice, options, &mut report)?;
@@ -446,7 +446,7 @@ impl Checkpoint {
     }
 
     /// Names the tensor whose bytes a failed read was after.
-    fn name_tensor(&self, error: Error) -> Error {
+    pub(super) fn name_tensor(&self, error: Error) -> Error {
         let (Some(offset), Some(path)) = (error.offset(), error.path()) else { return error };
         let file = self.sources().iter().position(|source| source.path() == path);
         let found = self

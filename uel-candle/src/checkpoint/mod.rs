@@ -6,6 +6,7 @@ mod filter;
 mod load;
 mod one;
 mod options;
+mod quantized;
 mod report;
 mod select;
 mod slice;
@@ -17,6 +18,7 @@ pub use load::Loaded;
 pub(crate) use load::own_bytes;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
+pub use quantized::LoadedQTensors;
 pub use report::{CopyReason, LoadReport};
 pub(crate) use select::{Wanted, is_cast};
 pub use slice::IntoBounds;
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use uel_core::checkpoint::{CheckpointFiles, Format};
 use uel_core::gguf::GgufFile;
@@ -82,6 +85,10 @@ struct Inner {
     preloading: AtomicBool,
     /// How mode `auto` brings single tensors, once it was asked.
     auto_for_one: OnceLock<auto::Choice>,
+    /// The same for quantized tensors.
+    auto_for_quantized: OnceLock<auto::Choice>,
+    /// In mode `preload`, the quantized tensors that were read and not yet handed out.
+    preloaded_quantized: Mutex<Option<HashMap<usize, QTensor>>>,
     report: Mutex<LoadReport>,
     /// Lets a buffer of the largest tensor's size be kept between tensors, once one was read by itself.
     claim: OnceLock<Claim>,
@@ -151,6 +158,8 @@ impl Checkpoint {
             preloaded: OnceLock::new(),
             preloading: AtomicBool::new(false),
             auto_for_one: OnceLock::new(),
+            auto_for_quantized: OnceLock::new(),
+            preloaded_quantized: Mutex::default(),
             report: Mutex::default(),
             claim: OnceLock::new(),
             hashes: files.sources().iter().map(|_| OnceLock::new()).collect(),
@@ -349,6 +358,9 @@ impl Checkpoint {
         let Some(info) = self.index().at(position) else { return };
         if let Some(preloaded) = self.inner.preloaded.get() {
             lock(preloaded).remove(&position);
+        }
+        if let Some(preloaded) = lock(&self.inner.preloaded_quantized).as_mut() {
+            preloaded.remove(&position);
         }
         self.inner.mapped.discard(info.file(), info.range().start());
         if let Some(file) = self.sources().get(info.file()).and_then(|source| source.as_file()) {

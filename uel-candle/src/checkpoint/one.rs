@@ -7,12 +7,12 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
-use super::auto::Choice;
+use super::auto::{Choice, Made};
 use super::convert::{self, Origin, too_large};
 use super::load::{self, copy_reason};
 use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
-use super::select::{Wanted, is_loadable};
+use super::select::{Wanted, is_preloaded};
 use super::verified::checks;
 use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
@@ -94,7 +94,7 @@ impl Checkpoint {
     }
 
     fn one(&self, want: &Wanted, info: TensorInfo<'_>, report: &mut LoadReport) -> Result<Tensor> {
-        let Choice { mode, reason: why, threads, fill } = self.mode_for_one();
+        let Choice { mode, reason: why, threads, fill } = self.mode_for_one(Made::Tensors);
         (report.chosen, report.reason) = (mode, why);
         if want.widened {
             report.add_widened(info.dtype(), want.dtype);
@@ -110,6 +110,7 @@ impl Checkpoint {
                 return convert::cast(tensor, want.cast);
             }
             let reason = match self.inner.preloaded.get() {
+                Some(_) if info.dtype().as_block().is_some() => "quantized tensors are not kept as floats",
                 Some(_) => "handed out before",
                 None => "another thread reads all at the moment",
             };
@@ -165,7 +166,7 @@ impl Checkpoint {
         let largest = self.index().largest_bytes();
         if byte_len >= RECYCLED_FROM
             && self.inner.claim.get().is_none()
-            && self.mode_for_one().mode == Mode::LowMemory
+            && self.mode_for_one(Made::Tensors).mode == Mode::LowMemory
             && MappedAllocator::is_installed()
         {
             self.inner.claim.get_or_init(|| Claim::new(usize::try_from(largest).unwrap_or(usize::MAX)));
@@ -213,7 +214,7 @@ impl Checkpoint {
 
     fn preload(&self) -> Result<()> {
         let index = self.index();
-        let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_loadable(info.dtype())));
+        let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_preloaded(info.dtype())));
         let wanted: Vec<Wanted> =
             loadable.filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None))).collect::<Result<_>>()?;
         let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };

@@ -133,7 +133,8 @@ fn listed(kind: Kind, message: &str, names: &[&str]) -> Error {
     }
 }
 
-/// Whether any tensor of `dtype` can be loaded as a candle tensor.
-pub(super) fn is_loadable(dtype: Dtype) -> bool {
-    mapping(dtype) != Mapping::Raw
+/// Whether tensors of `dtype` are read along when all are. As floats quantized ones would take several times the memory of
+/// the file, and are likely asked for as what they are.
+pub(super) fn is_preloaded(dtype: Dtype) -> bool {
+    mapping(dtype) != Mapping::Raw && dtype.as_block().is_none()
 }

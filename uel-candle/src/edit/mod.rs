@@ -1,6 +1,7 @@
 //! Checkpoints from checkpoints: cast, renamed, merged, averaged, without ever being in memory as a whole.
 
 mod average;
+mod gguf;
 mod lora;
 mod piece;
 
@@ -20,7 +21,8 @@ use uel_core::{Dtype, Error, Kind, Result, TensorInfo};
 
 use crate::checkpoint::{Checkpoint, Progress, is_cast, own_bytes};
 use crate::dtype::{Mapping, mapping};
-use crate::save::output::{Output, Target};
+use crate::quantized::ggml_dtype;
+use crate::save::output::{GgufHead, Output, Target};
 use crate::save::{FileFormat, IncrementalWriter, SaveOptions, in_parallel, threads};
 use piece::Pieces;
 
@@ -61,6 +63,7 @@ pub struct Edit {
     map: Option<MapFn>,
     /// What the inputs describe and cannot be read.
     unreadable: Vec<UnreadableTensor>,
+    gguf: GgufHead,
 }
 
 /// One tensor to be written.
@@ -119,7 +122,14 @@ impl Edit {
     /// All tensors of `checkpoint` as they are, with its metadata. Replaced and added tensors are not seen: what is edited
     /// is the files.
     pub fn new(checkpoint: &Checkpoint) -> Self {
-        Self { outputs: Vec::new(), metadata: BTreeMap::new(), map: None, unreadable: Vec::new() }.merge(checkpoint)
+        Self {
+            outputs: Vec::new(),
+            metadata: BTreeMap::new(),
+            map: None,
+            unreadable: Vec::new(),
+            gguf: GgufHead::default(),
+        }
+        .merge(checkpoint)
     }
 
     /// The weighted sum of checkpoints that have the same tensors, summed in F64; for an average the weights add up to 1.
@@ -137,6 +147,7 @@ impl Edit {
     /// when it is written.
     pub fn merge(mut self, checkpoint: &Checkpoint) -> Self {
         self.unreadable.extend(checkpoint.pytorch().iter().flat_map(|file| file.unreadable()).cloned());
+        self.merge_gguf(checkpoint);
         let mut aliases: HashMap<usize, Vec<String>> = HashMap::new();
         for file in 0..checkpoint.sources().len() {
             for (key, value) in checkpoint.file_metadata(file).into_iter().flatten() {
@@ -235,7 +246,7 @@ impl Edit {
     }
 
     /// Casts all floating-point tensors that candle computes with (BF16, F16, F32, F64, F8_E4M3) to `dtype`, one of these.
-    /// Others keep their dtypes: casting indices or packed weights would only break them. The values are those that
+    /// Block dtypes that candle has are dequantized. Others keep their dtypes: casting indices or packed weights would only break them. The values are those that
     /// candle's `to_dtype` gives.
     pub fn cast(self, dtype: Dtype) -> Self {
         self.cast_some(dtype, |_| true)
@@ -244,7 +255,7 @@ impl Edit {
     /// As [`cast`](Self::cast), for the tensors for whose names `cast` returns true.
     pub fn cast_some(mut self, dtype: Dtype, mut cast: impl FnMut(&str) -> bool) -> Self {
         for planned in &mut self.outputs {
-            if is_float(planned.dtype) && cast(&planned.name) {
+            if (is_float(planned.dtype) || is_quantized(planned.dtype)) && cast(&planned.name) {
                 planned.dtype = dtype;
             }
         }
@@ -289,13 +300,17 @@ impl Edit {
     /// float of candle's; those of reading, writing and closures. The destination is then untouched.
     pub fn write(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
         let path = path.as_ref();
+        if options.format == FileFormat::Gguf && self.outputs.iter().any(|planned| !planned.aliases.is_empty()) {
+            // Readers of GGUF files know no ties.
+            return self.clone().untie().write(path, options);
+        }
         // Left out without a word they would be lost where the destination is the source.
         if let Some(unreadable) = self.unreadable.first() {
             return Err(unreadable.error().with_expected("tensors that can be read, or this one filtered out"));
         }
         for planned in &self.outputs {
             let cast = planned.dtype != planned.base.info()?.dtype();
-            if cast && !is_float(planned.dtype) {
+            if cast && !is_float(planned.dtype) && !is_quantized(planned.dtype) {
                 return Err(Error::new(Kind::UnsupportedDtype, "tensors are cast to floats that candle computes with")
                     .with_path(path)
                     .with_tensor(&planned.name)
@@ -306,6 +321,7 @@ impl Edit {
         let mut core = options.core.clone();
         let set = core.metadata().cloned();
         let aliases = self.aliases().map_err(|error| error.with_path(path))?;
+        let is_safetensors = options.format == FileFormat::Safetensors;
         let is_pytorch = options.format == FileFormat::PyTorch;
         if !is_pytorch && (!self.metadata.is_empty() || set.is_some()) {
             let mut metadata = self.metadata.clone();
@@ -313,13 +329,17 @@ impl Edit {
             core = core.with_metadata(metadata);
         }
         match &self.map {
-            Some(_) if is_pytorch => Err(Error::new(
+            Some(_) if !is_safetensors => Err(Error::new(
                 Kind::Argument,
-                "what a closure returns is not known in advance, which a PyTorch file has to be",
+                "what a closure returns is not known in advance, which a PyTorch or GGUF file has to be",
             )
             .with_path(path)),
             Some(map) => self.write_mapped(path, map, core, options),
-            None => self.write_streamed(path, &Target::new(options.format, core, aliases), options),
+            None => {
+                let mut target = Target::new(options.format, core, aliases);
+                target.gguf = self.gguf.clone();
+                self.write_streamed(path, &target, options)
+            }
         }
     }
 
@@ -412,6 +432,11 @@ fn is_float(dtype: Dtype) -> bool {
         Mapping::Same(dtype) => is_cast(dtype),
         _ => false,
     }
+}
+
+/// Blocks that candle quantizes to and dequantizes.
+fn is_quantized(dtype: Dtype) -> bool {
+    dtype.as_block().is_some() && ggml_dtype(dtype).is_some()
 }
 
 /// Where tensors are computed.

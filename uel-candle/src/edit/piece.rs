@@ -12,12 +12,16 @@ use crate::checkpoint::{candle, cast};
 use crate::dtype::candle_dtype;
 use crate::engine::read_to_scratch;
 use crate::host::cast_into;
+use crate::quantized::{floats, ggml_dtype};
 use crate::save::bytes::with_bytes;
 use crate::save::output::Writer;
 use crate::save::sink::Sink;
 
 /// Elements of a weighted sum that are summed at a time.
 const SUM_ELEMENTS: usize = HASH_CHUNK_BYTES / 8;
+
+/// Elements of a block dtype that are dealt with at a time: a multiple of every block's.
+const BLOCK_ELEMENTS: u64 = 256 << 10;
 
 /// A part of the work that one thread does.
 pub(super) struct Task<'a> {
@@ -36,9 +40,15 @@ pub(super) fn tasks<'a>(planned: &'a Planned, writer: Writer<'a>, tasks: &mut Ve
         tasks.push(Task { planned, writer, part: None });
         return Ok(());
     }
+    // Pieces of blocks are whole, and what is made of blocks or floats is it at the same elements: a piece of floats holds a
+    // multiple of the elements of every block anyway.
+    let most = match planned.dtype.as_block() {
+        Some(_) => planned.dtype.byte_len(BLOCK_ELEMENTS).unwrap_or(HASH_CHUNK_BYTES as u64),
+        None => HASH_CHUNK_BYTES as u64,
+    };
     let mut start = 0;
     while start < byte_len {
-        let part = (byte_len - start).min(HASH_CHUNK_BYTES as u64);
+        let part = (byte_len - start).min(most);
         tasks.push(Task { planned, writer, part: Some((start, part as usize)) });
         start += part;
     }
@@ -60,9 +70,9 @@ impl Task<'_> {
                 read(byte_len as u64);
                 return Ok(());
             }
-            // What is computed are whole bytes each.
-            let element = u64::from(planned.dtype.bits() / 8);
-            let (first, count) = (start / element, byte_len / element as usize);
+            // What is computed are whole bytes each, or whole blocks.
+            let (elements, bytes) = planned.dtype.block();
+            let (first, count) = (start / bytes * elements, (byte_len as u64 / bytes * elements) as usize);
             let bytes = pieces.part(planned, first, count).map_err(located)?;
             writer.write_part(&planned.name, start, bytes)?;
             read(info.dtype().byte_len(count as u64).unwrap_or(0));
@@ -103,6 +113,7 @@ impl Pieces {
         let elements = info.elem_count() as u64;
         let piece = match planned.change {
             Change::Average(_) => SUM_ELEMENTS,
+            _ if info.dtype().as_block().is_some() || planned.dtype.as_block().is_some() => BLOCK_ELEMENTS as usize,
             // A multiple of the elements of every block.
             _ => {
                 (HASH_CHUNK_BYTES as u64 * 8 / u64::from(info.dtype().bits().max(planned.dtype.bits())) / 4 * 4)
@@ -141,6 +152,9 @@ impl Pieces {
     /// `count` elements of a tensor from number `first` on, cast to `dtype`.
     pub(super) fn cast(&mut self, input: &Input, dtype: Dtype, first: u64, count: usize) -> Result<&[u8]> {
         let info = input.info()?;
+        if info.dtype() != dtype && (info.dtype().as_block().is_some() || dtype.as_block().is_some()) {
+            return self.blocks(input, dtype, first, count);
+        }
         let outside = || Error::new(Kind::Internal, "a piece must lie in its tensor");
         let offset = info.dtype().byte_len(first).ok_or_else(outside)?;
         let byte_len = info.dtype().byte_len(count as u64).ok_or_else(outside)?;
@@ -166,6 +180,30 @@ impl Pieces {
                 })?;
             }
         }
+        Ok(&self.made)
+    }
+
+    /// The same from blocks, or to blocks, by way of F32.
+    fn blocks(&mut self, input: &Input, dtype: Dtype, first: u64, count: usize) -> Result<&[u8]> {
+        let info = input.info()?;
+        let mut values = Vec::new();
+        match info.dtype().as_block() {
+            Some(_) => {
+                let inside = |elements| info.dtype().byte_len(elements);
+                let outside = || Error::new(Kind::Internal, "a piece must consist of whole blocks of its tensor");
+                let offset = inside(first).ok_or_else(outside)?;
+                let byte_len = inside(count as u64).ok_or_else(outside)?;
+                let blocks = ggml_dtype(info.dtype()).ok_or_else(|| {
+                    Error::new(Kind::UnsupportedDtype, "candle lacks the dtype, so that it cannot be cast")
+                        .with_got(info.dtype())
+                })?;
+                let at = info.range().start() + offset;
+                let bytes = read_to_scratch(input.source()?, at, byte_len as usize, &mut self.read)?;
+                values = floats::dequantize(blocks, bytes)?;
+            }
+            None => self.floats(input, first, count, &mut values)?,
+        }
+        self.narrow(&values, dtype)?;
         Ok(&self.made)
     }
 
@@ -211,6 +249,12 @@ impl Pieces {
 
     /// Makes `floats` the bytes of `dtype`.
     pub(super) fn narrow(&mut self, floats: &[f32], dtype: Dtype) -> Result<()> {
+        if dtype.as_block().is_some()
+            && let Some(blocks) = ggml_dtype(dtype)
+        {
+            self.made.clear();
+            return floats::quantize(blocks, floats, &mut self.made);
+        }
         let bytes: Vec<u8> = floats.iter().flat_map(|float| float.to_le_bytes()).collect();
         let (to, _) = candle_dtype(dtype)?;
         self.made.clear();

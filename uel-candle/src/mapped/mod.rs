@@ -19,12 +19,17 @@
 //!    at once; when the last block is freed, the region's addresses become `PROT_NONE` again. They are never unmapped:
 //!    another mapping could then land inside the reserved range and be misjudged.
 //!
+//! Quantized storages are candle's by a trait, so that [`lent::Lent`] can be one that gives its block back itself: they need
+//! no allocator.
+//!
 //! # Rules that allocator code keeps
 //!
 //! It does not allocate, does not panic, and touches no thread-local that has a destructor.
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod allocator;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+mod lent;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub(crate) mod recycle;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]

@@ -150,6 +150,10 @@ pub(crate) mod region {
             match self.0 {}
         }
 
+        pub(crate) fn lend<T: Element>(&self, _: usize) -> Option<Vec<T>> {
+            match self.0 {}
+        }
+
         pub(crate) fn find(&self, _: u64) -> Option<usize> {
             match self.0 {}
         }

@@ -12,6 +12,9 @@ pub enum FileFormat {
     /// `.pth`, `.pt` or `.bin`: an archive as `torch.save` writes it for a dict of tensors, which `torch.load` reads with
     /// `weights_only=True` and can map. It holds neither metadata nor hashes.
     PyTorch,
+    /// `.gguf`. Plain tensors and blocks; the metadata are strings, unless an [`Edit`](crate::Edit) brings others. It holds
+    /// no hashes, is not split, and has tied weights under one name only.
+    Gguf,
 }
 
 impl FileFormat {
@@ -20,22 +23,23 @@ impl FileFormat {
         match self {
             FileFormat::Safetensors => &["safetensors"],
             FileFormat::PyTorch => &["pth", "pt", "bin", "ckpt"],
+            FileFormat::Gguf => &["gguf"],
         }
     }
 
-    /// The format that the extension of `path` stands for: safetensors unless it is one of PyTorch's.
+    /// The format that the extension of `path` stands for: safetensors unless it is `gguf` or one of PyTorch's.
     ///
     /// ```
     /// use uel_candle::FileFormat;
     /// assert_eq!(FileFormat::of_path("out/pytorch_model.bin"), FileFormat::PyTorch);
+    /// assert_eq!(FileFormat::of_path("model.gguf"), FileFormat::Gguf);
     /// assert_eq!(FileFormat::of_path("out/model.safetensors"), FileFormat::Safetensors);
     /// assert_eq!(FileFormat::of_path("out"), FileFormat::Safetensors);
     /// ```
     pub fn of_path(path: impl AsRef<Path>) -> Self {
-        match FileFormat::PyTorch.own_extension(path.as_ref()) {
-            Some(_) => FileFormat::PyTorch,
-            None => FileFormat::Safetensors,
-        }
+        let others = [FileFormat::PyTorch, FileFormat::Gguf];
+        let found = others.into_iter().find(|format| format.own_extension(path.as_ref()).is_some());
+        found.unwrap_or(FileFormat::Safetensors)
     }
 
     /// The index file of the shards that are written to `path`: see
@@ -67,6 +71,7 @@ impl FileFormat {
                 let (stem, extension) = match self {
                     FileFormat::Safetensors => ("model", "safetensors"),
                     FileFormat::PyTorch => ("pytorch_model", "bin"),
+                    FileFormat::Gguf => ("model", "gguf"),
                 };
                 (path.to_path_buf(), stem.to_owned(), extension.to_owned())
             }

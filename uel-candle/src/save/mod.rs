@@ -124,7 +124,7 @@ fn prepare<'t>(
 ) -> Result<(Vec<(String, &'t Tensor)>, Target)> {
     settle(tensors.iter().map(|(_, tensor)| *tensor))?;
     tensors.sort_by(|left, right| left.0.cmp(&right.0));
-    let tied = if options.tied { tied::untie(&mut tensors) } else { Vec::new() };
+    let tied = if options.tied && options.format != FileFormat::Gguf { tied::untie(&mut tensors) } else { Vec::new() };
     let taken = |other: &str| options.core.metadata().is_some_and(|metadata| metadata.contains_key(other));
     if let Some((other, _)) = tied.iter().find(|(other, _)| taken(other)) {
         return Err(Error::new(Kind::NameCollision, "the metadata has an entry of a tied weight's name already")

@@ -1,10 +1,12 @@
-//! One file or a set of shards of either format, as whoever fills them sees it.
+//! One file or a set of shards of any format, as whoever fills them sees it.
 
 use std::path::Path;
 
+use uel_core::gguf::write::{GgufContents, GgufWriter};
+use uel_core::gguf::{Metadata, MetadataBuilder};
 use uel_core::pytorch::write::{PthShardedWriter, PthWriter, StateDict};
 use uel_core::safetensors::write::{self, SaveReport, ShardPlan, ShardedWriter, StreamingWriter, TensorMeta};
-use uel_core::{Dtype, Error, Result};
+use uel_core::{Dtype, Error, Kind, Result};
 
 use super::FileFormat;
 
@@ -15,6 +17,16 @@ pub(crate) struct Target {
     pub(crate) core: write::SaveOptions,
     /// Other names of tied weights, and their names, where the format has them: safetensors has them in its metadata.
     pub(crate) tied: Vec<(String, String)>,
+    /// The metadata of a GGUF file.
+    pub(crate) gguf: GgufHead,
+}
+
+/// What a GGUF file has besides tensors.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GgufHead {
+    /// The file whose version and byte order the new one has.
+    pub(crate) like: Option<Metadata>,
+    pub(crate) metadata: MetadataBuilder,
 }
 
 impl Target {
@@ -27,9 +39,9 @@ impl Target {
                 }
                 Vec::new()
             }
-            FileFormat::PyTorch => tied,
+            FileFormat::PyTorch | FileFormat::Gguf => tied,
         };
-        Self { format, core, tied }
+        Self { format, core, tied, gguf: GgufHead::default() }
     }
 }
 
@@ -38,6 +50,7 @@ impl Target {
 pub(crate) enum Writer<'a> {
     Safetensors(&'a StreamingWriter),
     PyTorch(&'a PthWriter),
+    Gguf(&'a GgufWriter),
 }
 
 impl<'a> Writer<'a> {
@@ -45,6 +58,7 @@ impl<'a> Writer<'a> {
         match self {
             Self::Safetensors(writer) => writer.path(),
             Self::PyTorch(writer) => writer.path(),
+            Self::Gguf(writer) => writer.path(),
         }
     }
 
@@ -52,6 +66,7 @@ impl<'a> Writer<'a> {
         match self {
             Self::Safetensors(writer) => writer.write(name, dtype, shape, bytes),
             Self::PyTorch(writer) => writer.write(name, dtype, shape, bytes),
+            Self::Gguf(writer) => writer.write(name, dtype, shape, bytes),
         }
     }
 
@@ -59,6 +74,7 @@ impl<'a> Writer<'a> {
         match self {
             Self::Safetensors(writer) => writer.write_part(name, offset, bytes),
             Self::PyTorch(writer) => writer.write_part(name, offset, bytes),
+            Self::Gguf(writer) => writer.write_part(name, offset, bytes),
         }
     }
 }
@@ -69,6 +85,7 @@ pub(crate) enum Output {
     Set(ShardedWriter),
     OnePth(PthWriter),
     SetPth(PthShardedWriter),
+    Gguf(GgufWriter),
 }
 
 impl Output {
@@ -80,7 +97,7 @@ impl Output {
         max_shard_bytes: Option<u64>,
         target: &Target,
     ) -> Result<Self> {
-        let Target { format, core, tied } = target;
+        let Target { format, core, tied, gguf } = target;
         if let Some(max_shard_bytes) = max_shard_bytes {
             return Self::create_set(path, metas, max_shard_bytes, target);
         }
@@ -91,21 +108,37 @@ impl Output {
                 let dict = tied.iter().fold(dict, |dict, (other, name)| dict.with_tied(other, name));
                 PthWriter::create(path, dict, core).map(Self::OnePth)
             }
+            FileFormat::Gguf => {
+                if let Some((other, _)) = tied.first() {
+                    return Err(Error::new(Kind::Argument, "a GGUF file has a tied weight under one name only")
+                        .with_path(path)
+                        .with_tensor(other));
+                }
+                let contents = GgufContents::new(metas);
+                let contents = match &gguf.like {
+                    Some(metadata) => contents.like(metadata),
+                    None => contents,
+                };
+                GgufWriter::create(path, contents.with_metadata(gguf.metadata.clone()), core).map(Self::Gguf)
+            }
         }
     }
 
     fn create_set(path: &Path, metas: Vec<TensorMeta>, max_shard_bytes: u64, target: &Target) -> Result<Self> {
-        let Target { format, core, tied } = target;
+        let Target { format, core, tied, .. } = target;
         let (folder, stem, extension) = format.shard_names(path);
         let plan: Result<ShardPlan> = match format {
             FileFormat::Safetensors => write::plan_shards(metas, max_shard_bytes, &stem),
             FileFormat::PyTorch => uel_core::pytorch::write::plan_shards(metas, max_shard_bytes, &stem, &extension),
+            FileFormat::Gguf => Err(Error::new(Kind::Argument, "split GGUF files are not written")),
         };
         let plan = plan.map_err(|error| error.with_path(path))?;
         std::fs::create_dir_all(&folder).map_err(|error| Error::io("create the folder", &folder, error))?;
         match format {
             FileFormat::Safetensors => ShardedWriter::create(&folder, &plan, core).map(Self::Set),
             FileFormat::PyTorch => PthShardedWriter::create(&folder, &plan, tied, core).map(Self::SetPth),
+            // Without a plan nobody comes here.
+            FileFormat::Gguf => Err(Error::new(Kind::Internal, "split GGUF files are not written")),
         }
     }
 
@@ -116,6 +149,7 @@ impl Output {
             Self::Set(writer) => writer.shard_of(name).map(Writer::Safetensors),
             Self::OnePth(writer) => Ok(Writer::PyTorch(writer)),
             Self::SetPth(writer) => writer.shard_of(name).map(Writer::PyTorch),
+            Self::Gguf(writer) => Ok(Writer::Gguf(writer)),
         }
     }
 
@@ -126,6 +160,7 @@ impl Output {
             Self::Set(writer) => writer.shards().iter().any(StreamingWriter::is_direct),
             Self::OnePth(writer) => writer.is_direct(),
             Self::SetPth(writer) => writer.shards().iter().any(PthWriter::is_direct),
+            Self::Gguf(writer) => writer.is_direct(),
         }
     }
 
@@ -138,6 +173,7 @@ impl Output {
             Self::Set(writer) => writer.shards().iter().flat_map(of).collect(),
             Self::OnePth(writer) => of_pth(writer),
             Self::SetPth(writer) => writer.shards().iter().flat_map(of_pth).collect(),
+            Self::Gguf(writer) => writer.tensors().map(|meta| meta.name.clone()).collect(),
         }
     }
 
@@ -147,6 +183,7 @@ impl Output {
             Self::Set(writer) => writer.finish(),
             Self::OnePth(writer) => writer.finish(),
             Self::SetPth(writer) => writer.finish(),
+            Self::Gguf(writer) => writer.finish(),
         }
     }
 }

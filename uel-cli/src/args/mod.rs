@@ -1,11 +1,13 @@
 //! Arguments that several commands share.
 
+mod gguf;
 mod opening;
 mod select;
 mod values;
 mod writing;
 
+pub(crate) use gguf::GgufEdits;
 pub(crate) use opening::Opening;
 pub(crate) use select::Selecting;
-pub(crate) use values::{is_float, parse_dtype, parse_size};
+pub(crate) use values::{is_float, parse_dtype, parse_size, parse_written_dtype};
 pub(crate) use writing::{Placing, Writing};

@@ -1,6 +1,6 @@
 //! Values of arguments: dtypes, sizes, pairs.
 
-use uel_core::Dtype;
+use uel_core::{BlockDtype, Dtype};
 
 /// The floats that tensors are cast from and to: those that candle computes with.
 const FLOATS: [Dtype; 5] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64, Dtype::F8E4M3];
@@ -16,6 +16,17 @@ pub(crate) fn parse_dtype(text: &str) -> Result<Dtype, String> {
         Some(dtype) if is_float(dtype) => Ok(dtype),
         Some(dtype) => Err(format!("tensors are cast to floats only, {dtype} is none of f32, f16, bf16, f64, f8_e4m3")),
         None => Err("no such dtype; there are f32, f16, bf16, f64, f8_e4m3".to_owned()),
+    }
+}
+
+/// A dtype to write: a float as in [`parse_dtype`], or one of the block dtypes that candle quantizes to.
+pub(crate) fn parse_written_dtype(text: &str) -> Result<Dtype, String> {
+    let blocks = BlockDtype::ALL.iter().filter(|&&block| uel_candle::ggml_dtype(Dtype::Block(block)).is_some());
+    match blocks.into_iter().find(|block| block.as_str().eq_ignore_ascii_case(text)) {
+        Some(&block) => Ok(Dtype::Block(block)),
+        None => {
+            parse_dtype(text).map_err(|error| format!("{error}; and in GGUF files q8_0, q4_0, q4_k, q6_k and others"))
+        }
     }
 }
 
@@ -74,7 +85,11 @@ mod tests {
         ] {
             assert_eq!(parse_dtype(text), Ok(dtype), "{text}");
         }
-        for text in ["i64", "f99", "", "torch."] {
+        let q4_k = Dtype::Block(BlockDtype::Q4K);
+        assert_eq!((parse_written_dtype("q4_k"), parse_written_dtype("Q4_K")), (Ok(q4_k), Ok(q4_k)));
+        assert_eq!(parse_written_dtype("half"), Ok(Dtype::F16));
+        assert!(parse_written_dtype("iq4_nl").unwrap_err().contains("q4_0"));
+        for text in ["i64", "f99", "", "torch.", "q4_k"] {
             assert!(parse_dtype(text).is_err(), "{text}");
         }
     }

@@ -126,3 +126,62 @@ fn blocks_are_extracted_and_compared_and_go_into_no_other_format() {
     let report = json_of(&uel(&[&"diff", &path, &other, &"--json"]));
     assert_eq!(report["different"][0]["name"], "blk.0.ffn.weight");
 }
+
+#[test]
+fn conversions_quantize_dequantize_and_change_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = model(&dir);
+    let original = std::fs::read(&path).unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let ok = |arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
+        let output = uel(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // Unchanged, byte for byte, and after a change and its reverse, too.
+    let copy = at("copy.gguf");
+    ok(&[&"convert", &path, &copy]);
+    assert!(std::fs::read(&copy).unwrap() == original);
+    let changed = at("changed.gguf");
+    ok(&[
+        &"convert",
+        &path,
+        &changed,
+        &"--set",
+        &"llama.block_count=7",
+        &"--set",
+        &"a:f64=0.5",
+        &"--remove",
+        &"tokens",
+    ]);
+    let metadata = json_of(&uel(&[&"inspect", &changed, &"--json"]))["metadata"].clone();
+    assert_eq!((&metadata["llama.block_count"], &metadata["a"]), (&json!(7), &json!(0.5)));
+    assert!(metadata["tokens"].is_null());
+    let back = at("back.gguf");
+    ok(&[&"convert", &copy, &back, &"--set", &"llama.block_count=7"]);
+    ok(&[&"convert", &back, &back, &"--set", &"llama.block_count=2"]);
+    assert!(std::fs::read(&back).unwrap() == original);
+
+    // Blocks become floats, and floats blocks where rows allow it.
+    let wide = at("wide.safetensors");
+    ok(&[&"convert", &path, &wide, &"--dtype", &"f32"]);
+    let dtypes = |path: &PathBuf| {
+        let tensors = json_of(&uel(&[&"inspect", path, &"--json"]))["tensors"].as_array().unwrap().clone();
+        let of = |name: &str| tensors.iter().find(|tensor| tensor["name"] == name).unwrap()["dtype"].clone();
+        (of("blk.0.ffn.weight"), of("norm.weight"))
+    };
+    assert_eq!(dtypes(&wide), (json!("F32"), json!("F32")));
+    let small = at("small.gguf");
+    let note = ok(&[&"convert", &wide, &small, &"--dtype", &"q8_0", &"--set", &"general.architecture=llama"]);
+    assert!(note.contains("norm.weight") && !note.contains("ffn"), "{note}");
+    assert_eq!(dtypes(&small), (json!("Q8_0"), json!("F32")));
+
+    // What no other format holds is refused, and leaves nothing behind.
+    for arguments in [vec!["--dtype", "q4_0"], vec!["--set", "a=1"], vec![]] {
+        let out = at("out.safetensors");
+        let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"convert", &path, &out];
+        all.extend(arguments.iter().map(|argument| argument as &dyn AsRef<std::ffi::OsStr>));
+        assert!(!uel(&all).status.success() && !out.exists(), "{arguments:?}");
+    }
+    assert!(!uel(&[&"convert", &path, &at("x.gguf"), &"--remove", &"nothing"]).status.success());
+}
