@@ -6,14 +6,14 @@ use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
 
 /// How many tokens the model knows.
-pub const VOCABULARY: usize = 512;
+pub(crate) const VOCABULARY: usize = 512;
 
 /// Writes the model, by candle's own writer.
 ///
 /// # Errors
 ///
 /// candle's, and those of the file.
-pub fn write(path: &Path, layers: usize, hidden: usize) -> candle_core::Result<()> {
+pub(crate) fn write(path: &Path, layers: usize, hidden: usize) -> candle_core::Result<()> {
     let random = |rows: usize, row: usize, dtype| -> candle_core::Result<QTensor> {
         let scale = (row as f32).sqrt().recip();
         QTensor::quantize(&Tensor::randn(0f32, scale, (rows, row), &Device::Cpu)?, dtype)

@@ -88,7 +88,7 @@ impl GgufEdits {
     /// `edit`, to be written to `path`, with its metadata changed: removals first.
     pub(crate) fn apply(&self, mut edit: Edit, path: &Path) -> Result<Edit> {
         let is_gguf = FileFormat::of_path(path) == FileFormat::Gguf;
-        if !is_gguf && !(self.set.is_empty() && self.remove.is_empty()) {
+        if !(is_gguf || self.set.is_empty() && self.remove.is_empty()) {
             return Err(Error::new(Kind::Argument, "--set and --remove are for GGUF files; there is --metadata")
                 .with_path(path)
                 .with_expected("a path that ends in .gguf"));
