@@ -120,7 +120,8 @@ proptest! {
         let mut json = case.builder(0).build().unwrap().epoch(3).unwrap().state().to_json();
         let mut all = Vec::new();
         for (taken, workers, in_order, prefetch) in parts {
-            let loader = case.builder(workers).in_order(in_order).prefetch(prefetch).build().unwrap();
+            let builder = case.builder(workers);
+            let loader = if workers == 0 { builder } else { builder.in_order(in_order).prefetch(prefetch) }.build().unwrap();
             let mut epoch = loader.resume(&LoaderState::from_json(&json).unwrap()).unwrap();
             all.extend(epoch.by_ref().take(taken).map(seen));
             json = epoch.state().to_json();
