@@ -58,10 +58,10 @@ fn block(bits: &mut Bits, random: &mut Random, level: &mut i64) {
     for _ in 0..random.below(2 * COEFFICIENTS + 1) {
         // Mostly runs of few zeros and small coefficients.
         let (run, size) = (random.below(4) * random.below(3), 1 + random.below(2) * random.below(3).min(2));
-        at += run + 1;
-        if at > 63 {
+        if at + run + 1 > 63 {
             break;
         }
+        at += run + 1;
         bits.push(run * 4 + size, 8);
         bits.push(random.below(1 << size), size as u32);
     }
