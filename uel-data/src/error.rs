@@ -152,6 +152,16 @@ impl Error {
         self
     }
 
+    /// Says in which part of a sample the field is that is named already, or that it is this part itself.
+    #[cold]
+    pub(crate) fn within_field(mut self, part: &str) -> Self {
+        self.inner.field = Some(match self.inner.field.take() {
+            Some(field) => format!("{part}.{field}"),
+            None => part.to_owned(),
+        });
+        self
+    }
+
     /// Says what would have been right.
     #[cold]
     pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {

@@ -35,4 +35,4 @@ pub use fingerprint::Fingerprint;
 pub use loader::{DataLoader, DataLoaderBuilder, Epoch, LoaderState, LoaderStats, OnError, Progress};
 pub use rng::Rng;
 pub use uel_core::Kind;
-pub use value::{Array, Batch, Element, Elements, Field, Layout, Rows, Value};
+pub use value::{Array, Batch, Dims, Element, Elements, Field, Layout, Name, Rows, Value};

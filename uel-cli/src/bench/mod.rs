@@ -1,6 +1,7 @@
 //! `uel bench`: how fast things go here, each measurement in a process of its own.
 
 mod cache;
+mod data;
 mod load;
 mod mapped;
 mod memcpy;
@@ -13,6 +14,7 @@ use crate::Stop;
 use crate::args::parse_size;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 use target::{Target, parse_target};
 
 pub(crate) use run::{RUN_COMMAND, RunArgs, run_one};
@@ -31,6 +33,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum What {
     Load(LoadArgs),
+    Data(DataArgs),
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
@@ -45,7 +48,59 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
                 None => load::run(args),
             }
         }
+        What::Data(args) => data::run(args),
     }
+}
+
+/// Measure how many samples a second the data loader gives.
+///
+/// The data is made up, of the sizes that training has. Samples are shuffled, and what is counted is
+/// taken by a consumer that does nothing with it.
+///
+///   samples/s    Samples that were taken by seconds.
+///   GB/s         Bytes of the batches by seconds. A GB is 1e9 bytes.
+///   first batch  From the beginning of an epoch to its first batch, the median of five epochs.
+///   drop         Leaving an epoch in its middle, the median of five.
+///   CPU          What all threads used of the processors in that time (Linux only).
+///   peak RSS     The most memory that the program had resident, the data included (Linux only).
+#[derive(clap::Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Example:\n  uel bench data --workload tokens --workers 2\n\n\
+                  Scripts use --json, which gives one object with bytes and seconds."
+)]
+struct DataArgs {
+    /// What is loaded
+    #[arg(long, value_enum, hide_possible_values = false)]
+    workload: data::Workload,
+    /// Threads that make batches; with 0 the consumer makes them itself
+    #[arg(long, default_value_t = 2, value_parser = parse_workers)]
+    workers: usize,
+    /// How long samples are counted
+    #[arg(long, default_value_t = 3.0, value_parser = parse_seconds)]
+    seconds: f64,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+impl DataArgs {
+    fn seconds(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
+/// More threads than any machine has use for.
+const MAX_WORKERS: usize = 1024;
+
+fn parse_workers(text: &str) -> Result<usize, String> {
+    let workers = text.parse().ok().filter(|workers| *workers <= MAX_WORKERS);
+    workers.ok_or_else(|| format!("workers are a number up to {MAX_WORKERS}"))
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "seconds are a number up to 3600".to_owned())
 }
 
 /// Measure how long a checkpoint takes to become tensors.

@@ -1,4 +1,4 @@
-//! `uel bench load`, on small files and with a small memory copy: what is measured means nothing here.
+//! `uel bench`, on small files and with a small memory copy: what is measured means nothing here.
 
 use crate::{assert_exit, json_of, keys, model, shards, text, uel, write};
 use safetensors::tensor::Dtype;
@@ -200,4 +200,54 @@ fn usage() {
     }
     assert_eq!(uel(&[&"bench"]).status.code(), Some(2));
     assert_eq!(uel(&[&"bench", &"load"]).status.code(), Some(2));
+}
+
+#[test]
+fn every_workload_is_loaded_and_reported() {
+    for (workload, sample_bytes) in [
+        ("mnist", 28.0 * 28.0 + 1.0),
+        ("tokens", 2.0 * 1024.0 * 4.0),
+        ("jpeg", 3.0 * 224.0 * 224.0 * 4.0 + 4.0),
+        ("blobs", 1048576.0),
+    ] {
+        for workers in ["0", "2"] {
+            let report = json_of(&uel(&[
+                &"bench",
+                &"data",
+                &"--workload",
+                &workload,
+                &"--workers",
+                &workers,
+                &"--seconds",
+                &"0.01",
+                &"--json",
+            ]));
+            assert_eq!(
+                keys(&report),
+                [
+                    "batch_size",
+                    "bytes_per_s",
+                    "cpu_seconds",
+                    "drop_seconds",
+                    "first_batch_seconds",
+                    "peak_rss_bytes",
+                    "samples",
+                    "samples_per_s",
+                    "seconds",
+                    "workers",
+                    "workload",
+                ]
+            );
+            assert_eq!(report["workload"], workload);
+            assert_eq!(report["workers"].to_string(), workers);
+            let of = |key: &str| report[key].as_f64().unwrap();
+            assert!(of("samples") >= 1.0 && of("first_batch_seconds") > 0.0 && of("drop_seconds") > 0.0, "{report}");
+            let each = of("bytes_per_s") / of("samples_per_s");
+            assert!((each - sample_bytes).abs() < 1e-3 * sample_bytes, "{workload}: {each} bytes a sample");
+        }
+    }
+    let lines = uel(&[&"bench", &"data", &"--workload", &"tokens", &"--seconds", &"0.01"]);
+    assert!(text(&lines.stdout).contains("samples/s"), "{lines:?}");
+    assert_eq!(uel(&[&"bench", &"data", &"--workload", &"films"]).status.code(), Some(2));
+    assert_eq!(uel(&[&"bench", &"data", &"--workload", &"mnist", &"--workers", &"x"]).status.code(), Some(2));
 }

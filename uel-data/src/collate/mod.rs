@@ -12,11 +12,9 @@ pub use pad::Pad;
 pub use ragged::Ragged;
 pub use stack::Stack;
 
-use std::sync::Arc;
-
 use uel_core::Kind;
 
-use crate::{Array, Elements, Error, Field, Result, Value};
+use crate::{Array, Elements, Error, Field, Name, Result, Value};
 
 /// Makes a batch of samples.
 pub trait Collate: Send + Sync {
@@ -132,16 +130,16 @@ fn positions(
 }
 
 /// A map of a sample, and what is taken out of it key by key.
-type Entries = Vec<(Arc<str>, Value)>;
+type Entries = Vec<(Name, Value)>;
 
 /// Collates the entries under each key of the first sample.
 fn entries(
     samples: Vec<Entries>,
     part: &mut Part<'_>,
     arrays: &mut dyn FnMut(Vec<Array>, &Part<'_>) -> Result<Field>,
-) -> Result<Vec<(Arc<str>, Field)>> {
-    let keys: Vec<Arc<str>> = samples.first().into_iter().flatten().map(|(key, _)| Arc::clone(key)).collect();
-    let shown = |entries: &[(Arc<str>, Value)]| {
+) -> Result<Vec<(Name, Field)>> {
+    let keys: Vec<Name> = samples.first().into_iter().flatten().map(|(key, _)| key.clone()).collect();
+    let shown = |entries: &[(Name, Value)]| {
         let keys: Vec<&str> = entries.iter().map(|(key, _)| &**key).collect();
         format!("keys {}", keys.join(", "))
     };

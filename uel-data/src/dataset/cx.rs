@@ -1,5 +1,6 @@
 //! What a dataset is told while it makes samples.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ pub struct SampleCx {
     worker: Option<usize>,
     cancelled: Option<Arc<AtomicBool>>,
     scratch: Vec<u8>,
+    /// What datasets keep from sample to sample, one value of a type.
+    locals: Vec<Box<dyn Any + Send>>,
     /// What closures of the user's took.
     pub(crate) decoding: Duration,
 }
@@ -40,6 +43,7 @@ impl SampleCx {
             worker: None,
             cancelled: None,
             scratch: Vec::new(),
+            locals: Vec::new(),
             decoding: Duration::ZERO,
         }
     }
@@ -134,5 +138,30 @@ impl SampleCx {
     /// Memory of this worker, with whatever the last sample left in it: for bytes that are read to be decoded.
     pub fn scratch(&mut self) -> &mut Vec<u8> {
         &mut self.scratch
+    }
+
+    /// Lends `run` a value that this worker keeps from sample to sample: decoders, buffers and whatever else is dear to
+    /// make. The first call makes it, and so does the next one where `run` panics. Samples may not depend on it. Its type
+    /// is its name: datasets use types of their own.
+    ///
+    /// ```
+    /// # use uel_data::SampleCx;
+    /// #[derive(Default)]
+    /// struct Decoder {
+    ///     pixels: Vec<u8>,
+    /// }
+    ///
+    /// let mut cx = SampleCx::new(0, 0);
+    /// cx.with_local(|_, decoder: &mut Decoder| decoder.pixels.resize(100, 0));
+    /// assert_eq!(cx.with_local(|_, decoder: &mut Decoder| decoder.pixels.len()), 100);
+    /// ```
+    pub fn with_local<T: Default + Send + 'static, R>(&mut self, run: impl FnOnce(&mut Self, &mut T) -> R) -> R {
+        // Datasets that keep something are few, so a search is quick.
+        let at = self.locals.iter().position(|local| local.is::<T>());
+        let kept = at.and_then(|at| self.locals.swap_remove(at).downcast::<T>().ok());
+        let mut local = kept.unwrap_or_default();
+        let result = run(self, &mut local);
+        self.locals.push(local);
+        result
     }
 }

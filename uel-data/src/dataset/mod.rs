@@ -1,9 +1,11 @@
 //! Where samples come from: by index, or as streams.
 
+mod bridge;
 mod combine;
 mod cx;
 mod iterable;
 
+pub use bridge::{FnDataset, TensorPairs};
 pub use combine::{Cached, Concat, DatasetExt, Filter, Interleave, Map, Repeat, Take, Zip};
 pub use cx::SampleCx;
 pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream};

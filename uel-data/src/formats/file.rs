@@ -289,7 +289,7 @@ impl ByteSource for DataFile {
 
 /// Fills `into` from a source. A file fills initialised memory at once; other sources fill only uninitialised memory,
 /// which safe code cannot make of `into`, so their bytes pass through a piece on the stack.
-fn read_into(source: &dyn ByteSource, offset: u64, into: &mut [u8]) -> Result<()> {
+pub(super) fn read_into(source: &dyn ByteSource, offset: u64, into: &mut [u8]) -> Result<()> {
     #[cfg(unix)]
     if let Some(file) = source.as_file() {
         use std::os::unix::fs::FileExt as _;

@@ -137,11 +137,11 @@ impl Stream {
             reader.at = reader.at.saturating_add(byte_len).min(reader.file.byte_len());
             return Ok(());
         }
-        self.discard(byte_len)
+        self.discard(byte_len).map(|_| ())
     }
 
-    /// Reads and forgets the next `byte_len` bytes.
-    pub(crate) fn discard(&mut self, byte_len: u64) -> Result<()> {
+    /// Reads and forgets the next `byte_len` bytes; gives how many there were.
+    pub(crate) fn discard(&mut self, byte_len: u64) -> Result<u64> {
         let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(byte_len).unwrap_or(PIECE_BYTES))];
         let mut left = byte_len;
         while left > 0 {
@@ -151,7 +151,7 @@ impl Stream {
                 read => left -= read as u64,
             }
         }
-        Ok(())
+        Ok(byte_len - left)
     }
 
     fn reader(&mut self) -> &mut Reader {

@@ -3,12 +3,10 @@
 //! A format only says where the rows of each field lie. Reading them, from memory or with positioned reads, and appending
 //! them to the columns of a batch is done here, once.
 
-use std::sync::Arc;
-
 use uel_core::{Dtype, Kind};
 
 use super::DataFile;
-use crate::{Array, Elements, Fingerprint, Layout, Result, Rows, SampleCx, Value};
+use crate::{Array, Dims, Elements, Fingerprint, Layout, Name, Result, Rows, SampleCx, Value};
 
 /// How many unwanted bytes are read between two fields of a row, so that a row takes one read.
 const GAP_BYTES: u64 = 16 << 10;
@@ -29,10 +27,10 @@ struct Segment {
 /// One field of all rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Column {
-    name: Arc<str>,
+    name: Name,
     stored: Dtype,
     big_endian: bool,
-    shape: Vec<usize>,
+    shape: Dims,
     row_len: usize,
     row_bytes: u64,
     segments: Vec<Segment>,
@@ -54,8 +52,8 @@ impl Column {
                 .with_tensor(name)
                 .with_got(format!("{stored} {shape:?}"))
         })?;
-        let name = Arc::from(name);
-        let (segments, shape) = (Vec::new(), shape.to_vec());
+        let name = Name::from(name.to_owned());
+        let (segments, shape) = (Vec::new(), Dims::from(shape));
         // Its two halves are numbers of their own, and no batch holds them anyway.
         let big_endian = big_endian && stored.bits() > 8;
         Ok(Self { name, stored, big_endian, shape, row_len, row_bytes, segments, len: 0 })
@@ -150,7 +148,7 @@ impl RowFiles {
                     .with_tensor(&column.name)
                     .with_got(column.stored)
             })?;
-            layout.push((Arc::clone(&column.name), Layout::array(dtype.dtype(), column.shape.clone())));
+            layout.push((column.name.clone(), Layout::array(dtype.dtype(), column.shape.clone())));
             fingerprint = fingerprint.with_bytes(column.name.as_bytes()).with_bytes(column.stored.as_str().as_bytes());
             fingerprint = column.shape.iter().fold(fingerprint, |hash, &dim| hash.with(dim as u64));
             fingerprint = column
@@ -195,7 +193,7 @@ impl RowFiles {
         }
         let mut entries = Vec::with_capacity(self.columns.len());
         for (column, elements) in self.columns.iter().zip(elements) {
-            entries.push((Arc::clone(&column.name), Array::new(column.shape.clone(), elements)?.into()));
+            entries.push((column.name.clone(), Array::new(column.shape.clone(), elements)?.into()));
         }
         Ok(Value::Map(entries))
     }

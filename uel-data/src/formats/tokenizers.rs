@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ::tokenizers::Tokenizer;
 use uel_core::{Error, Kind};
 
-use crate::{Array, Dataset, Fingerprint, Result, SampleCx, Value};
+use crate::{Array, Dataset, Fingerprint, Name, Result, SampleCx, Value};
 
 /// Makes token ids of a text of each sample: the field `ids`, an array of `U32`, beside the others.
 ///
@@ -24,8 +24,8 @@ use crate::{Array, Dataset, Fingerprint, Result, SampleCx, Value};
 #[derive(Clone, Debug)]
 pub struct TextTokenizer {
     tokenizer: Arc<Tokenizer>,
-    field: Arc<str>,
-    ids: Arc<str>,
+    field: Name,
+    ids: Name,
     special: bool,
     max_len: usize,
     fingerprint: u64,
@@ -51,21 +51,21 @@ impl TextTokenizer {
         let tokenizer = Tokenizer::from_bytes(json)
             .map_err(|error| Error::new(Kind::Malformed, format!("the tokenizer cannot be read: {error}")))?;
         let fingerprint = Fingerprint::new("tokenizer").with_bytes(json).finish();
-        let (field, ids) = (Arc::from("text"), Arc::from("ids"));
+        let (field, ids) = ("text".into(), "ids".into());
         Ok(Self { tokenizer: Arc::new(tokenizer), field, ids, special: true, max_len: usize::MAX, fingerprint })
     }
 
     /// Takes the text of another field than `text`.
     #[must_use]
     pub fn with_field(mut self, name: &str) -> Self {
-        self.field = name.into();
+        self.field = name.to_owned().into();
         self
     }
 
     /// Gives ids under another name than `ids`.
     #[must_use]
     pub fn with_ids(mut self, name: &str) -> Self {
-        self.ids = name.into();
+        self.ids = name.to_owned().into();
         self
     }
 
@@ -111,7 +111,7 @@ impl TextTokenizer {
         let encoding = encoding.map_err(|error| crate::Error::other(error).with_field(&*self.field))?;
         let ids = encoding.get_ids();
         let ids = ids.get(..ids.len().min(self.max_len)).unwrap_or_default().to_vec();
-        entries.push((Arc::clone(&self.ids), Array::new(vec![ids.len()], ids)?.into()));
+        entries.push((self.ids.clone(), Array::new(vec![ids.len()], ids)?.into()));
         Ok(Value::Map(entries))
     }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use uel_core::{Dtype, Kind};
 
-use super::Elements;
+use super::{Dims, Elements};
 use crate::{Error, Result};
 
 /// Numbers of one dtype in a shape, row after row.
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
-    shape: Vec<usize>,
+    shape: Dims,
     elements: Elements,
 }
 
@@ -34,8 +34,8 @@ impl Array {
     /// # Errors
     ///
     /// [`Kind::SizeMismatch`] where the shape has another number of elements.
-    pub fn new(shape: impl Into<Vec<usize>>, elements: impl Into<Elements>) -> Result<Self> {
-        let (shape, elements) = (shape.into(), elements.into());
+    pub fn new(shape: impl Into<Dims>, elements: impl Into<Elements>) -> Result<Self> {
+        let (shape, elements): (Dims, Elements) = (shape.into(), elements.into());
         let expected = element_count(&shape)?;
         if elements.len() != expected {
             return Err(Error::new(
@@ -53,7 +53,7 @@ impl Array {
     where
         Elements: From<Vec<T>>,
     {
-        Self { shape: Vec::new(), elements: vec![value].into() }
+        Self { shape: [].into(), elements: vec![value].into() }
     }
 
     /// An array from the little-endian bytes of a file's dtype; see [`Elements::extend_from_le_bytes`].
@@ -61,7 +61,7 @@ impl Array {
     /// # Errors
     ///
     /// As [`Elements::extend_from_le_bytes`] and [`new`](Self::new).
-    pub fn from_le_bytes(dtype: Dtype, shape: impl Into<Vec<usize>>, bytes: &[u8]) -> Result<Self> {
+    pub fn from_le_bytes(dtype: Dtype, shape: impl Into<Dims>, bytes: &[u8]) -> Result<Self> {
         let bytes_each = usize::try_from(dtype.bits() / 8).unwrap_or(1).max(1);
         let mut elements = Elements::for_stored(dtype, bytes.len() / bytes_each)?;
         elements.extend_from_le_bytes(dtype, bytes)?;
@@ -84,7 +84,7 @@ impl Array {
     }
 
     /// Shape and numbers.
-    pub fn into_parts(self) -> (Vec<usize>, Elements) {
+    pub fn into_parts(self) -> (Dims, Elements) {
         (self.shape, self.elements)
     }
 
@@ -94,6 +94,6 @@ impl Array {
     ///
     /// [`Kind::Candle`] where candle refuses.
     pub fn into_tensor(self) -> Result<Tensor> {
-        self.elements.into_tensor(self.shape)
+        self.elements.into_tensor(&*self.shape)
     }
 }

@@ -1,10 +1,9 @@
 //! Batches: tensors in the nesting that the samples have.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 use uel_core::Kind;
 
+use super::Name;
 use crate::{Error, Result};
 
 /// A batch, or a part of one.
@@ -22,7 +21,7 @@ pub enum Field {
     /// The elements of the samples' tuples, each collated.
     Tuple(Vec<Field>),
     /// The entries of the samples' maps, each collated, in order.
-    Map(Vec<(Arc<str>, Field)>),
+    Map(Vec<(Name, Field)>),
 }
 
 impl Field {

@@ -1,12 +1,10 @@
 //! Samples that all look the same, and the memory of a batch into which they are written.
 
-use std::sync::Arc;
-
 use candle_core::DType;
 use uel_core::Kind;
 
 use super::array::element_count;
-use super::{Element, Elements, Field, Value};
+use super::{Element, Elements, Field, Name, Value};
 use crate::{Error, Result};
 
 /// What every sample of a dataset looks like: arrays of fixed dtype and shape, in tuples and maps.
@@ -30,7 +28,7 @@ pub enum Layout {
     /// Values with a place each.
     Tuple(Vec<Layout>),
     /// Values with a name each, in order.
-    Map(Vec<(Arc<str>, Layout)>),
+    Map(Vec<(Name, Layout)>),
 }
 
 impl Layout {
@@ -45,7 +43,7 @@ impl Layout {
     }
 
     /// A map, in the order given.
-    pub fn map<K: Into<Arc<str>>>(entries: impl IntoIterator<Item = (K, Layout)>) -> Self {
+    pub fn map<K: Into<Name>>(entries: impl IntoIterator<Item = (K, Layout)>) -> Self {
         Self::Map(entries.into_iter().map(|(key, part)| (key.into(), part)).collect())
     }
 
@@ -80,7 +78,7 @@ impl Layout {
             }
             Self::Tuple(parts) => Field::Tuple(parts.iter().map(|part| part.fields(leaves)).collect::<Result<_>>()?),
             Self::Map(entries) => Field::Map(
-                entries.iter().map(|(key, part)| Ok((Arc::clone(key), part.fields(leaves)?))).collect::<Result<_>>()?,
+                entries.iter().map(|(key, part)| Ok((key.clone(), part.fields(leaves)?))).collect::<Result<_>>()?,
             ),
         })
     }
@@ -161,7 +159,7 @@ impl Rows {
     /// [`Kind::ShapeMismatch`] or [`Kind::UnsupportedDtype`] where it is not, with the field.
     pub fn push(&mut self, sample: &Value) -> Result<()> {
         let Self { columns, layout } = self;
-        push(layout, sample, &mut columns.iter_mut(), &mut String::new())
+        push(layout, sample, &mut columns.iter_mut())
     }
 
     /// Checks that every column has `rows` rows.
@@ -208,70 +206,67 @@ impl Rows {
     }
 }
 
-/// Appends `sample` to the next columns. `path` is where in the sample it stands, for messages.
-fn push(
-    layout: &Layout,
-    sample: &Value,
-    columns: &mut std::slice::IterMut<'_, Column>,
-    path: &mut String,
-) -> Result<()> {
-    let before = path.len();
-    let mut inside = |name: &str, path: &mut String, layout: &Layout, sample: &Value| -> Result<()> {
-        path.push_str(if before == 0 { "" } else { "." });
-        path.push_str(name);
-        push(layout, sample, columns, path)?;
-        path.truncate(before);
-        Ok(())
-    };
+/// Appends `sample` to the next columns. Where in the sample a failure was is put together on its way out.
+fn push(layout: &Layout, sample: &Value, columns: &mut std::slice::IterMut<'_, Column>) -> Result<()> {
     match (layout, sample) {
         (Layout::Tuple(parts), Value::Tuple(values)) if parts.len() == values.len() => {
             for (position, (part, value)) in parts.iter().zip(values).enumerate() {
-                inside(&position.to_string(), path, part, value)?;
+                push(part, value, columns).map_err(|error| error.within_field(&position.to_string()))?;
             }
-            return Ok(());
+            Ok(())
         }
         (Layout::Map(entries), Value::Map(values)) if entries.len() == values.len() => {
             for ((key, part), (name, value)) in entries.iter().zip(values) {
                 if key != name {
                     let error = Error::new(Kind::ShapeMismatch, "a sample has another key than the layout");
-                    return Err(error.with_field(path.as_str()).with_expected(key).with_got(name));
+                    return Err(error.with_expected(key).with_got(name));
                 }
-                inside(key, path, part, value)?;
+                push(part, value, columns).map_err(|error| error.within_field(key))?;
             }
-            return Ok(());
+            Ok(())
         }
-        _ => {}
+        (Layout::Array { dtype, shape }, sample) => {
+            let Some(column) = columns.next() else {
+                return Err(Error::new(Kind::Internal, "a batch lacks a column"));
+            };
+            match sample {
+                Value::Array(array) if array.shape() == shape.as_slice() => {
+                    column.elements.extend_from(array.elements())
+                }
+                Value::Int(value) if shape.is_empty() => column.push(*value),
+                Value::Float(value) if shape.is_empty() => column.push(*value),
+                Value::Bool(value) if shape.is_empty() => column.push(u8::from(*value)),
+                other => Err(mismatch(format!("{dtype:?} {shape:?}"), other)),
+            }
+        }
+        (Layout::Tuple(parts), other) => Err(mismatch(format!("a tuple of {}", parts.len()), other)),
+        (Layout::Map(_), other) => Err(mismatch("a map of the layout's keys".to_owned(), other)),
     }
-    let Layout::Array { dtype, shape } = layout else {
-        return Err(Error::new(Kind::ShapeMismatch, "a sample is not as its dataset's layout says")
-            .with_field(path.as_str())
-            .with_expected(match layout {
-                Layout::Tuple(parts) => format!("a tuple of {}", parts.len()),
-                _ => "a map of the layout's keys".to_owned(),
-            })
-            .with_got(sample.kind()));
+}
+
+#[cold]
+fn mismatch(expected: String, sample: &Value) -> Error {
+    let got = match sample {
+        Value::Array(array) => format!("{:?} {:?}", array.dtype(), array.shape()),
+        other => other.kind().to_owned(),
     };
-    let Some(column) = columns.next() else { return Err(Error::new(Kind::Internal, "a batch lacks a column")) };
-    let single = match sample {
-        Value::Array(array) if array.shape() == shape.as_slice() => {
-            return column.elements.extend_from(array.elements()).map_err(|error| error.with_field(path.as_str()));
-        }
-        Value::Int(value) => Elements::from(vec![*value]),
-        Value::Float(value) => Elements::from(vec![*value]),
-        Value::Bool(value) => Elements::from(vec![u8::from(*value)]),
-        _ => Elements::from(Vec::<u8>::new()),
-    };
-    if single.is_empty() || !shape.is_empty() {
-        let got = match sample {
-            Value::Array(array) => format!("{:?} {:?}", array.dtype(), array.shape()),
-            other => other.kind().to_owned(),
+    Error::new(Kind::ShapeMismatch, "a sample is not as its dataset's layout says")
+        .with_expected(expected)
+        .with_got(got)
+}
+
+impl Column {
+    /// Appends one number.
+    fn push<T: Element>(&mut self, value: T) -> Result<()> {
+        let dtype = self.elements.dtype();
+        let Some(vec) = T::of(&mut self.elements) else {
+            return Err(Error::new(Kind::UnsupportedDtype, "numbers of two dtypes cannot stand together")
+                .with_expected(format!("{dtype:?}"))
+                .with_got(format!("{:?}", T::DTYPE)));
         };
-        return Err(Error::new(Kind::ShapeMismatch, "a sample is not as its dataset's layout says")
-            .with_field(path.as_str())
-            .with_expected(format!("{dtype:?} {shape:?}"))
-            .with_got(got));
+        vec.push(value);
+        Ok(())
     }
-    column.elements.extend_from(&single).map_err(|error| error.with_field(path.as_str()))
 }
 
 #[cfg(test)]

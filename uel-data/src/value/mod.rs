@@ -2,15 +2,17 @@
 
 mod array;
 mod batch;
+mod dims;
 mod elements;
 mod layout;
+mod name;
 
 pub use array::Array;
 pub use batch::{Batch, Field};
+pub use dims::Dims;
 pub use elements::{Element, Elements};
 pub use layout::{Layout, Rows};
-
-use std::sync::Arc;
+pub use name::Name;
 
 /// A sample, or a part of one.
 ///
@@ -36,12 +38,12 @@ pub enum Value {
     /// Values with a place each.
     Tuple(Vec<Value>),
     /// Values with a name each, in order.
-    Map(Vec<(Arc<str>, Value)>),
+    Map(Vec<(Name, Value)>),
 }
 
 impl Value {
     /// A map, in the order given.
-    pub fn map<K: Into<Arc<str>>>(entries: impl IntoIterator<Item = (K, Value)>) -> Self {
+    pub fn map<K: Into<Name>>(entries: impl IntoIterator<Item = (K, Value)>) -> Self {
         Self::Map(entries.into_iter().map(|(key, value)| (key.into(), value)).collect())
     }
 

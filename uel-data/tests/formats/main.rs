@@ -9,13 +9,14 @@ mod python {
     use uel_data::formats::*;
     use uel_data::{Array, Dataset, Elements, IterableDataset, SampleCx, Value};
 
-    /// `UEL_PYTHON`, or the interpreter that `scripts/python-env` makes.
+    /// `UEL_PYTHON`, or the interpreter that `scripts/python-env` makes for the lane.
     fn python() -> PathBuf {
         if let Some(python) = std::env::var_os("UEL_PYTHON") {
             return python.into();
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/python-env");
-        let output = Command::new("sh").arg(script).stderr(Stdio::inherit()).output().unwrap();
+        let output =
+            Command::new("sh").arg(script).arg("formats-requirements.txt").stderr(Stdio::inherit()).output().unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap().trim_end().into()
     }
@@ -136,17 +137,16 @@ mod python {
     }
 
     #[test]
-    #[ignore = "lane python: scripts/test python"]
+    #[ignore = "lane formats: scripts/test formats"]
     fn data_files_hold_what_python_wrote() {
         let (folder, cases) = written(&[]);
         assert!(cases.len() > 250);
         cases.iter().for_each(|case| compare(case, folder.path()));
     }
 
-    /// Needs pyarrow beside the packages of the lane.
     #[cfg(feature = "parquet")]
     #[test]
-    #[ignore = "lane python with pyarrow and the feature parquet"]
+    #[ignore = "lane formats: scripts/test formats"]
     fn parquet_files_hold_what_pyarrow_wrote() {
         let (folder, cases) = written(&["parquet"]);
         let cases: Vec<_> = cases.iter().filter(|case| case["kind"] == "parquet").collect();
@@ -154,10 +154,10 @@ mod python {
         cases.iter().for_each(|case| compare(case, folder.path()));
     }
 
-    /// Needs Pillow beside the packages of the lane. JPEG decoders may differ by some steps, and resizing by one.
+    /// JPEG decoders may differ by some steps, and resizing by one.
     #[cfg(feature = "image")]
     #[test]
-    #[ignore = "lane python with Pillow and the feature image"]
+    #[ignore = "lane formats: scripts/test formats"]
     fn images_look_as_pillow_sees_them() {
         let (folder, cases) = written(&["image"]);
         let cases: Vec<_> = cases.iter().filter(|case| case["kind"] == "image").collect();

@@ -6,14 +6,14 @@ mod transform;
 pub use transform::ImageTransform;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::DType;
 use uel_core::limits::{MAX_DATA_FILES, MAX_IMAGE_FILE_BYTES};
-use uel_core::source::{ByteSource as _, ByteSourceExt as _, FileSource};
-use uel_core::{ByteRange, Error, Kind};
+use uel_core::source::{ByteSource as _, FileSource};
+use uel_core::{Error, Kind};
 
 use super::check_index;
+use super::file::read_into;
 use crate::{Array, Elements, Fingerprint, Layout, Result, Rows, SampleCx, Value};
 use decode::Rgb;
 use transform::Tools;
@@ -95,7 +95,12 @@ impl ImageFolder {
         Ok((self.root.join(path), *class))
     }
 
-    fn append(&self, path: &Path, memory: &mut Memory, into: &mut Elements, cx: &mut SampleCx) -> Result<()> {
+    fn append(&self, path: &Path, into: &mut Elements, cx: &mut SampleCx) -> Result<()> {
+        cx.with_local(|cx, memory: &mut Memory| self.append_with(path, memory, into, cx))
+    }
+
+    fn append_with(&self, path: &Path, memory: &mut Memory, into: &mut Elements, cx: &mut SampleCx) -> Result<()> {
+        let Memory { bytes, image, tools } = memory;
         let source = FileSource::open(path)?;
         if source.byte_len() > MAX_IMAGE_FILE_BYTES {
             return Err(Error::new(Kind::Limit, "the file of the image is too long")
@@ -104,15 +109,18 @@ impl ImageFolder {
                 .with_got(format!("{} bytes", source.byte_len()))
                 .into());
         }
-        let bytes = source.read_range(ByteRange::from_len(0, source.byte_len()).unwrap_or_default())?;
-        decode::decode(&bytes, &mut memory.image).map_err(|error| error.with_path(path))?;
-        self.transform.append(&memory.image, &mut cx.rng(AUGMENT), &mut memory.tools, into)
+        // At most `MAX_IMAGE_FILE_BYTES`, and as many as the file has.
+        bytes.resize(source.byte_len() as usize, 0);
+        read_into(&source, 0, bytes)?;
+        decode::decode(bytes, image).map_err(|error| error.with_path(path))?;
+        self.transform.append(image, &mut cx.rng(AUGMENT), tools, into)
     }
 }
 
-/// Memory of a call, used for one image after the other.
+/// Memory of a worker, used for one image after the other.
 #[derive(Default)]
 struct Memory {
+    bytes: Vec<u8>,
     image: Rgb,
     tools: Tools,
 }
@@ -126,9 +134,9 @@ impl crate::Dataset for ImageFolder {
         let (path, label) = self.file(index)?;
         let shape = self.transform.shape();
         let mut image = Elements::with_capacity(self.transform.dtype(), shape.iter().product())?;
-        self.append(&path, &mut Memory::default(), &mut image, cx)?;
+        self.append(&path, &mut image, cx)?;
         let image = Array::new(shape, image)?;
-        Ok(Value::Map(vec![(Arc::from("image"), image.into()), (Arc::from("label"), Array::scalar(label).into())]))
+        Ok(Value::Map(vec![("image".into(), image.into()), ("label".into(), Array::scalar(label).into())]))
     }
 
     fn layout(&self) -> Option<&Layout> {
@@ -136,11 +144,10 @@ impl crate::Dataset for ImageFolder {
     }
 
     fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
-        let mut memory = Memory::default();
         for (row, &index) in indices.iter().enumerate() {
             cx.at_row(row);
             let (path, label) = self.file(index)?;
-            self.append(&path, &mut memory, rows.elements_mut(0)?, cx)?;
+            self.append(&path, rows.elements_mut(0)?, cx)?;
             rows.column_mut::<u32>(1)?.push(label);
         }
         Ok(())

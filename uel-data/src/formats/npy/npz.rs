@@ -15,8 +15,43 @@ const MAX_RATIO: u64 = 1032;
 const LOCAL_HEADER_BYTES: u64 = 30;
 const LOCAL_HEADER: [u8; 4] = *b"PK\x03\x04";
 
-/// The arrays `names`, or all, in the order of the directory.
-pub(super) fn members(file: &DataFile, names: &[&str]) -> Result<Vec<(String, DataFile)>> {
+/// An array of an archive.
+pub(super) struct Member {
+    pub(super) name: String,
+    pub(super) file: DataFile,
+    crc: u32,
+}
+
+impl Member {
+    /// Reads the member, and compares its CRC with the directory's.
+    pub(super) fn verify(&self) -> Result<()> {
+        const PIECE: u64 = 1 << 20;
+        let mut piece = vec![0; self.file.byte_len().min(PIECE) as usize];
+        let mut hasher = crc32fast::Hasher::new();
+        let mut at = 0;
+        while at < self.file.byte_len() {
+            let len = (self.file.byte_len() - at).min(PIECE);
+            let some = piece.get_mut(..len as usize).unwrap_or_default();
+            self.file.read_into(at, some)?;
+            hasher.update(some);
+            at += len;
+        }
+        check_crc(hasher.finalize(), self.crc)
+            .map_err(|error| error.with_tensor(&self.name).with_path(self.file.path()))
+    }
+}
+
+fn check_crc(found: u32, crc: u32) -> Result<()> {
+    if found == crc {
+        return Ok(());
+    }
+    Err(Error::new(Kind::HashMismatch, "the CRC of a member is not the directory's")
+        .with_expected(format!("{crc:08x}"))
+        .with_got(format!("{found:08x}")))
+}
+
+/// The arrays `names`, or all, in the order of the directory. Stored ones are not read.
+pub(super) fn members(file: &DataFile, names: &[&str]) -> Result<Vec<Member>> {
     let whole = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
     let reader = BufReader::with_capacity(64 << 10, Cursor { file, at: 0 });
     let wrong = |message: String| Error::new(Kind::Archive, message).with_path(file.path());
@@ -69,7 +104,7 @@ pub(super) fn members(file: &DataFile, names: &[&str]) -> Result<Vec<(String, Da
                     .with_got(format!("{other:?}")));
             }
         };
-        members.push((name.to_owned(), member));
+        members.push(Member { name: name.to_owned(), file: member, crc: entry.crc32() });
     }
     if let Some(name) = missing.first() {
         return Err(Error::new(Kind::UnknownTensor, "the archive has no such array")
@@ -113,12 +148,7 @@ fn inflate(file: &DataFile, start: u64, compressed: u64, byte_len: u64, crc: u32
         return Err(place(Error::new(Kind::Archive, "a compressed member has another length than the directory says"))
             .with_expected(byte_len));
     }
-    let found = crc32fast::hash(&bytes);
-    if found != crc {
-        return Err(place(Error::new(Kind::HashMismatch, "the CRC of a member is not the directory's"))
-            .with_expected(format!("{crc:08x}"))
-            .with_got(format!("{found:08x}")));
-    }
+    check_crc(crc32fast::hash(&bytes), crc).map_err(place)?;
     Ok(bytes)
 }
 

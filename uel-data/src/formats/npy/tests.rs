@@ -125,6 +125,15 @@ fn members_of_archives_stored_and_deflated() {
         torn[0] = b'Q';
         assert_eq!(Npy::from_npz(&memory("a", &torn), &[]).unwrap_err().kind(), Kind::Archive);
     }
+    // Rows of stored members are read one by one: only a reading of all of it tells.
+    let mut flipped = npz(&members(), false);
+    assert!(Npy::verify_npz(&memory("a", &flipped), &[]).is_ok());
+    let value = flipped.windows(4).position(|bytes| bytes == 2f32.to_le_bytes()).unwrap();
+    flipped[value] ^= 1;
+    assert!(Npy::from_npz(&memory("a", &flipped), &[]).is_ok());
+    assert!(Npy::verify_npz(&memory("a", &flipped), &["y"]).is_ok());
+    let error = Npy::verify_npz(&memory("a", &flipped), &[]).unwrap_err();
+    assert_eq!((error.kind(), error.tensor()), (Kind::HashMismatch, Some("x")));
     let mut wrong = npz(&members(), true);
     let directory = wrong.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
     wrong[directory + 16] ^= 1;

@@ -1,17 +1,15 @@
 //! Rows of parquet as samples.
 
-use std::sync::Arc;
-
 use ::parquet::record::{Field, Row};
 use uel_core::{Error, Kind, Result};
 
-use crate::{Array, Value};
+use crate::{Array, Name, Value};
 
 pub(super) fn row(row: Row) -> Result<Value> {
     let mut entries = Vec::new();
     for (name, field) in row.into_columns() {
         if let Some(value) = value(field).map_err(|error| error.with_tensor(&name))? {
-            entries.push((Arc::from(name), value));
+            entries.push((Name::from(name), value));
         }
     }
     Ok(Value::Map(entries))

@@ -1,7 +1,6 @@
 //! csv as RFC 4180 has it, with columns of a type.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use uel_core::Kind;
 use uel_core::limits::MAX_FIELDS;
@@ -10,7 +9,7 @@ use super::scan::{Records, Rule};
 use super::stream::{Parse, Shards, delegate_to_shards};
 use super::{IndexCache, Place, TextFiles};
 use crate::formats::DataFile;
-use crate::{Array, Layout, Result, Rows, SampleCx, Value};
+use crate::{Array, Layout, Name, Result, Rows, SampleCx, Value};
 
 /// What the fields of a column are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +97,7 @@ impl CsvOptions {
 /// A column that is taken: its name, which field of a record it is, and its type.
 #[derive(Clone, Debug)]
 struct Taken {
-    name: Arc<str>,
+    name: Name,
     field: usize,
     kind: CsvType,
 }
@@ -140,7 +139,7 @@ impl Schema {
         let mut columns = Vec::new();
         if options.columns.is_empty() {
             for (field, name) in names.iter().enumerate() {
-                columns.push(Taken { name: name.as_str().into(), field, kind: CsvType::Str });
+                columns.push(Taken { name: name.clone().into(), field, kind: CsvType::Str });
             }
         }
         for (name, kind) in &options.columns {
@@ -149,7 +148,7 @@ impl Schema {
                     .with_tensor(name)
                     .with_expected(names.join(", "))
             })?;
-            columns.push(Taken { name: name.as_str().into(), field, kind: *kind });
+            columns.push(Taken { name: name.clone().into(), field, kind: *kind });
         }
         for (position, column) in columns.iter().enumerate() {
             if columns.iter().take(position).any(|other| other.name == column.name) {
@@ -165,7 +164,7 @@ impl Schema {
         let columns: Option<Vec<_>> = self
             .columns
             .iter()
-            .map(|column| Some((Arc::clone(&column.name), Layout::array(column.kind.dtype()?, []))))
+            .map(|column| Some((column.name.clone(), Layout::array(column.kind.dtype()?, []))))
             .collect();
         columns.filter(|columns| !columns.is_empty()).map(Layout::map)
     }
@@ -204,7 +203,7 @@ impl Parse for Schema {
                 CsvType::F32 => Array::scalar(number::<f32>(field, column, place)?).into(),
                 CsvType::F64 => Array::scalar(number::<f64>(field, column, place)?).into(),
             };
-            entries.push((Arc::clone(&column.name), value));
+            entries.push((column.name.clone(), value));
         }
         Ok(Value::Map(entries))
     }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use uel_core::Kind;
@@ -11,7 +10,7 @@ use super::scan::Rule;
 use super::stream::{Parse, Shards, delegate_to_shards};
 use super::{IndexCache, Place, TextFiles};
 use crate::formats::DataFile;
-use crate::{Array, Result, SampleCx, Value};
+use crate::{Array, Name, Result, SampleCx, Value};
 
 /// JSON lines, read by index. Blank lines are no samples.
 ///
@@ -137,12 +136,12 @@ delegate_to_shards!(JsonlStream, "jsonl stream", |this, hash| this.fields.finger
 /// Which entries of an object are taken; all where there are none.
 #[derive(Clone, Debug, Default)]
 struct Fields {
-    names: Vec<Arc<str>>,
+    names: Vec<Name>,
 }
 
 impl Fields {
     fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { names: names.into_iter().map(Arc::from).collect() }
+        Self { names: names.into_iter().map(|name| Name::from(name.to_owned())).collect() }
     }
 
     fn fingerprint(&self, hash: crate::Fingerprint) -> crate::Fingerprint {
@@ -174,7 +173,7 @@ impl Parse for Fields {
                 let error = place.error(Kind::MissingField, "the object lacks an entry, or it is null");
                 return Err(crate::Error::from(error).with_field(&**name));
             };
-            taken.push((Arc::clone(name), value.clone()));
+            taken.push((name.clone(), value.clone()));
         }
         Ok(Value::Map(taken))
     }
@@ -234,12 +233,12 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries: Vec<(Arc<str>, Value)> = Vec::new();
+        let mut entries: Vec<(Name, Value)> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             let Json(value) = map.next_value()?;
-            let key: Arc<str> = key.into();
-            if !seen.insert(Arc::clone(&key)) {
+            let key = Name::from(key);
+            if !seen.insert(key.clone()) {
                 return Err(A::Error::custom("a key stands twice"));
             }
             entries.extend(value.map(|value| (key, value)));

@@ -4,18 +4,17 @@ mod tar;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use uel_core::limits::{MAX_STREAMED_SAMPLE_BYTES, MAX_TAR_ENTRIES, MAX_TAR_MEMBERS};
 use uel_core::{Error, Kind};
 
 use super::gzip::Stream;
 use super::{DataFile, check_index};
-use crate::{Cursor, Fingerprint, Result, SampleCx, SampleStream, Value};
+use crate::{Cursor, Fingerprint, Name, Result, SampleCx, SampleStream, Value};
 use tar::{Entry, Positioned, Tar};
 
 /// The fields of a sample, in the order of their files.
-type Fields = Vec<(Arc<str>, Value)>;
+type Fields = Vec<(Name, Value)>;
 
 /// The name of a sample's key among its fields, as webdataset has it.
 const KEY: &str = "__key__";
@@ -44,7 +43,7 @@ fn too_many(file: &DataFile, entry: &Entry) -> Error {
 /// One field of a sample in an archive.
 #[derive(Clone, Debug)]
 struct Member {
-    field: Arc<str>,
+    field: Name,
     start: u64,
     byte_len: u64,
 }
@@ -109,7 +108,7 @@ impl WebDataset {
     pub fn new(files: Vec<DataFile>) -> uel_core::Result<Self> {
         super::file::check_some(&files)?;
         let (mut groups, mut members) = (Vec::<Group>::new(), Vec::<Member>::new());
-        let mut fields: HashMap<String, Arc<str>> = HashMap::new();
+        let mut fields: HashMap<String, Name> = HashMap::new();
         for (number, file) in files.iter().enumerate() {
             if file.is_gzip()? {
                 return Err(Error::new(Kind::Argument, "a compressed archive cannot be read by index; stream it")
@@ -137,10 +136,10 @@ impl WebDataset {
                     None => groups.push(Group { key: key.into(), file: number, first: members.len() }),
                 }
                 let field = match fields.get(&field) {
-                    Some(known) => Arc::clone(known),
+                    Some(known) => known.clone(),
                     None => {
-                        let shared: Arc<str> = Arc::from(field.as_str());
-                        fields.insert(field, Arc::clone(&shared));
+                        let shared = Name::from(field.clone());
+                        fields.insert(field, shared.clone());
                         shared
                     }
                 };
@@ -169,11 +168,11 @@ impl crate::Dataset for WebDataset {
 
     fn get(&self, index: u64, _: &mut SampleCx) -> Result<Value> {
         let (group, file, members) = self.group(index)?;
-        let mut entries = vec![(Arc::from(KEY), Value::from(&*group.key))];
+        let mut entries = vec![(Name::from(KEY), Value::from(&*group.key))];
         for member in members {
             let bytes = file.read(member.start, member.byte_len);
             let bytes = bytes.map_err(|error| crate::Error::from(error).with_field(&*member.field))?;
-            entries.push((Arc::clone(&member.field), Value::Bytes(bytes)));
+            entries.push((member.field.clone(), Value::Bytes(bytes)));
         }
         Ok(Value::Map(entries))
     }
@@ -297,7 +296,7 @@ impl Samples {
                     return Err(twice(&self.file, &entry));
                 }
                 Some(_) => {}
-                None => sample = Some((key.to_owned(), vec![(Arc::from(KEY), Value::from(key))])),
+                None => sample = Some((key.to_owned(), vec![(Name::from(KEY), Value::from(key))])),
             }
             byte_len = byte_len.saturating_add(entry.byte_len);
             if byte_len > MAX_STREAMED_SAMPLE_BYTES {
@@ -308,7 +307,7 @@ impl Samples {
             }
             let bytes = self.tar.read()?;
             if let Some((_, entries)) = &mut sample {
-                entries.push((Arc::from(field), Value::Bytes(bytes)));
+                entries.push((field.into(), Value::Bytes(bytes)));
             }
         }
         if self.ended {

@@ -26,8 +26,8 @@ pub(super) struct Entry {
 pub(super) trait Input {
     /// Fills as much of `into` as there is.
     fn read(&mut self, into: &mut [u8]) -> Result<usize>;
-    /// Passes over bytes; it may go behind the end.
-    fn skip(&mut self, byte_len: u64) -> Result<()>;
+    /// Passes over bytes; gives how many there were, where reading them is what tells.
+    fn skip(&mut self, byte_len: u64) -> Result<u64>;
     /// How many bytes there are, where that is known.
     fn byte_len(&self) -> Option<u64>;
 }
@@ -36,7 +36,7 @@ impl Input for Stream {
     fn read(&mut self, into: &mut [u8]) -> Result<usize> {
         self.read_full(into)
     }
-    fn skip(&mut self, byte_len: u64) -> Result<()> {
+    fn skip(&mut self, byte_len: u64) -> Result<u64> {
         Stream::discard(self, byte_len)
     }
     fn byte_len(&self) -> Option<u64> {
@@ -80,9 +80,9 @@ impl Input for Positioned {
         self.at += len;
         Ok(len as usize)
     }
-    fn skip(&mut self, byte_len: u64) -> Result<()> {
+    fn skip(&mut self, byte_len: u64) -> Result<u64> {
         self.at = self.at.saturating_add(byte_len);
-        Ok(())
+        Ok(byte_len)
     }
     fn byte_len(&self) -> Option<u64> {
         Some(self.file.byte_len())
@@ -124,7 +124,13 @@ impl<I: Input> Tar<I> {
         let mut attributes = Attributes::default();
         loop {
             let over = self.left.saturating_add(self.padding);
-            self.input.skip(over)?;
+            let passed = self.input.skip(over)?;
+            // What fills the last block may be missing behind the last entry, but no byte of the entry itself.
+            if passed < self.left {
+                let at = self.at.saturating_add(passed);
+                self.left = 0;
+                return Err(self.error(Kind::Truncated, at, "the archive ends within an entry"));
+            }
             self.at = self.at.saturating_add(over);
             (self.left, self.padding) = (0, 0);
             let header_at = self.at;

@@ -22,8 +22,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn sample(key: &str, fields: &[(&str, &[u8])]) -> Value {
-    let fields = fields.iter().map(|(name, bytes)| (*name, Value::Bytes(bytes.to_vec())));
-    Value::map(std::iter::once((KEY, Value::from(key))).chain(fields))
+    let fields = fields.iter().map(|(name, bytes)| (name.to_string(), Value::Bytes(bytes.to_vec())));
+    Value::map(std::iter::once((KEY.to_owned(), Value::from(key))).chain(fields))
 }
 
 fn samples(dataset: &WebDataset) -> Vec<Value> {
@@ -119,6 +119,12 @@ fn faults_of_archives_are_told_apart() {
         assert!(stream.next(cx).unwrap().is_none());
         (indexed.kind(), indexed.offset())
     };
+    // A file that belongs to no sample is passed over, but not its missing end.
+    let last = archive(&[("a.txt", b"one"), ("README", &[1; 600])]);
+    for end in [1536, 1537, 1536 + 599] {
+        assert_eq!(both(&last[..end]).0, Kind::Truncated, "{end}");
+    }
+    assert_eq!(drain(&WebDatasetStream::new(vec![memory("x.tar", &last[..1536 + 600])]).unwrap()).len(), 1);
     let mut sum = sound.clone();
     sum[1024 + 100] ^= 1;
     assert_eq!(both(&sum), (Kind::Malformed, Some(1024)));

@@ -109,6 +109,28 @@ proptest! {
         prop_assert_eq!(sorted([first, rest].concat()), &expected[..]);
     }
 
+    /// However often a run is interrupted, and with whatever workers it goes on, every batch is taken once.
+    #[test]
+    fn each_batch_comes_once_over_any_number_of_resumes(
+        case in cases(),
+        parts in proptest::collection::vec((0usize..4, 0usize..5, any::<bool>(), 1usize..6), 0..7),
+    ) {
+        let sorted = |mut all: Vec<String>| { all.sort(); all };
+        let expected = sorted(stream(case.builder(0).build().unwrap().epoch(3).unwrap()));
+        let mut json = case.builder(0).build().unwrap().epoch(3).unwrap().state().to_json();
+        let mut all = Vec::new();
+        for (taken, workers, in_order, prefetch) in parts {
+            let builder = case.builder(workers);
+            let loader = if workers == 0 { builder } else { builder.in_order(in_order).prefetch(prefetch) }.build().unwrap();
+            let mut epoch = loader.resume(&LoaderState::from_json(&json).unwrap()).unwrap();
+            all.extend(epoch.by_ref().take(taken).map(seen));
+            json = epoch.state().to_json();
+        }
+        let state = LoaderState::from_json(&json).unwrap();
+        all.extend(stream(case.builder(2).build().unwrap().resume(&state).unwrap()));
+        prop_assert_eq!(sorted(all), expected);
+    }
+
     /// One batch by itself is what the epoch had there.
     #[test]
     fn a_replayed_batch_is_the_same(case in cases(), workers in 0usize..3) {
