@@ -1,16 +1,17 @@
 //! Device memory that becomes a tensor, and copies into and out of it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtrMut, DeviceRepr,
+    self, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtrMut, DeviceRepr,
 };
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Storage, Tensor};
 use uel_core::{Error, Kind, Result};
 
-use super::link::driver;
+use super::link::driver as refused;
 
 /// Runs one expression on the slice of a storage, whatever its element type.
 macro_rules! on_slice {
@@ -100,7 +101,7 @@ impl Buffer {
             let mut whole = as_bytes_mut(slice, byte_len).ok_or_else(outside)?;
             let end = at.checked_add(bytes.len()).ok_or_else(outside)?;
             let mut part = whole.try_slice_mut(at..end).ok_or_else(outside)?;
-            copies.memcpy_htod(bytes, &mut part).map_err(driver("cannot copy to the device"))
+            copies.memcpy_htod(bytes, &mut part).map_err(refused("cannot copy to the device"))
         })
     }
 
@@ -129,7 +130,7 @@ pub(super) unsafe fn copy_out(
     on_slice!(&storage.slice, slice => {
         let part = as_bytes(slice).and_then(|whole| whole.try_slice(at..at.checked_add(into.len())?));
         let part = part.ok_or_else(outside)?;
-        copies.memcpy_dtoh(&part, into).map_err(driver("cannot copy from the device"))
+        copies.memcpy_dtoh(&part, into).map_err(refused("cannot copy from the device"))
     })
 }
 
@@ -141,12 +142,42 @@ fn room<T: DeviceRepr>(stream: &Arc<CudaStream>, byte_len: usize) -> Result<Cuda
     if !byte_len.is_multiple_of(size_of::<T>()) {
         return Err(Error::new(Kind::Internal, "a storage must hold a whole number of elements"));
     }
-    // SAFETY: the memory is not initialised; no tensor is made of it before all of it was written.
-    let slice = unsafe { stream.alloc::<T>(byte_len / size_of::<T>()) };
-    slice.map_err(|error| {
-        let error = driver("cannot allocate memory on the device")(error);
-        error.with_expected(format!("{byte_len} bytes"))
+    allocated(stream, byte_len / size_of::<T>()).map_err(|error| error.with_expected(format!("{byte_len} bytes")))
+}
+
+const NO_MEMORY: &str = "cannot allocate memory on the device";
+
+/// Memory that is not initialised. Where the driver gives no events to go with it, it is freed again: cudarc 0.19.10's
+/// `CudaStream::alloc` would forget it then, and so it would when another thread's error shows up in between.
+#[cfg(panic = "unwind")]
+fn allocated<T: DeviceRepr>(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<T>> {
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return forgetful(stream, elements);
+    }
+    context.bind_to_thread().map_err(refused(NO_MEMORY))?;
+    let byte_len = elements.checked_mul(size_of::<T>()).ok_or_else(outside)?;
+    // SAFETY: the context of the stream is this thread's, and the stream lives.
+    let address = unsafe { driver::result::malloc_async(stream.cu_stream(), byte_len) }.map_err(refused(NO_MEMORY))?;
+    // SAFETY: the memory was allocated on this stream for so many elements, and is nobody else's. It is not initialised; no
+    // tensor is made of it before all of it was written.
+    let slice = catch_unwind(AssertUnwindSafe(|| unsafe { stream.upgrade_device_ptr::<T>(address, elements) }));
+    slice.map_err(|payload| {
+        // SAFETY: the memory is of this stream, and nobody has its address.
+        context.record_err(unsafe { driver::result::free_async(address, stream.cu_stream()) });
+        let cause = payload.downcast_ref::<String>().map_or("", String::as_str);
+        Error::new(Kind::Device, format!("{NO_MEMORY}: no events for it: {cause}"))
     })
+}
+
+#[cfg(not(panic = "unwind"))]
+fn allocated<T: DeviceRepr>(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<T>> {
+    forgetful(stream, elements)
+}
+
+fn forgetful<T: DeviceRepr>(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<T>> {
+    // SAFETY: the memory is not initialised; no tensor is made of it before all of it was written.
+    unsafe { stream.alloc::<T>(elements) }.map_err(refused(NO_MEMORY))
 }
 
 /// A slice as bytes.
