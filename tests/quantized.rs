@@ -11,7 +11,7 @@ use uel::core::gguf::write::{GgufContents, GgufWriter};
 use uel::core::gguf::{ByteOrder, MetadataBuilder};
 use uel::core::save::SaveOptions;
 use uel::core::{BlockDtype, Dtype, Kind};
-use uel::{Checkpoint, CopyReason, Edit, FileFormat, LoadOptions, Mode, TensorMeta};
+use uel::{Checkpoint, CopyReason, Edit, FileFormat, LoadOptions, Mode, StreamOptions, TensorMeta};
 
 #[path = "../examples/support/llama.rs"]
 mod llama;
@@ -225,4 +225,70 @@ fn edits_of_gguf_files_keep_their_bytes_quantize_and_dequantize() {
         assert_eq!(small.info("odd").unwrap().dtype(), Dtype::F32);
         assert_eq!(small.metadata()["general.architecture"], "none");
     }
+}
+
+/// Small neighbours, tensors that get recycled memory, and floats, written by candle; with their bytes.
+fn many(path: &Path) -> Vec<(String, GgmlDType, Vec<usize>, Vec<u8>)> {
+    let mut tensors = Vec::new();
+    for n in 0..400 {
+        let (dtype, rows) = match n {
+            100 => (GgmlDType::Q8_0, 12_000),
+            n if n % 7 == 0 => (GgmlDType::F32, 1),
+            n => (BLOCKS[n % 11], 8),
+        };
+        let tensor = Tensor::randn(0f32, 1., (rows, 256), &CPU).unwrap();
+        tensors.push((format!("blk.{n}.weight"), QTensor::quantize(&tensor, dtype).unwrap()));
+    }
+    let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    candle_core::quantized::gguf_file::write(&mut File::create(path).unwrap(), &[], &named).unwrap();
+    let plain = |(name, tensor): (String, QTensor)| {
+        (name, tensor.dtype(), tensor.shape().dims().to_vec(), tensor.data().unwrap().into_owned())
+    };
+    tensors.into_iter().map(plain).collect()
+}
+
+#[test]
+fn a_stream_brings_quantized_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let tensors = many(&path);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let total: u64 = tensors.iter().map(|(.., bytes)| bytes.len() as u64).sum();
+    for (budget, threads) in [(64 << 20, 2), (300_000, 1), (9 << 20, 3)] {
+        let options = StreamOptions::new(&CPU).with_budget(budget).with_threads(threads);
+        let mut stream = checkpoint.stream_qtensors(tensors.iter().map(|(name, ..)| name), &options).unwrap();
+        // Every third is kept while the others go back to be used again.
+        let mut kept = Vec::new();
+        let mut came = 0;
+        for batch in stream.by_ref() {
+            for (name, tensor) in batch.unwrap() {
+                let (own, dtype, shape, bytes) = &tensors[came];
+                assert_eq!((&name, tensor.dtype(), tensor.shape().dims()), (own, *dtype, shape.as_slice()));
+                assert!(*tensor.data().unwrap() == **bytes, "{name}");
+                if came % 3 == 0 {
+                    kept.push((came, tensor));
+                }
+                came += 1;
+            }
+        }
+        assert_eq!((came, stream.stats().tensors), (400, 400));
+        assert!(stream.stats().bytes_read >= total);
+        drop(stream);
+        kept.iter().for_each(|(n, tensor)| assert!(*tensor.data().unwrap() == *tensors[*n].3, "{n}"));
+    }
+    // A name twice, an early end, and a tensor that the program replaced.
+    let ones = Tensor::ones((2, 2), DType::F32, &CPU).unwrap();
+    checkpoint.replace("blk.3.weight", ones.clone());
+    let names = ["blk.1.weight", "blk.3.weight", "blk.1.weight", "blk.2.weight"];
+    let options = StreamOptions::new(&CPU).with_batch(uel::BatchSize::Tensors(3));
+    let batch = checkpoint.stream_qtensors(names, &options).unwrap().next().unwrap().unwrap();
+    assert_eq!(batch.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names[..3]);
+    for at in [0, 2] {
+        assert_eq!(*batch[at].1.data().unwrap(), *tensors[1].3);
+    }
+    assert_eq!(floats(&batch[1].1.dequantize(&CPU).unwrap()), floats(&ones));
+    let error = checkpoint.stream_qtensors(names, &StreamOptions::new(&CPU).with_dtype(DType::F16)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Argument);
+    let error = checkpoint.stream_qtensors(["blk.9999.weight"], &StreamOptions::new(&CPU)).unwrap_err();
+    assert_eq!(error.kind(), Kind::UnknownTensor);
 }

@@ -28,7 +28,7 @@ fn stream(path: &Path, budget: u64) -> StreamStats {
 
 fn stream_opened(checkpoint: &Checkpoint, budget: u64) -> StreamStats {
     let options = StreamOptions::new(&Device::Cpu).with_budget(budget);
-    let mut tensors = checkpoint.stream(checkpoint.names(), &options).unwrap().tensors();
+    let mut tensors = checkpoint.stream(checkpoint.index().iter().map(|info| info.name()), &options).unwrap().tensors();
     tensors.by_ref().for_each(|tensor| drop(tensor.unwrap()));
     tensors.stats()
 }

@@ -14,6 +14,7 @@ mod devices;
 mod direct;
 mod driver;
 mod emulated;
+mod quantized;
 mod roads;
 #[path = "../scenario.rs"]
 mod scenario;

@@ -278,7 +278,7 @@ pub(crate) fn tensor_of_pieces<'a>(
 /// Asks for huge pages behind `memory`. Page faults are the cost of filling fresh memory, and transparent huge pages
 /// are given on request only on most systems.
 #[cfg(target_os = "linux")]
-fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
+pub(crate) fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
     const PAGE: usize = 4096;
     let byte_len = size_of_val(memory);
     if byte_len < HUGE_ADVICE_FROM {
@@ -293,7 +293,7 @@ fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
+pub(crate) fn advise_huge<T>(memory: &mut [MaybeUninit<T>]) {
     let _ = (memory, HUGE_ADVICE_FROM);
 }
 

@@ -47,8 +47,8 @@ pub use save::{
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
 pub use stream::{
-    Batch, BatchSize, CastOn, FileRoad, Gds, Road, Roads, StagedStream, StagedTensor, StreamOptions, StreamStats,
-    TensorStream, Tensors,
+    Batch, BatchSize, CastOn, FileRoad, Gds, QBatch, QTensorStream, Road, Roads, StagedStream, StagedTensor,
+    StreamOptions, StreamStats, TensorStream, Tensors,
 };
 pub use transfer::{
     TransferStats, pinned_rate, reset_transfer_stats, transfer_stats, transfer_to_gpu_pinned, trim_devices,

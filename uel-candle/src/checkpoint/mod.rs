@@ -19,6 +19,7 @@ pub(crate) use load::own_bytes;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub use quantized::LoadedQTensors;
+pub(crate) use quantized::{quantized, quantized_to_device};
 pub use report::{CopyReason, LoadReport};
 pub(crate) use select::{Wanted, is_cast};
 pub use slice::IntoBounds;
@@ -383,6 +384,11 @@ impl Checkpoint {
             "loaded"
         );
         lock(&self.inner.report).merge(report);
+    }
+
+    /// Whether any tensor was replaced or added.
+    pub(crate) fn is_changed(&self) -> bool {
+        !self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(crate) fn replaced(&self, name: &str) -> Option<Tensor> {

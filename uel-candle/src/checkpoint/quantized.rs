@@ -20,9 +20,10 @@ use super::verified::checks;
 use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
 use crate::host::blocks::UnfilledBlocks;
-use crate::memory;
 use crate::placement::NotMapped;
 use crate::quantized::ggml_dtype;
+use crate::stream::{Gds, StreamOptions, send};
+use crate::{cuda, memory};
 
 /// What a load of quantized tensors brought.
 #[derive(Debug)]
@@ -47,8 +48,8 @@ impl Checkpoint {
     /// BF16, of which candle makes quantized tensors too. The checkpoint may have any format.
     ///
     /// Where mapping is allowed and chosen, the blocks are a view of the page cache, whatever the program's allocator is:
-    /// nothing is copied. Otherwise they are read once, in parallel, into memory of their own. To a device they go from
-    /// there by candle's own copy, which is the only way to make a quantized tensor there.
+    /// nothing is copied. Otherwise they are read once, in parallel, into memory of their own. To a CUDA device they go by
+    /// way of page-locked buffers, and are copied once more there, into the padded memory that candle keeps them in.
     ///
     /// ```no_run
     /// use candle_core::Device;
@@ -80,7 +81,7 @@ impl Checkpoint {
         let tensor = match kept {
             Some(tensor) => {
                 report.tensors += 1;
-                to_device(tensor, device).map_err(|error| self.located(error, info))?
+                quantized_to_device(tensor, device).map_err(|error| self.located(error, info))?
             }
             None => {
                 let options = LoadOptions::new(device);
@@ -151,14 +152,19 @@ impl Checkpoint {
     }
 
     fn wanted_blocks<'a>(&'a self, position: usize, info: TensorInfo<'a>, verified: bool) -> Result<WantedBlocks<'a>> {
-        let dtype = ggml_dtype(info.dtype()).ok_or_else(|| {
+        let dtype = self.blocks_of(info)?;
+        let hashes = if verified { self.hashes_of(info)? } else { &[] };
+        Ok(WantedBlocks { position, info, dtype, hashes })
+    }
+
+    /// What candle calls the blocks of a tensor.
+    pub(crate) fn blocks_of(&self, info: TensorInfo<'_>) -> Result<GgmlDType> {
+        ggml_dtype(info.dtype()).ok_or_else(|| {
             let error = Error::new(Kind::UnsupportedDtype, "candle's quantized tensors do not have the dtype")
                 .with_expected("F32, F16, BF16, Q4_0 to Q8_1, or Q2_K to Q8_K")
                 .with_got(info.dtype());
             self.located(error, info)
-        })?;
-        let hashes = if verified { self.hashes_of(info)? } else { &[] };
-        Ok(WantedBlocks { position, info, dtype, hashes })
+        })
     }
 
     /// The wanted tensors in their order, by the chosen mode.
@@ -170,6 +176,9 @@ impl Checkpoint {
         report: &mut LoadReport,
     ) -> Result<Vec<QTensor>> {
         let device = &options.device;
+        if device.is_cuda() {
+            return self.stream_blocks(wanted, options, report);
+        }
         let to_cpu = matches!(device, Device::Cpu);
         let done = AtomicU64::new(0);
         let total: u64 = wanted.iter().map(|want| want.info.byte_len()).fold(0, u64::saturating_add);
@@ -189,13 +198,43 @@ impl Checkpoint {
             for (want, storage) in group.iter().zip(self.group_of_blocks(group, map, choice, how, report, to_cpu)?) {
                 let located = |error: Error| self.located(error, want.info);
                 let tensor = QTensor::new(QStorage::Cpu(storage), want.info.shape()).map_err(candle);
-                placed.push(tensor.and_then(|tensor| to_device(tensor, device)).map_err(located)?);
+                placed.push(tensor.and_then(|tensor| quantized_to_device(tensor, device)).map_err(located)?);
             }
         }
         report.bytes_read += done.load(Ordering::Relaxed);
         report.bytes_verified +=
             wanted.iter().filter(|want| !want.hashes.is_empty()).map(|want| want.info.byte_len()).sum::<u64>();
         Ok(placed)
+    }
+
+    /// The wanted tensors on a CUDA device, by way of page-locked buffers.
+    fn stream_blocks(
+        &self,
+        wanted: &[WantedBlocks<'_>],
+        options: &LoadOptions,
+        report: &mut LoadReport,
+    ) -> Result<Vec<QTensor>> {
+        let verified = wanted.iter().any(|want| !want.hashes.is_empty());
+        // To open and register files costs more than it saves on one tensor.
+        let gds = if wanted.len() == 1 { Gds::Never } else { Gds::default() };
+        let mut streaming = StreamOptions::new(&options.device).with_verified(verified).with_gds(gds);
+        streaming.threads = options.threads.unwrap_or(0);
+        streaming.progress = options.progress.clone();
+        let mut stream = self.stream_qtensors(wanted.iter().map(|want| want.info.name()), &streaming)?;
+        let mut placed = Vec::with_capacity(wanted.len());
+        for batch in stream.by_ref() {
+            placed.extend(batch?.into_iter().map(|(_, tensor)| tensor));
+        }
+        report.bytes_read += stream.stats().bytes_read;
+        for want in wanted {
+            report.add_copied(CopyReason::Device, want.info.byte_len());
+            report.bytes_verified += if want.hashes.is_empty() { 0 } else { want.info.byte_len() };
+        }
+        // Nobody else has them yet.
+        placed
+            .into_iter()
+            .map(|tensor| Arc::into_inner(tensor).ok_or_else(|| Error::new(Kind::Internal, "a tensor has two owners")))
+            .collect()
     }
 
     /// The storages of some tensors on the CPU: mapped where `map` says so and it can be done, the others read together.
@@ -308,18 +347,23 @@ impl Checkpoint {
     }
 }
 
-/// `tensor` on `device`, by candle's own copy.
-fn to_device(tensor: QTensor, device: &Device) -> Result<QTensor> {
+/// `tensor` on `device`: on a CUDA device by way of page-locked buffers, elsewhere by candle's own copy.
+pub(crate) fn quantized_to_device(tensor: QTensor, device: &Device) -> Result<QTensor> {
     if matches!(device, Device::Cpu) {
         return Ok(tensor);
     }
     let bytes = tensor.data().map_err(candle)?;
+    if device.is_cuda() {
+        let bytes = Tensor::from_slice(&bytes, bytes.len(), &Device::Cpu).map_err(candle)?;
+        let storage = cuda::quantized(&send(&bytes, device)?, tensor.dtype(), tensor.shape().elem_count())?;
+        return QTensor::new(storage, tensor.shape()).map_err(candle);
+    }
     let storage = QStorage::from_data(Cow::Borrowed(&bytes), device, tensor.dtype()).map_err(candle)?;
     QTensor::new(storage, tensor.shape()).map_err(candle)
 }
 
 /// A replaced or added tensor as a quantized one, whose values are the same.
-fn quantized(tensor: &Tensor, device: &Device) -> Result<QTensor> {
+pub(crate) fn quantized(tensor: &Tensor, device: &Device) -> Result<QTensor> {
     let dtype = match tensor.dtype() {
         DType::F32 => GgmlDType::F32,
         DType::F16 => GgmlDType::F16,
@@ -331,5 +375,5 @@ fn quantized(tensor: &Tensor, device: &Device) -> Result<QTensor> {
         }
     };
     let on_cpu = tensor.to_device(&Device::Cpu).map_err(candle)?;
-    to_device(QTensor::quantize(&on_cpu, dtype).map_err(candle)?, device)
+    quantized_to_device(QTensor::quantize(&on_cpu, dtype).map_err(candle)?, device)
 }

@@ -4,10 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    self, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtrMut, DeviceRepr,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, result,
 };
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::op::BackpropOp;
+use candle_core::quantized::cuda::QCudaStorage;
+use candle_core::quantized::{GgmlDType, QStorage};
 use candle_core::{CudaDevice, DType, Storage, Tensor};
 use uel_core::{Error, Kind, Result};
 
@@ -112,6 +114,38 @@ impl Buffer {
     }
 }
 
+/// A quantized storage with the bytes of `bytes`, one-dimensional and U8, of as many blocks as `elements` fill.
+///
+/// candle keeps such storages longer than their blocks, and makes them only by a copy from pageable memory, or as zeros. So
+/// the bytes, which came by way of page-locked buffers, are copied once more on the device, where that is cheap.
+///
+/// # Errors
+///
+/// The driver's; [`Kind::Internal`] where the bytes are not so many.
+pub(super) fn quantized(bytes: &Tensor, dtype: GgmlDType, elements: usize) -> Result<QStorage> {
+    let (storage, layout) = bytes.storage_and_layout();
+    let Storage::Cuda(CudaStorage { slice: CudaStorageSlice::U8(from), device }) = &*storage else {
+        return Err(Error::new(Kind::Internal, "blocks on a device come as bytes on it"));
+    };
+    let made = QCudaStorage::zeros(device, elements, dtype).map_err(crate::checkpoint::candle)?;
+    let byte_len = from.num_bytes();
+    if layout.start_offset() != 0 || bytes.elem_count() != byte_len || made.storage_size_in_bytes() != byte_len {
+        return Err(outside());
+    }
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().map_err(refused("cannot use the device"))?;
+    {
+        let (to, _written) = made.device_ptr_with_guard(&stream).map_err(crate::checkpoint::candle)?;
+        let (from, _read) = from.device_ptr(&stream);
+        // SAFETY: both are memory of the context that was made current, `byte_len` bytes at least, as was checked. What is
+        // done to them before and after is in the order of this stream: the zeros were set on it, the bytes were handed over
+        // to it, and both are freed after the guards' events.
+        unsafe { result::memcpy_dtod_async(to as u64, from, byte_len, stream.cu_stream()) }
+            .map_err(refused("cannot copy on the device"))?;
+    }
+    Ok(QStorage::Cuda(made))
+}
+
 /// Begins to copy bytes from `at` on of a storage to `into`.
 ///
 /// # Errors
@@ -158,13 +192,13 @@ fn allocated<T: DeviceRepr>(stream: &Arc<CudaStream>, elements: usize) -> Result
     context.bind_to_thread().map_err(refused(NO_MEMORY))?;
     let byte_len = elements.checked_mul(size_of::<T>()).ok_or_else(outside)?;
     // SAFETY: the context of the stream is this thread's, and the stream lives.
-    let address = unsafe { driver::result::malloc_async(stream.cu_stream(), byte_len) }.map_err(refused(NO_MEMORY))?;
+    let address = unsafe { result::malloc_async(stream.cu_stream(), byte_len) }.map_err(refused(NO_MEMORY))?;
     // SAFETY: the memory was allocated on this stream for so many elements, and is nobody else's. It is not initialised; no
     // tensor is made of it before all of it was written.
     let slice = catch_unwind(AssertUnwindSafe(|| unsafe { stream.upgrade_device_ptr::<T>(address, elements) }));
     slice.map_err(|payload| {
         // SAFETY: the memory is of this stream, and nobody has its address.
-        context.record_err(unsafe { driver::result::free_async(address, stream.cu_stream()) });
+        context.record_err(unsafe { result::free_async(address, stream.cu_stream()) });
         let cause = payload.downcast_ref::<String>().map_or("", String::as_str);
         Error::new(Kind::Device, format!("{NO_MEMORY}: no events for it: {cause}"))
     })

@@ -14,6 +14,7 @@ use crate::engine;
 use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::near::Processors;
 use crate::save::bytes::with_bytes;
+use crate::stream::brought::Brought;
 use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use crate::stream::plan::{Cut, Item, Part, Stored};
 use crate::stream::road::Roads;
@@ -29,7 +30,7 @@ pub(super) struct OnDevice {
     pub(super) direct: Arc<DirectFiles>,
 }
 
-impl Landing<Tensor> for OnDevice {
+impl Landing<Brought> for OnDevice {
     fn cut(&self) -> Cut {
         Cut { most: self.pool.chunk_bytes(), gap: self.gap, in_file: false }
     }
@@ -50,7 +51,7 @@ impl Landing<Tensor> for OnDevice {
         Some(&self.waiting)
     }
 
-    fn begin(&self, _: usize, items: &[Item], _: u64) -> Box<dyn Landed<Tensor>> {
+    fn begin(&self, _: usize, items: &[Item], _: u64) -> Box<dyn Landed<Brought>> {
         let mut slots: Vec<Slot> = items.iter().map(|item| self.room(item)).collect();
         let allocated = wait_for_room(&self.link, &self.device);
         if let Err(error) = &allocated {
@@ -121,7 +122,7 @@ pub(super) struct DeviceUnit {
     slots: Vec<Mutex<Slot>>,
 }
 
-impl Landed<Tensor> for DeviceUnit {
+impl Landed<Brought> for DeviceUnit {
     fn read(&self, read: &Read<'_>, scratch: &mut Scratch) -> Result<()> {
         if self.read_direct(read) {
             return Ok(());
@@ -184,7 +185,7 @@ impl Landed<Tensor> for DeviceUnit {
         })
     }
 
-    fn finish(mut self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<Tensor> {
+    fn finish(mut self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<Brought> {
         let hand_over = self.end();
         if hand_over.is_err() || whole.contains(&false) {
             // Memory that is not handed out is freed here.
@@ -195,7 +196,9 @@ impl Landed<Tensor> for DeviceUnit {
             let stored = item.stored()?;
             let slot = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
             Some(match (slot, &hand_over) {
-                (Slot::Room(buffer), Ok(_)) if whole => Ok(buffer.into_tensor(&self.device, &stored.shape)),
+                (Slot::Room(buffer), Ok(_)) if whole => {
+                    Ok(Brought::Tensor(buffer.into_tensor(&self.device, &stored.shape)))
+                }
                 (_, Err(error)) => Err(again(error)),
                 _ => Err(Error::new(Kind::Internal, "a tensor is not whole")),
             })

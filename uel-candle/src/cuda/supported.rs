@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use candle_core::cuda_backend::CudaStorage;
+use candle_core::quantized::{GgmlDType, QStorage};
 use candle_core::{CudaDevice, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
-use super::buffer::Buffer;
+use super::buffer::{self, Buffer};
 use super::gds::DirectFiles;
 use super::landing::{OnDevice, send_staged as send_from_buffers};
 use super::link::{Link, PinnedChunks};
@@ -14,6 +15,7 @@ use super::{download, link, rate};
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
 use crate::stream::LargeFiles;
+use crate::stream::brought::Brought;
 use crate::stream::land::Landing;
 use crate::stream::options::{CastOn, StreamOptions};
 
@@ -37,7 +39,7 @@ pub(crate) fn landing(
     gap: u64,
     options: &StreamOptions,
     large: &LargeFiles<'_>,
-) -> Result<Box<dyn Landing<Tensor>>> {
+) -> Result<Box<dyn Landing<Brought>>> {
     let device = cuda(device)?;
     let link = Link::of(device)?;
     let pool = match &options.pool {
@@ -86,6 +88,11 @@ pub(crate) fn empty(device: &Device, dtype: DType, shape: &[usize]) -> Result<Te
     let device = cuda(device)?;
     let link = Link::of(device)?;
     Ok(Buffer::new(device, link.copies(), dtype, 0)?.into_tensor(device, shape))
+}
+
+/// Blocks that lie as bytes on a CUDA device, as a quantized storage.
+pub(crate) fn quantized(bytes: &Tensor, dtype: GgmlDType, elements: usize) -> Result<QStorage> {
+    buffer::quantized(bytes, dtype, elements)
 }
 
 /// Whether a cast is left to the device.

@@ -1,11 +1,13 @@
 //! What there is of CUDA in a build without it: errors that say so.
 
+use candle_core::quantized::{GgmlDType, QStorage};
 use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
 use crate::stream::LargeFiles;
+use crate::stream::brought::Brought;
 use crate::stream::land::Landing;
 use crate::stream::options::{CastOn, StreamOptions};
 
@@ -20,7 +22,7 @@ pub(crate) fn landing(
     _: u64,
     _: &StreamOptions,
     _: &LargeFiles<'_>,
-) -> Result<Box<dyn Landing<Tensor>>> {
+) -> Result<Box<dyn Landing<Brought>>> {
     Err(without(device))
 }
 
@@ -48,6 +50,11 @@ pub(crate) fn release(tensor: Tensor) {
 /// A tensor without elements on a CUDA device.
 pub(crate) fn empty(device: &Device, _: DType, _: &[usize]) -> Result<Tensor> {
     Err(without(device))
+}
+
+/// Blocks that lie as bytes on a CUDA device, as a quantized storage.
+pub(crate) fn quantized(bytes: &Tensor, _: GgmlDType, _: usize) -> Result<QStorage> {
+    Err(without(bytes.device()))
 }
 
 /// Whether a cast is left to the device.

@@ -16,8 +16,8 @@ use super::allocator::{self, NotPlaced};
 use super::recycle::{self, Reuse};
 use super::reserve::{self, GRANULE, Stretch};
 
-/// From this size on, a partial huge page at the end costs at most an eighth more memory.
-const PARTIAL_HUGE_FROM: usize = 16 << 20;
+/// A partial huge page at the end is taken where it costs at most this part of the memory more.
+const PARTIAL_HUGE: usize = 8;
 
 /// Where a block stands: not handed out yet.
 const WAITING: u8 = 0;
@@ -50,7 +50,7 @@ enum Memory {
     File,
     /// Anonymous memory.
     Anonymous,
-    /// Anonymous memory with one block, which goes to the recycled buffers when the block is freed.
+    /// Anonymous memory that goes to the recycled buffers as a whole, when its last block is freed.
     Recyclable {
         /// The bytes of memory behind it at most.
         touched: usize,
@@ -113,7 +113,7 @@ impl Buffer {
         Buffer::over(stretch, lead, byte_len, None)
     }
 
-    /// Anonymous memory for one block, recycled from a freed one where there is one. `capacity` is the address space to
+    /// Anonymous memory, recycled from a freed buffer where there is one. `capacity` is the address space to
     /// take for a new one, so that later, larger blocks fit it too: at least `byte_len`.
     pub(crate) fn recycled(byte_len: usize, capacity: usize, reuse: Reuse) -> Option<Buffer> {
         if let Some((stretch, touched)) = recycle::take(byte_len, reuse) {
@@ -149,7 +149,8 @@ impl Buffer {
     /// only where it weighs little against the buffer.
     fn advise_huge(&self) {
         let end = self.lead + self.byte_len;
-        let huge = if end >= PARTIAL_HUGE_FROM { end.next_multiple_of(GRANULE) } else { end / GRANULE * GRANULE };
+        let whole = end.next_multiple_of(GRANULE);
+        let huge = if (whole - end).saturating_mul(PARTIAL_HUGE) <= end { whole } else { end / GRANULE * GRANULE };
         let Some(stretch) = self.stretch.as_ref().filter(|_| huge > 0) else { return };
         let huge = huge.min(stretch.byte_len());
         // SAFETY: the range lies in the stretch, which `self` owns. The advice changes how pages are backed, never what
@@ -173,8 +174,8 @@ impl Buffer {
         let (lead, byte_len) = (self.lead, self.byte_len);
         let blocks = collect_blocks(blocks, byte_len, lead)?;
         let memory = match self.touched {
-            Some(touched) if blocks.len() == 1 => Memory::Recyclable { touched },
-            _ => Memory::Anonymous,
+            Some(touched) => Memory::Recyclable { touched },
+            None => Memory::Anonymous,
         };
         let stretch = self.stretch.take()?;
         Some(Region::new(stretch, self.base, memory, blocks, (0, lead)))

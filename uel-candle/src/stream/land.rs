@@ -105,7 +105,6 @@ impl Read<'_> {
     /// # Errors
     ///
     /// The source's, and where a part is not what was written.
-    #[cfg(feature = "cuda")]
     pub(crate) fn all<'b>(&self, into: &'b mut [MaybeUninit<u8>]) -> Result<&'b [u8]> {
         let bytes = engine::read(self.source, self.job.range.start(), into)?;
         for part in &self.job.parts {
@@ -180,7 +179,12 @@ impl Read<'_> {
         let Some(stored) = item.stored().filter(|stored| !stored.hashes.is_empty()) else { return Ok(()) };
         let piece = (part.range.start() - stored.range.start()) / uel_core::safetensors::write::HASH_CHUNK_BYTES as u64;
         let hash = stored.hashes.get(piece as usize).ok_or_else(|| outside(part))?;
-        engine::check(&[Check { range: part.range, hash: *hash, tensor: &item.name }], self.source, start, bytes)
+        engine::check(
+            &[Check { range: part.range, hash: *hash, tensor: item.name.as_deref().unwrap_or_default() }],
+            self.source,
+            start,
+            bytes,
+        )
     }
 }
 

@@ -1,16 +1,19 @@
 //! Streams of tensors: read ahead by threads of their own, within a budget of bytes, and handed out in order.
 
+pub(crate) mod brought;
 #[allow(unsafe_code)]
 mod host;
 pub(crate) mod land;
 pub(crate) mod options;
 pub(crate) mod plan;
+mod quantized;
 mod reading;
 pub(crate) mod road;
 mod schedule;
 mod staged;
 
 pub use options::{BatchSize, CastOn, StreamOptions};
+pub use quantized::{QBatch, QTensorStream};
 pub use road::{FileRoad, Gds, Road, Roads};
 pub use staged::{StagedStream, StagedTensor};
 
@@ -27,9 +30,10 @@ use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::{Checkpoint, candle, cast, given};
 use crate::{cuda, placement};
+use brought::Brought;
 use host::OnHost;
 use land::{Finished, HandOver, Landing, Scratch, again};
-use plan::{Item, ItemKind, Plan};
+use plan::{Item, ItemKind, Made, Plan};
 use reading::{Reading, named};
 use schedule::{Bounds, Schedule, Work};
 
@@ -89,15 +93,22 @@ impl Checkpoint {
         options: &StreamOptions,
     ) -> Result<TensorStream> {
         let casts_there = |device: &Device, from, to| cuda::casts_there(device, from, to, options.cast_on);
-        let mut plan = Plan::new(self, names, options, casts_there)?;
-        let landings = (0..plan.devices.len()).map(|device| self.landing(device, &plan, options));
+        let mut plan = Plan::new(self, names, options, Made::Tensors, casts_there)?;
+        let landings = self.landings(&mut plan, options)?;
+        Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
+    }
+
+    /// One landing for each device of the plan, which learns what they bring by themselves.
+    fn landings(&self, plan: &mut Plan, options: &StreamOptions) -> Result<Vec<Box<dyn Landing<Brought>>>> {
+        let landings = (0..plan.devices.len()).map(|device| self.landing(device, plan, options));
         let landings = landings.collect::<Result<Vec<_>>>()?;
-        for item in &mut plan.items {
+        let direct = plan.devices.iter().any(Device::is_cuda) && options.gds != Gds::Never;
+        for item in plan.items.iter_mut().filter(|_| direct) {
             if let (ItemKind::Stored(stored), Some(landing)) = (&mut item.kind, landings.get(item.device)) {
                 stored.direct = landing.reads_direct(stored);
             }
         }
-        Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
+        Ok(landings)
     }
 
     /// Unwanted bytes between two tensors that are read along.
@@ -106,7 +117,7 @@ impl Checkpoint {
     }
 
     /// Where the plan's device number `device` has its tensors go.
-    fn landing(&self, device: usize, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Tensor>>> {
+    fn landing(&self, device: usize, plan: &Plan, options: &StreamOptions) -> Result<Box<dyn Landing<Brought>>> {
         let gap = self.gap();
         let number = device;
         match plan.devices.get(device) {
@@ -117,7 +128,7 @@ impl Checkpoint {
                 cuda::landing(device, gap, options, &large)
             }
             // What goes elsewhere is copied there by candle, when it is handed out.
-            _ => Ok(Box::new(OnHost::new(&plan.items, options.budget, gap))),
+            _ => Ok(Box::new(OnHost::new(plan.made_bytes, plan.largest, options.budget, gap))),
         }
     }
 }
@@ -129,7 +140,7 @@ pub(crate) type LargeFiles<'a> = BTreeMap<usize, &'a dyn ByteSource>;
 ///
 /// The iterator ends after the last tensor. After an error it goes on with the next tensor.
 pub struct TensorStream {
-    queue: Queue<Tensor>,
+    queue: Queue<Brought>,
     given_up: bool,
 }
 
@@ -156,7 +167,7 @@ impl TensorStream {
         self.queue.schedule.work().roads()
     }
 
-    /// The same tensors, one at a time.
+    /// The same tensors, one at a time, whatever the size of a batch.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};
@@ -173,7 +184,7 @@ impl TensorStream {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn tensors(self) -> Tensors {
-        Tensors { stream: self, batch: VecDeque::new() }
+        Tensors { stream: self }
     }
 }
 
@@ -184,15 +195,10 @@ impl Iterator for TensorStream {
         if self.given_up {
             return None;
         }
-        let batch = self.queue.next_batch(make);
-        match batch {
-            Ok(None) => None,
-            Ok(Some(batch)) => Some(batch),
-            Err(error) => {
-                self.given_up = true;
-                Some(Err(error))
-            }
-        }
+        self.queue.next_batch(make).unwrap_or_else(|error| {
+            self.given_up = true;
+            Some(Err(error))
+        })
     }
 }
 
@@ -200,7 +206,7 @@ impl std::iter::FusedIterator for TensorStream {}
 
 impl Drop for TensorStream {
     fn drop(&mut self) {
-        self.queue.ready.drain(..).filter_map(|(_, tensor)| tensor?.ok()).for_each(cuda::release);
+        self.queue.release_ready();
     }
 }
 
@@ -208,7 +214,6 @@ impl Drop for TensorStream {
 #[derive(Debug)]
 pub struct Tensors {
     stream: TensorStream,
-    batch: VecDeque<(String, Tensor)>,
 }
 
 impl Tensors {
@@ -223,30 +228,17 @@ impl Tensors {
     }
 }
 
-impl Drop for Tensors {
-    fn drop(&mut self) {
-        self.batch.drain(..).for_each(|(_, tensor)| cuda::release(tensor));
-    }
-}
-
 impl Iterator for Tensors {
     type Item = Result<(String, Tensor)>;
 
     fn next(&mut self) -> Option<Result<(String, Tensor)>> {
-        loop {
-            if !self.batch.is_empty()
-                && let Err(error) = self.stream.queue.hand_over_here()
-            {
-                return Some(Err(error));
-            }
-            if let Some(tensor) = self.batch.pop_front() {
-                return Some(Ok(tensor));
-            }
-            match self.stream.next()? {
-                Ok(batch) => self.batch = batch.into(),
-                Err(error) => return Some(Err(error)),
-            }
+        if self.stream.given_up {
+            return None;
         }
+        self.stream.queue.next_one(make).unwrap_or_else(|error| {
+            self.stream.given_up = true;
+            Some(Err(error))
+        })
     }
 }
 
@@ -261,8 +253,9 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     // To open and register a file costs more than it saves on one tensor.
     let mut options = StreamOptions::new(device).with_gds(Gds::Never);
     options.dtype = dtype;
-    let plan =
-        Plan::new(checkpoint, [name], &options, |device, from, to| cuda::casts_there(device, from, to, CastOn::Auto))?;
+    let plan = Plan::new(checkpoint, [name], &options, Made::Tensors, |device, from, to| {
+        cuda::casts_there(device, from, to, CastOn::Auto)
+    })?;
     let landings = vec![checkpoint.landing(0, &plan, &options)?];
     let reading = Reading::new(checkpoint, Arc::new(plan), landings, &options);
     let Some((item, unit)) = reading.plan.items.first().zip(reading.plan.units.first()) else {
@@ -279,9 +272,9 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     });
     let mut done = reading.finish(unit, open);
     let handed_over = done.hand_over.take().map_or(Ok(()), |hand_over| hand_over.hand_over());
-    handed_over.map_err(|error| named(error, item))?;
+    handed_over.map_err(|error| named(error, item, checkpoint))?;
     let brought = std::mem::take(&mut done.tensors).into_iter().next().flatten().transpose();
-    brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item))
+    brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item, checkpoint))
 }
 
 /// A tensor's copy on a CUDA device, by way of page-locked buffers.
@@ -298,19 +291,24 @@ pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     unit.put(0, tensor.clone(), &mut Scratch::default())?;
     let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
     hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
-    let missing = || Err(Error::new(Kind::Internal, "a tensor was not brought"));
-    tensors.into_iter().flatten().next().unwrap_or_else(missing)
+    let missing = || Error::new(Kind::Internal, "a tensor was not brought");
+    let stored = items[0].stored().ok_or_else(missing)?;
+    tensors.into_iter().flatten().next().unwrap_or_else(|| Err(missing()))?.into_tensor(stored)
 }
 
 /// What the consumer gets for an item: made here, on its thread, where the reading threads could not.
-fn make(plan: &Plan, item: &Item, tensor: Option<Tensor>) -> Result<Tensor> {
+fn make(plan: &Plan, item: &Item, brought: Option<Brought>) -> Result<Tensor> {
     let device = plan.devices.get(item.device).unwrap_or(&Device::Cpu);
-    let tensor = match (tensor, &item.kind) {
-        (Some(tensor), _) => tensor,
+    let tensor = match (brought, &item.kind) {
+        (Some(brought), ItemKind::Stored(stored)) => brought.into_tensor(stored)?,
+        (Some(_), _) => return Err(Error::new(Kind::Internal, "a tensor without bytes was brought")),
         (None, ItemKind::Given { tensor, dtype }) => return given(tensor, *dtype, device),
         (None, ItemKind::Empty { dtype, shape }) => empty(*dtype, shape, device)?,
         (None, ItemKind::Stored(_)) => return Err(Error::new(Kind::Internal, "a tensor was not brought")),
     };
+    if matches!(device, Device::Cpu) && item.cast_there.is_none() {
+        return Ok(tensor);
+    }
     // Where it lies on its device already, these are of no cost.
     let tensor = tensor.to_device(device).map_err(candle)?;
     cast(tensor, item.cast_there)
@@ -330,6 +328,9 @@ pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Te
 fn moved(tensor: Tensor, device: &Device) -> Result<Tensor> {
     tensor.to_device(device).map_err(candle)
 }
+
+/// Readers are told of this part of the budget at the latest when it was handed out and taken.
+const OWED: u64 = 64;
 
 type NamedBatch<U> = Vec<(String, U)>;
 
@@ -351,6 +352,10 @@ struct Queue<T: Send + 'static> {
     ready: VecDeque<(usize, Option<Result<T>>)>,
     /// Bytes and tensors of the batch that was handed out last.
     handed: (u64, usize),
+    /// What was handed out before and the readers have not been told of, and how many bytes of it there may be: each time
+    /// costs a lock.
+    owed: (u64, usize),
+    owed_at_most: u64,
     /// Items that were handed out, errors among them.
     taken: usize,
     tensors: usize,
@@ -363,6 +368,17 @@ impl<T: Send + 'static> Drop for Queue<T> {
             && let Err(error) = self.hand_over_here()
         {
             tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
+        }
+    }
+}
+
+impl Queue<Brought> {
+    /// Frees what has come and nobody took.
+    fn release_ready(&mut self) {
+        for (_, brought) in self.ready.drain(..) {
+            if let Some(Ok(Brought::Tensor(tensor))) = brought {
+                cuda::release(tensor);
+            }
         }
     }
 }
@@ -396,9 +412,57 @@ impl<T: Send + 'static> Queue<T> {
             broken: None,
             ready,
             handed: (0, 0),
+            owed: (0, 0),
+            owed_at_most: budget / OWED,
             taken: 0,
             tensors: 0,
         })
+    }
+
+    /// Lets go of what was handed out last.
+    fn begin_next(&mut self) -> Result<()> {
+        let (bytes, tensors) = std::mem::take(&mut self.handed);
+        self.owed = (self.owed.0.saturating_add(bytes), self.owed.1 + tensors);
+        if self.owed.0 >= self.owed_at_most {
+            self.settle();
+        }
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        self.hand_over_here()
+    }
+
+    /// Tells the readers what was handed out and taken.
+    fn settle(&mut self) {
+        let (bytes, tensors) = std::mem::take(&mut self.owed);
+        if tensors > 0 {
+            self.schedule.release(bytes, tensors);
+        }
+    }
+
+    /// The next tensor, or the error in its place; `None` after the last.
+    ///
+    /// # Errors
+    ///
+    /// Where the stream cannot go on at all.
+    fn next_one<U>(
+        &mut self,
+        mut make: impl FnMut(&Plan, &Item, Option<T>) -> Result<U>,
+    ) -> Result<Option<Result<(String, U)>>> {
+        self.begin_next()?;
+        let Some((at, brought)) = self.pop()? else { return Ok(None) };
+        let missing = || Error::new(Kind::Internal, "a tensor that nobody asked for");
+        let item = self.plan.items.get(at).ok_or_else(missing)?;
+        self.handed = (item.cost(), 1);
+        self.taken += 1;
+        let checkpoint = &self.schedule.work().checkpoint;
+        Ok(Some(match brought.transpose().and_then(|brought| make(&self.plan, item, brought)) {
+            Ok(made) => {
+                self.tensors += 1;
+                Ok((item.name(checkpoint.index()).to_owned(), made))
+            }
+            Err(error) => Err(named(error, item, checkpoint)),
+        }))
     }
 
     /// The next batch, or the error in the next tensor's place; `None` after the last.
@@ -410,14 +474,7 @@ impl<T: Send + 'static> Queue<T> {
         &mut self,
         mut make: impl FnMut(&Plan, &Item, Option<T>) -> Result<U>,
     ) -> Result<Option<Result<NamedBatch<U>>>> {
-        let (bytes, tensors) = std::mem::take(&mut self.handed);
-        if tensors > 0 {
-            self.schedule.release(bytes, tensors);
-        }
-        if let Some(error) = self.broken.take() {
-            return Err(error);
-        }
-        self.hand_over_here()?;
+        self.begin_next()?;
         let plan = Arc::clone(&self.plan);
         let mut batch = Vec::new();
         let mut used = 0;
@@ -447,10 +504,10 @@ impl<T: Send + 'static> Queue<T> {
             used += in_buffers;
             self.handed = (self.handed.0.saturating_add(cost), self.handed.1 + 1);
             match brought.transpose().and_then(|brought| make(&plan, item, brought)) {
-                Ok(tensor) => batch.push((item.name.clone(), tensor)),
+                Ok(tensor) => batch.push((item.name(self.schedule.work().checkpoint.index()).to_owned(), tensor)),
                 Err(error) if batch.is_empty() => {
                     self.taken += 1;
-                    return Ok(Some(Err(named(error, item))));
+                    return Ok(Some(Err(named(error, item, &self.schedule.work().checkpoint))));
                 }
                 Err(error) => {
                     self.handed = (self.handed.0.saturating_sub(cost), self.handed.1 - 1);
@@ -480,8 +537,11 @@ impl<T: Send + 'static> Queue<T> {
 
     /// Makes the queue of the calling thread wait for the copies of the tensors at hand, where another thread's does.
     fn hand_over_here(&mut self) -> Result<()> {
+        if self.hand_overs.is_empty() {
+            return Ok(());
+        }
         let here = std::thread::current().id();
-        if self.handed_over_on == Some(here) || self.hand_overs.is_empty() {
+        if self.handed_over_on == Some(here) {
             return Ok(());
         }
         self.hand_overs.values().try_for_each(|hand_over| hand_over.hand_over())?;
@@ -495,6 +555,8 @@ impl<T: Send + 'static> Queue<T> {
             if let Some(next) = self.ready.pop_front() {
                 return Ok(Some(next));
             }
+            // Whoever waits for readers must not keep them waiting.
+            self.settle();
             let Some((_, mut done)) = self.schedule.next()? else { return Ok(None) };
             let mut handed_over = self.hand_over_here();
             if let Some(hand_over) = done.hand_over.take() {

@@ -5,22 +5,27 @@
 
 use std::ops::Range;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use uel_core::safetensors::write::HASH_CHUNK_BYTES;
-use uel_core::{ByteRange, Error, Kind, Result};
+use uel_core::{ByteRange, Error, Kind, Result, TensorIndex};
 
+use super::brought::Dims;
 use super::options::StreamOptions;
 use crate::cast::Cast;
 use crate::checkpoint::{Checkpoint, Wanted, is_cast};
 
 /// A unit of several tensors has at most this many bytes.
-const UNIT_BYTES: u64 = 4 << 20;
+pub(crate) const UNIT_BYTES: u64 = 4 << 20;
 
 /// Tensors of at least this size are read by themselves; smaller neighbours share a read.
 const ALONE_FROM: usize = 256 << 10;
 
 /// A read that several tensors share is at most this long, so that it stays in the processor's cache until it is copied.
 const SHARED_READ: usize = 1 << 20;
+
+/// Memory that neighbours share has at most this many bytes between two of them, beside those of alignment.
+const MOST_BETWEEN: u64 = 64;
 
 /// Tensors of at least this size go to a CUDA device by GPUDirect Storage, where there is any: a smaller one costs a call of
 /// its own that page-locked memory spares it.
@@ -37,7 +42,8 @@ pub(crate) const CAST_PIECE: usize = 256 << 10;
 /// One tensor of a stream.
 #[derive(Debug)]
 pub(crate) struct Item {
-    pub(crate) name: String,
+    /// `None` for that of the index, where nothing else has to know it.
+    pub(crate) name: Option<String>,
     pub(crate) kind: ItemKind,
     /// Index of its device in the plan.
     pub(crate) device: usize,
@@ -61,7 +67,7 @@ pub(crate) struct Stored {
     pub(crate) position: usize,
     pub(crate) file: usize,
     pub(crate) range: ByteRange,
-    pub(crate) shape: Vec<usize>,
+    pub(crate) shape: Dims,
     /// The dtype of what the reading threads make.
     pub(crate) dtype: DType,
     /// Its bytes.
@@ -69,12 +75,14 @@ pub(crate) struct Stored {
     /// How it is cast while it is read.
     pub(crate) cast: Option<Cast>,
     /// Where the bytes have to be converted as a whole, on the host: what is asked for.
-    pub(crate) converted: Option<Wanted>,
+    pub(crate) converted: Option<Box<Wanted>>,
     /// The hash of each piece of [`HASH_CHUNK_BYTES`]; none where it is not
     /// verified.
-    pub(crate) hashes: Vec<u64>,
+    pub(crate) hashes: Box<[u64]>,
     /// Whether the device is to read it by itself.
     pub(crate) direct: bool,
+    /// What the bytes are blocks of, where they become a quantized tensor.
+    pub(crate) blocks: Option<GgmlDType>,
 }
 
 impl Stored {
@@ -87,28 +95,41 @@ impl Stored {
 impl Item {
     /// A CPU tensor that is brought as it is.
     pub(crate) fn whole(tensor: &Tensor) -> Result<Item> {
-        let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
+        let dtype = tensor.dtype();
         let bytes = crate::dtype::stored(dtype).and_then(|dtype| dtype.byte_len(tensor.elem_count() as u64));
         let whole = bytes.and_then(|bytes| Some((usize::try_from(bytes).ok()?, ByteRange::new(0, bytes)?)));
         let unsupported = || Error::new(Kind::UnsupportedDtype, format!("a {dtype:?} tensor ends inside a byte"));
         let (byte_len, range) = whole.ok_or_else(unsupported)?;
-        let (cast, converted, hashes) = (None, None, Vec::new());
+        let (cast, converted, hashes) = (None, None, Box::default());
         let kind = match byte_len {
-            0 => ItemKind::Empty { dtype, shape },
+            0 => ItemKind::Empty { dtype, shape: tensor.dims().to_vec() },
             _ => ItemKind::Stored(Stored {
                 position: 0,
                 file: 0,
                 range,
-                shape,
+                shape: tensor.dims().into(),
                 dtype,
                 byte_len,
                 cast,
                 converted,
                 hashes,
                 direct: false,
+                blocks: None,
             }),
         };
-        Ok(Item { name: String::new(), kind, device: 0, cast_there: None })
+        Ok(Item { name: None, kind, device: 0, cast_there: None })
+    }
+
+    /// A tensor that replaces or is added to those of the checkpoint.
+    fn given(name: &str, tensor: Tensor, dtype: Option<DType>, device: usize) -> Item {
+        let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
+        Item { name: Some(name.to_owned()), kind: ItemKind::Given { tensor, dtype }, device, cast_there: None }
+    }
+
+    /// Its name, of the tensors that `index` lists.
+    pub(crate) fn name<'a>(&'a self, index: &'a TensorIndex) -> &'a str {
+        let listed = || self.stored().and_then(|stored| index.at(stored.position)).map_or("", |info| info.name());
+        self.name.as_deref().unwrap_or_else(listed)
     }
 
     /// What it counts against the budget.
@@ -138,6 +159,14 @@ pub(crate) struct Unit {
     pub(crate) cost: u64,
 }
 
+/// What a stream makes of stored bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    Tensors,
+    /// One-dimensional tensors of bytes, for quantized tensors.
+    Quantized,
+}
+
 /// All that a stream brings.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -146,6 +175,9 @@ pub(crate) struct Plan {
     pub(crate) devices: Vec<Device>,
     /// Bytes that will be read from files, gaps aside.
     pub(crate) bytes: u64,
+    /// Bytes that will be made of them, and of the largest tensor.
+    pub(crate) made_bytes: u64,
+    pub(crate) largest: usize,
 }
 
 impl Plan {
@@ -156,11 +188,18 @@ impl Plan {
         checkpoint: &Checkpoint,
         names: impl IntoIterator<Item = S>,
         options: &StreamOptions,
+        made: Made,
         mut casts_there: impl FnMut(&Device, DType, DType) -> bool,
     ) -> Result<Plan> {
         let verified = options.verified.unwrap_or(checkpoint.is_verified());
         let mut devices = vec![options.device.clone()];
-        let mut items = Vec::new();
+        let names = names.into_iter();
+        // No more than there are tensors, whatever the iterator says.
+        let mut items = Vec::with_capacity(names.size_hint().0.min(checkpoint.len()));
+        crate::host::advise_huge(items.spare_capacity_mut());
+        let mut next = 0;
+        let changed = checkpoint.is_changed();
+        let (mut bytes, mut made_bytes, mut largest) = (0u64, 0u64, 0);
         for name in names {
             let name = name.as_ref();
             let device = match &options.device_of {
@@ -168,7 +207,18 @@ impl Plan {
                 None => 0,
             };
             let there = |from, to| devices.get(device).is_some_and(|device| casts_there(device, from, to));
-            items.push(item(checkpoint, name, options.dtype, verified, device, there)?);
+            let given = if changed { checkpoint.replaced(name) } else { None };
+            let (item, position) = match given {
+                Some(tensor) => (Item::given(name, tensor, options.dtype, device), next),
+                None => item(checkpoint, name, next, (options.dtype, made), verified, device, there)?,
+            };
+            if let Some(stored) = item.stored() {
+                bytes = bytes.saturating_add(stored.range.byte_len());
+                made_bytes = made_bytes.saturating_add(stored.byte_len as u64);
+                largest = largest.max(stored.byte_len);
+            }
+            next = position + 1;
+            items.push(item);
         }
         if !options.in_order {
             items.sort_by_key(|item| item.stored().map(|stored| (stored.file, stored.range.start())));
@@ -176,9 +226,7 @@ impl Plan {
         // Small enough that several fit what may be held.
         let (budget, tensors) = options.ahead();
         let units = units(&items, (budget / 4).clamp(1, UNIT_BYTES), (tensors / 2).max(1));
-        let bytes = items.iter().filter_map(Item::stored).map(|stored| stored.range.byte_len());
-        let bytes = bytes.fold(0, u64::saturating_add);
-        Ok(Plan { items, units, devices, bytes })
+        Ok(Plan { items, units, devices, bytes, made_bytes, largest })
     }
 }
 
@@ -192,34 +240,58 @@ fn place_of(devices: &mut Vec<Device>, device: Device) -> usize {
     }
 }
 
+/// The item for a name, and the tensor's position, which is likely to be `likely`.
 fn item(
     checkpoint: &Checkpoint,
     name: &str,
-    dtype: Option<DType>,
+    likely: usize,
+    (dtype, made): (Option<DType>, Made),
     verified: bool,
     device: usize,
     mut casts_there: impl FnMut(DType, DType) -> bool,
-) -> Result<Item> {
-    let owned = name.to_owned();
-    if let Some(tensor) = checkpoint.replaced(name) {
-        let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
-        return Ok(Item { name: owned, kind: ItemKind::Given { tensor, dtype }, device, cast_there: None });
-    }
-    let (position, info) = checkpoint.find(name)?;
+) -> Result<(Item, usize)> {
+    let (position, info) = match checkpoint.index().at(likely).filter(|info| info.name() == name) {
+        Some(info) => (likely, info),
+        None => checkpoint.find(name)?,
+    };
     let place = |error: Error| checkpoint.located(error, info);
+    let too_large = || place(Error::new(Kind::Overflow, "the tensor does not fit this machine's address space"));
+    if made == Made::Quantized {
+        let blocks = checkpoint.blocks_of(info)?;
+        let byte_len = usize::try_from(info.byte_len()).map_err(|_| too_large())?;
+        let hashes: Box<[u64]> = if verified { checkpoint.hashes_of(info)?.into() } else { Box::default() };
+        let named = info.name() != name || !hashes.is_empty() || byte_len == 0;
+        let kind = match byte_len {
+            0 => ItemKind::Empty { dtype: DType::U8, shape: vec![0] },
+            _ => ItemKind::Stored(Stored {
+                position,
+                file: info.file(),
+                range: info.range(),
+                shape: [byte_len].as_slice().into(),
+                dtype: DType::U8,
+                byte_len,
+                cast: None,
+                converted: None,
+                hashes,
+                direct: false,
+                blocks: Some(blocks),
+            }),
+        };
+        return Ok((Item { name: named.then(|| name.to_owned()), kind, device, cast_there: None }, position));
+    }
     let mut want = Wanted::new(position, info.dtype(), dtype).map_err(place)?;
     if info.range().is_empty() {
         let kind = ItemKind::Empty { dtype: want.result_dtype(), shape: info.shape().to_vec() };
-        return Ok(Item { name: owned, kind, device, cast_there: None });
+        return Ok((Item { name: Some(name.to_owned()), kind, device, cast_there: None }, position));
     }
-    let hashes = if verified { checkpoint.hashes_of(info)?.to_vec() } else { Vec::new() };
+    let hashes: Box<[u64]> = if verified { checkpoint.hashes_of(info)?.into() } else { Box::default() };
+    let owned = (info.name() != name || !hashes.is_empty()).then(|| name.to_owned());
     let cast_there = want.cast.filter(|&to| casts_there(want.dtype, to));
     if cast_there.is_some() {
         want.cast = None;
     }
     let cast = want.cast_on_the_way();
     let result = want.result_dtype();
-    let too_large = || place(Error::new(Kind::Overflow, "the tensor does not fit this machine's address space"));
     let byte_len = match crate::dtype::stored(result).filter(|_| want.widened || want.cast.is_some()) {
         Some(dtype) => dtype.byte_len(info.elem_count() as u64).ok_or_else(too_large)?,
         None => info.byte_len(),
@@ -230,15 +302,16 @@ fn item(
         position,
         file: info.file(),
         range: info.range(),
-        shape: info.shape().to_vec(),
+        shape: info.shape().into(),
         dtype: result,
         byte_len,
         cast,
-        converted: (want.widened || (want.cast.is_some() && cast.is_none())).then_some(want),
+        converted: (want.widened || (want.cast.is_some() && cast.is_none())).then(|| Box::new(want)),
         hashes,
         direct: false,
+        blocks: None,
     };
-    Ok(Item { name: owned, kind: ItemKind::Stored(stored), device, cast_there })
+    Ok((Item { name: owned, kind: ItemKind::Stored(stored), device, cast_there }, position))
 }
 
 /// Cuts the items into units: of neighbours on one device, and of large ones each by itself.
@@ -292,14 +365,66 @@ pub(crate) struct Cut {
     pub(crate) in_file: bool,
 }
 
+/// Whether a tensor shares its read with its neighbours.
+fn is_small(stored: &Stored, cut: Cut) -> bool {
+    stored.byte_len.max(stored.range.byte_len() as usize) < ALONE_FROM.min(cut.most) && !stored.direct
+}
+
+/// Small tensors of a unit that lie side by side in a file, and so can share memory that is read at one go.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Neighbours {
+    pub(crate) file: usize,
+    /// A multiple of [`ALIGN`], where the memory begins.
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Their places in the unit, in the order of the file.
+    pub(crate) tensors: Vec<usize>,
+}
+
+/// At least the alignment of every element.
+const ALIGN: u64 = 16;
+
+/// At least that of all quantized blocks.
+const BLOCK_ALIGN: usize = 4;
+
+/// The small tensors of a unit that become what stands in the file, by neighbourhood: no two share a byte, each is aligned,
+/// and there is little between them.
+pub(crate) fn neighbours(items: &[Item], cut: Cut) -> Vec<Neighbours> {
+    let as_stored = |stored: &&Stored| {
+        let plain = stored.cast.is_none() && stored.converted.is_none();
+        let align = if stored.blocks.is_some() { BLOCK_ALIGN } else { stored.dtype.size_in_bytes().max(1) };
+        let aligned = stored.range.start().is_multiple_of(align as u64);
+        plain && aligned && stored.byte_len as u64 == stored.range.byte_len() && is_small(stored, cut)
+    };
+    let mut small: Vec<(usize, &Stored)> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(tensor, item)| Some((tensor, item.stored().filter(as_stored)?)))
+        .collect();
+    small.sort_by_key(|(_, stored)| (stored.file, stored.range.start()));
+    let mut all: Vec<Neighbours> = Vec::new();
+    for (tensor, stored) in small {
+        let (start, end) = (stored.range.start(), stored.range.end());
+        match all.last_mut() {
+            // It shares bytes with another one, and gets memory of its own.
+            Some(last) if last.file == stored.file && start < last.end => {}
+            Some(last) if last.file == stored.file && start - last.end <= cut.gap.min(MOST_BETWEEN) => {
+                last.end = end;
+                last.tensors.push(tensor);
+            }
+            _ => all.push(Neighbours { file: stored.file, start: start / ALIGN * ALIGN, end, tensors: vec![tensor] }),
+        }
+    }
+    all
+}
+
 /// The jobs of a unit, but for tensors that are converted as a whole.
 pub(crate) fn jobs(items: &[Item], cut: Cut) -> Vec<Job> {
     let mut jobs: Vec<Job> = Vec::new();
     let mut small: Vec<(usize, &Stored)> = Vec::new();
     for (tensor, item) in items.iter().enumerate() {
         let Some(stored) = item.stored().filter(|stored| stored.converted.is_none()) else { continue };
-        let byte_len = stored.byte_len.max(stored.range.byte_len() as usize);
-        if byte_len < ALONE_FROM.min(cut.most) && !stored.direct {
+        if is_small(stored, cut) {
             small.push((tensor, stored));
         } else {
             alone(tensor, stored, cut, &mut jobs);
@@ -377,6 +502,30 @@ mod tests {
         assert_eq!(ranges, [(0, 1100), (5000, 5010)]);
         let tensors: Vec<usize> = jobs[0].parts.iter().map(|part| part.tensor).collect();
         assert_eq!(tensors, [1, 0, 3]);
+    }
+
+    #[test]
+    fn neighbours_share_memory_where_they_may() {
+        let mut items = vec![
+            stored(1010, 90),
+            stored(1000, 10),
+            stored(1005, 20),
+            stored(1200, 10),
+            stored(1164, 36),
+            stored(0, 1 << 20),
+        ];
+        items.push(Item::whole(&Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap()).unwrap());
+        if let Some(ItemKind::Stored(stored)) = items.last_mut().map(|item| &mut item.kind) {
+            stored.range = ByteRange::new(1211, 1227).unwrap();
+        }
+        // The third shares bytes, the sixth is large, and the last is not aligned.
+        let all = [Neighbours { file: 0, start: 992, end: 1210, tensors: vec![1, 0, 4, 3] }];
+        assert_eq!(neighbours(&items, CUT), all);
+        items.push(stored(1275, 1));
+        assert_eq!(
+            neighbours(&items, CUT).last().unwrap(),
+            &Neighbours { file: 0, start: 1264, end: 1276, tensors: vec![7] }
+        );
     }
 
     #[test]

@@ -232,6 +232,6 @@ impl<T: Send + 'static> Work for Reading<T> {
 }
 
 /// A tensor's name in front of what went wrong with it, whoever found it.
-pub(super) fn named(error: Error, item: &Item) -> Error {
-    if error.tensor().is_some() { error } else { error.with_tensor(&item.name) }
+pub(super) fn named(error: Error, item: &Item, checkpoint: &Checkpoint) -> Error {
+    if error.tensor().is_some() { error } else { error.with_tensor(item.name(checkpoint.index())) }
 }

@@ -108,6 +108,8 @@ struct State<W: Work> {
     /// The unit that the consumer gets next, where order counts.
     wanted: usize,
     waiting: bool,
+    /// Readers that wait for something to do. Waking nobody costs a call of the system too.
+    idle: usize,
     closed: bool,
     /// What ended a reader that should not have ended.
     broken: Option<Error>,
@@ -138,6 +140,7 @@ impl<W: Work> Schedule<W> {
             done: BTreeMap::new(),
             wanted: 0,
             waiting: false,
+            idle: 0,
             closed: false,
             broken: None,
             counts: Counts::default(),
@@ -194,7 +197,7 @@ impl<W: Work> Schedule<W> {
             if !state.waiting {
                 state.waiting = true;
                 self.shared.work.consumer_waits(true);
-                self.shared.work_left.notify_one();
+                self.shared.wake_to_open(&state);
             }
             waited = true;
             state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -212,8 +215,7 @@ impl<W: Work> Schedule<W> {
         let mut state = self.shared.lock();
         state.held = state.held.saturating_sub(bytes);
         state.ahead = state.ahead.saturating_sub(tensors);
-        drop(state);
-        self.shared.work_left.notify_one();
+        self.shared.wake_to_open(&state);
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -299,7 +301,16 @@ impl<W: Work> Shared<W> {
             if state.next >= self.units.len() && state.reading == 0 {
                 return;
             }
+            state.idle += 1;
             state = self.work_left.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle = state.idle.saturating_sub(1);
+        }
+    }
+
+    /// Wakes a reader where the next unit may be opened.
+    fn wake_to_open(&self, state: &State<W>) {
+        if state.idle > 0 && self.may_open(state).is_some() {
+            self.work_left.notify_one();
         }
     }
 
@@ -323,7 +334,7 @@ impl<W: Work> Shared<W> {
         let others = tasks.len() - 1;
         state.tasks.extend(tasks.into_iter().map(|task| (Arc::clone(&unit), task)));
         // This thread takes one, and another may open the next unit.
-        for _ in 0..(others + 1).min(self.bounds.threads) {
+        for _ in 0..(others + 1).min(state.idle) {
             self.work_left.notify_one();
         }
         state

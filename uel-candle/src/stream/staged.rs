@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::land::{Finished, Landed, Landing, Read, Scratch, again};
-use super::plan::{Cut, Item, ItemKind, Plan};
+use super::plan::{Cut, Item, ItemKind, Made, Plan};
 use super::{NamedBatch, Queue, StreamOptions, StreamStats};
 use crate::checkpoint::Checkpoint;
 use crate::host::pool::{HostPool, Lease, Waiting};
@@ -134,7 +134,7 @@ impl Checkpoint {
         // Casts are done by the reading threads; the rest is the caller's.
         (options.device, options.device_of) = (Device::Cpu, None);
         options.budget = options.budget.min(pool.budget() as u64);
-        let plan = Plan::new(self, names, &options, |_, _, _| false)?;
+        let plan = Plan::new(self, names, &options, Made::Tensors, |_, _, _| false)?;
         let landing = OnPool {
             pool: pool.clone(),
             waiting: Waiting::default(),
@@ -391,7 +391,7 @@ impl Landed<StagedTensor> for StagedUnit {
             };
             let pieces =
                 if whole { place.and_then(|places| places.into_iter().map(piece).collect()) } else { Err(missing()) };
-            Some(pieces.map(|pieces| StagedTensor { dtype: stored.dtype, shape: stored.shape.clone(), pieces }))
+            Some(pieces.map(|pieces| StagedTensor { dtype: stored.dtype, shape: stored.shape.to_vec(), pieces }))
         };
         Finished { tensors: self.places.into_iter().zip(items).zip(whole).map(finish).collect(), hand_over: None }
     }
