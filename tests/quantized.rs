@@ -292,3 +292,46 @@ fn a_stream_brings_quantized_tensors() {
     let error = checkpoint.stream_qtensors(["blk.9999.weight"], &StreamOptions::new(&CPU)).unwrap_err();
     assert_eq!(error.kind(), Kind::UnknownTensor);
 }
+
+#[test]
+fn blocks_are_kept_as_bytes_and_become_blocks_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, tensors) = every_dtype(folder.path());
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let (plain, back) = (folder.path().join("blocks.safetensors"), folder.path().join("back.gguf"));
+    let renamed = Edit::new(&checkpoint).blocks_as_bytes().rename(|name| format!("model.{name}"));
+    renamed.write(&plain, &uel::SaveOptions::new()).unwrap();
+    let kept = Checkpoint::open(&plain).unwrap();
+    let dict = uel::tensor_to_dict(&kept.tensor(uel::BLOCKS_NAME, &CPU).unwrap()).unwrap();
+    assert_eq!(dict.len(), 10);
+    assert_eq!(dict["model.Q4K.weight"], serde_json::json!({"dtype": "Q4_K", "shape": [6, 512]}));
+    assert_eq!(kept.info("model.Q4K.weight").unwrap().shape(), [6, 2 * 144]);
+    assert_eq!(kept.len(), tensors.len() + 1);
+    // Floats stay floats, and can be cast on the way.
+    assert_eq!(kept.info("model.F16.weight").unwrap().dtype(), Dtype::F16);
+    let cast = Edit::new(&kept).cast(Dtype::F32).rename(|name| name.trim_start_matches("model.").to_owned());
+    cast.write(&back, &uel::SaveOptions::new().with_format(FileFormat::Gguf)).unwrap();
+    let again = Checkpoint::open(&back).unwrap();
+    assert_eq!(again.len(), tensors.len());
+    for (name, theirs) in &tensors {
+        let tensor = again.qtensor(name, &CPU).unwrap();
+        if theirs.dtype() != GgmlDType::F16 {
+            assert_eq!((tensor.dtype(), tensor.shape()), (theirs.dtype(), theirs.shape()));
+            assert_eq!(tensor.data().unwrap(), theirs.data().unwrap(), "{name}");
+        }
+    }
+    assert_eq!(again.info("F16.weight").unwrap().dtype(), Dtype::F32);
+    // A copy in the same format is a copy, and what contradicts the bytes is refused.
+    let copy = folder.path().join("copy.safetensors");
+    Edit::new(&kept).write(&copy, &uel::SaveOptions::new()).unwrap();
+    assert_eq!(std::fs::read(&plain).unwrap(), std::fs::read(&copy).unwrap());
+    for what in [r#"{"dtype": "Q4_K", "shape": [6, 511]}"#, r#"{"dtype": "F32", "shape": [6, 72]}"#, "7"] {
+        let dict = format!(r#"{{"w": {what}}}"#).into_bytes();
+        let dict = Tensor::from_vec(dict.clone(), dict.len(), &CPU).unwrap();
+        let w = Tensor::zeros((6, 288), DType::U8, &CPU).unwrap();
+        uel::save(&[("w", w), (uel::BLOCKS_NAME, dict)].into(), &copy).unwrap();
+        let edit = Edit::new(&Checkpoint::open(&copy).unwrap());
+        let error = edit.write(&back, &uel::SaveOptions::new().with_format(FileFormat::Gguf)).unwrap_err();
+        assert_eq!((error.kind(), error.tensor()), (Kind::Argument, Some("w")), "{error}");
+    }
+}

@@ -79,7 +79,7 @@ fn a_device_without_room_for_blocks_is_an_error_that_leaks_nothing() {
     let mut failures = 0;
     for n in 1.. {
         let _turn = Turn::begin();
-        {
+        let called = {
             let device = Device::new_cuda(0).expect("a device");
             let checkpoint = Checkpoint::open(&path).expect("opens");
             let before = emulated.calls("cuMemAllocAsync");
@@ -98,13 +98,13 @@ fn a_device_without_room_for_blocks_is_an_error_that_leaks_nothing() {
                     tensors.iter().for_each(|(name, tensor)| same(&loaded.tensors[name], tensor, &device));
                 }
             }
-            if called < n {
-                break;
-            }
-        }
+            called
+        };
         uel::trim_devices();
+        if called < n {
+            break;
+        }
     }
-    uel::trim_devices();
     // One for the bytes of each, and one for its blocks.
     assert_eq!(failures, 2 * tensors.len());
 }

@@ -38,7 +38,7 @@ pub use checkpoint::{
     OpenOptions, Progress, Rules,
 };
 pub use dict::{dict_to_tensor, tensor_to_dict};
-pub use edit::{Edit, LoraOptions, MapFn};
+pub use edit::{BLOCKS_NAME, Edit, LoraOptions, MapFn};
 pub use host::pool::{HostPool, Lease, PoolOptions, PoolStats};
 pub use mapped::{MappedAllocator, Stats};
 pub use quantized::{GgufReader, QVarBuilder, ggml_dtype};

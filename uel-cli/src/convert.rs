@@ -22,6 +22,7 @@ use uel_core::{BlockDtype, Dtype, Result};
                   uel convert model.safetensors out/pytorch_model.bin --shard-size 5GB\n  \
                   uel convert model.safetensors model.gguf --dtype q4_k --set general.architecture=llama\n  \
                   uel convert model.gguf model.safetensors --dtype bf16\n  \
+                  uel convert model.gguf blocks.safetensors --keep-blocks\n  \
                   uel convert model.gguf edited.gguf --set llama.rope.freq_base=1e6 --remove general.url\n  \
                   uel convert model.safetensors sharded/ --shard-size 5GB --hashes\n  \
                   uel convert in.safetensors out.safetensors --exclude '*.bias' --rename '^h\\.(\\d+)=layers.$1'")]
@@ -50,6 +51,10 @@ pub(crate) struct Shaping {
     /// which matrices are quantized whose rows are whole blocks
     #[arg(long, value_name = "D", value_parser = parse_written_dtype)]
     dtype: Option<Dtype>,
+    /// Keep quantized blocks where DST has no dtypes for them: as U8 tensors, beside a dict tensor called __blocks__ that says
+    /// what they are. In a GGUF file such tensors become blocks again
+    #[arg(long)]
+    keep_blocks: bool,
     /// Write shards of at most S bytes of tensors, such as 5GB, 500MB or 2GiB, with an index file
     #[arg(long, value_name = "S", value_parser = parse_size)]
     pub(crate) shard_size: Option<u64>,
@@ -75,6 +80,7 @@ impl Shaping {
     /// `edit` with its tensors filtered, renamed and cast.
     pub(crate) fn apply(&self, edit: Edit) -> Result<Edit> {
         let edit = self.selecting.apply(if self.tied == Tied::Copies { edit.untie() } else { edit })?;
+        let edit = if self.keep_blocks { edit.blocks_as_bytes() } else { edit };
         Ok(match self.dtype {
             Some(Dtype::Block(block)) => {
                 let (edit, unquantized) = edit.quantize(block)?;

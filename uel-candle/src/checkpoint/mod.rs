@@ -386,6 +386,11 @@ impl Checkpoint {
         lock(&self.inner.report).merge(report);
     }
 
+    /// Which checkpoint it is, of all that live.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.inner).addr()
+    }
+
     /// Whether any tensor was replaced or added.
     pub(crate) fn is_changed(&self) -> bool {
         !self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).is_empty()

@@ -1,10 +1,12 @@
 //! Checkpoints from checkpoints: cast, renamed, merged, averaged, without ever being in memory as a whole.
 
 mod average;
+mod blocks;
 mod gguf;
 mod lora;
 mod piece;
 
+pub use blocks::BLOCKS_NAME;
 pub use lora::LoraOptions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -94,6 +96,36 @@ enum Change {
     Average(Vec<(Input, f64)>),
     /// A low-rank update is added.
     Lora(lora::Update),
+    /// The bytes, as another dtype and shape.
+    Reinterpreted(Vec<usize>),
+}
+
+impl Planned {
+    /// The shape in the new file.
+    fn shape(&self) -> Result<&[usize]> {
+        match &self.change {
+            Change::Reinterpreted(shape) => Ok(shape),
+            _ => Ok(self.base.info()?.shape()),
+        }
+    }
+
+    /// The bytes in the new file.
+    fn byte_len(&self) -> Result<u64> {
+        let info = self.base.info()?;
+        Ok(match self.change {
+            Change::Reinterpreted(_) => info.byte_len(),
+            _ => self.dtype.byte_len(info.elem_count() as u64).unwrap_or(0),
+        })
+    }
+
+    /// Whether the bytes are those of the input.
+    fn is_copy(&self) -> Result<bool> {
+        Ok(match self.change {
+            Change::Cast => self.dtype == self.base.info()?.dtype(),
+            Change::Reinterpreted(_) => true,
+            Change::Average(_) | Change::Lora(_) => false,
+        })
+    }
 }
 
 impl Input {
@@ -286,7 +318,7 @@ impl Edit {
     pub fn metas(&self) -> Result<Vec<TensorMeta>> {
         self.outputs
             .iter()
-            .map(|planned| Ok(TensorMeta::new(planned.name.clone(), planned.dtype, planned.base.info()?.shape())))
+            .map(|planned| Ok(TensorMeta::new(planned.name.clone(), planned.dtype, planned.shape()?)))
             .collect()
     }
 
@@ -300,16 +332,25 @@ impl Edit {
     /// float of candle's; those of reading, writing and closures. The destination is then untouched.
     pub fn write(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
         let path = path.as_ref();
+        let prepared = match options.format {
+            FileFormat::Gguf => self.clone().with_blocks_again(),
+            _ => self.clone().with_blocks_named(),
+        };
+        prepared.map_err(|error| error.with_path(path))?.write_as_it_is(path, options)
+    }
+
+    fn write_as_it_is(&self, path: &Path, options: &SaveOptions) -> Result<SaveReport> {
         if options.format == FileFormat::Gguf && self.outputs.iter().any(|planned| !planned.aliases.is_empty()) {
             // Readers of GGUF files know no ties.
-            return self.clone().untie().write(path, options);
+            return self.clone().untie().write_as_it_is(path, options);
         }
         // Left out without a word they would be lost where the destination is the source.
         if let Some(unreadable) = self.unreadable.first() {
             return Err(unreadable.error().with_expected("tensors that can be read, or this one filtered out"));
         }
         for planned in &self.outputs {
-            let cast = planned.dtype != planned.base.info()?.dtype();
+            let cast =
+                !matches!(planned.change, Change::Reinterpreted(_)) && planned.dtype != planned.base.info()?.dtype();
             if cast && !is_float(planned.dtype) && !is_quantized(planned.dtype) {
                 return Err(Error::new(Kind::UnsupportedDtype, "tensors are cast to floats that candle computes with")
                     .with_path(path)
@@ -407,13 +448,13 @@ impl Edit {
             let info = planned.base.info()?;
             let located = |error: Error| error.with_tensor(&planned.name);
             let mut pieces = Pieces::default();
-            if matches!(mapping(info.dtype()), Mapping::Same(_)) {
+            if matches!(mapping(info.dtype()), Mapping::Same(_)) && planned.name != BLOCKS_NAME {
                 let tensor = pieces.whole(planned).map_err(located)?;
                 for (name, tensor) in map(&planned.name, tensor).map_err(located)? {
                     writer.write(&name, &tensor).map_err(|error| error.with_tensor(&name))?;
                 }
             } else {
-                let mut tensor = writer.inner().begin(&planned.name, planned.dtype, info.shape())?;
+                let mut tensor = writer.inner().begin(&planned.name, planned.dtype, planned.shape()?)?;
                 pieces.each(planned, &mut |bytes| tensor.write(bytes)).map_err(located)?;
                 tensor.finish()?;
             }

@@ -33,9 +33,8 @@ pub(super) struct Task<'a> {
 
 /// Cuts what is done element by element into pieces. An update, which is made row by row, is one piece of work.
 pub(super) fn tasks<'a>(planned: &'a Planned, writer: Writer<'a>, tasks: &mut Vec<Task<'a>>) -> Result<()> {
-    let info = planned.base.info()?;
     let by_element = !matches!(planned.change, Change::Lora(_));
-    let byte_len = planned.dtype.byte_len(info.elem_count() as u64).unwrap_or(0);
+    let byte_len = planned.byte_len()?;
     if !by_element || byte_len == 0 {
         tasks.push(Task { planned, writer, part: None });
         return Ok(());
@@ -63,7 +62,7 @@ impl Task<'_> {
         let mut pieces = Pieces::default();
         let info = planned.base.info()?;
         if let Some((start, byte_len)) = *part {
-            if matches!(planned.change, Change::Cast) && planned.dtype == info.dtype() {
+            if planned.is_copy()? {
                 let at = info.range().start() + start;
                 let bytes = read_to_scratch(planned.base.source()?, at, byte_len, &mut pieces.read).map_err(located)?;
                 writer.write_part(&planned.name, start, bytes)?;
@@ -101,6 +100,7 @@ impl Pieces {
             Change::Cast => self.cast(&planned.base, planned.dtype, first, count),
             Change::Average(inputs) => self.average(inputs, planned.dtype, first, count),
             Change::Lora(_) => Err(Error::new(Kind::Internal, "an update is made row by row")),
+            Change::Reinterpreted(_) => Err(Error::new(Kind::Internal, "bytes are copied as they are")),
         }
     }
 
@@ -110,6 +110,15 @@ impl Pieces {
             return update.each(self, &planned.base, planned.dtype, take);
         }
         let info = planned.base.info()?;
+        if matches!(planned.change, Change::Reinterpreted(_)) {
+            let (mut at, end) = (info.range().start(), info.range().end());
+            while at < end {
+                let byte_len = (end - at).min(HASH_CHUNK_BYTES as u64);
+                take(read_to_scratch(planned.base.source()?, at, byte_len as usize, &mut self.read)?)?;
+                at += byte_len;
+            }
+            return Ok(());
+        }
         let elements = info.elem_count() as u64;
         let piece = match planned.change {
             Change::Average(_) => SUM_ELEMENTS,
