@@ -3,7 +3,7 @@
 //!
 //! ```sh
 //! cargo bench --bench data                 # everything
-//! cargo bench --bench data -- mnist drop   # some of the cases: mnist tokens jpeg blobs overhead resume drop
+//! cargo bench --bench data -- mnist drop   # some of the cases: mnist rows tokens jpeg blobs overhead resume drop
 //! ```
 //!
 //! `UEL_TORCH` names an interpreter with torch, Pillow and unifiedefficientloader, which

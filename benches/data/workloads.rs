@@ -8,7 +8,9 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
 use uel::core::Dtype;
-use uel::data::formats::{DataFile, FixedRecords, ImageFolder, ImageTransform, RecordLayout, TokenWindows, Tokens};
+use uel::data::formats::{
+    DataFile, FixedRecords, Idx, ImageFolder, ImageTransform, RecordLayout, TokenWindows, Tokens,
+};
 use uel::data::{Array, Dataset, Fingerprint, Layout, Result, Rows, SampleCx, Value};
 
 use super::jpeg::{Random, made_up};
@@ -16,18 +18,22 @@ use super::{Candidate, SECONDS};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Workload {
+    /// The bytes of an IDX file, which become F32 between 0 and 1.
     Mnist,
+    /// As many rows that are F32 in the file already.
+    Rows,
     Tokens,
     Jpeg,
     Blobs,
 }
 
 impl Workload {
-    pub(crate) const ALL: [Self; 4] = [Self::Mnist, Self::Tokens, Self::Jpeg, Self::Blobs];
+    pub(crate) const ALL: [Self; 5] = [Self::Mnist, Self::Rows, Self::Tokens, Self::Jpeg, Self::Blobs];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Mnist => "mnist",
+            Self::Rows => "rows",
             Self::Tokens => "tokens",
             Self::Jpeg => "jpeg",
             Self::Blobs => "blobs",
@@ -36,7 +42,7 @@ impl Workload {
 
     pub(crate) fn batch_size(self) -> usize {
         match self {
-            Self::Mnist => 64,
+            Self::Mnist | Self::Rows => 64,
             Self::Jpeg => 32,
             Self::Tokens | Self::Blobs => 16,
         }
@@ -60,6 +66,13 @@ impl Data {
         };
         let dataset: Arc<dyn Dataset> = match workload {
             Workload::Mnist => {
+                let path = folder.path().join("digits.idx");
+                let header = [&[0, 0, 8, 3][..], &60_000u32.to_be_bytes(), &[0, 0, 0, 28, 0, 0, 0, 28]].concat();
+                std::fs::write(&path, [header, random_bytes(60_000 * 28 * 28)].concat()).unwrap();
+                let images = DataFile::preload(path).unwrap();
+                Arc::new(Idx::new([("image", images)]).unwrap().with_normalised("image", 0.0, 1.0).unwrap())
+            }
+            Workload::Rows => {
                 let layout = RecordLayout::new(28 * 28 * 4).with_field("image", Dtype::F32, &[28, 28], 0);
                 let file = DataFile::preload(file("digits.f32", 60_000 * 28 * 28 * 4)).unwrap();
                 Arc::new(FixedRecords::with_layout(vec![file], &layout).unwrap())
@@ -93,7 +106,7 @@ impl Data {
 
     /// Copies of random rows into fresh memory: nothing that makes batches can be faster. For samples that are copied.
     pub(crate) fn gather(&self) -> Option<Candidate<'static>> {
-        if !matches!(self.workload, Workload::Mnist | Workload::Blobs) {
+        if !matches!(self.workload, Workload::Rows | Workload::Blobs) {
             return None;
         }
         let row = self.sample_bytes() as usize;
@@ -107,7 +120,7 @@ impl Data {
 
     /// A tensor for each sample, and `Tensor::stack`, which is what candle-datasets' `Batcher` makes a batch with.
     pub(crate) fn batcher(&self) -> Option<Candidate<'static>> {
-        if self.workload != Workload::Mnist {
+        if !matches!(self.workload, Workload::Mnist | Workload::Rows) {
             return None;
         }
         let images = Tensor::zeros((60_000, 28, 28), DType::F32, &Device::Cpu).unwrap();

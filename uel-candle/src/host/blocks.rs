@@ -76,6 +76,16 @@ impl UnfilledBlocks {
     }
 }
 
+/// A quantized storage without blocks.
+///
+/// # Errors
+///
+/// None in practice.
+pub(crate) fn no_blocks(dtype: GgmlDType) -> Result<Box<dyn QuantizedType>> {
+    // SAFETY: there are no bytes to be written.
+    Ok(unsafe { UnfilledBlocks::new(dtype, 0)?.assume_filled() })
+}
+
 /// Replaces the contents of `into` by the blocks that `bytes` are, wherever those lie.
 ///
 /// # Errors

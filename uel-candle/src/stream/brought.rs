@@ -11,7 +11,7 @@ use uel_core::{Error, Kind, Result};
 use super::plan::Stored;
 use crate::checkpoint::{candle, quantized_to_device};
 use crate::element::Element;
-use crate::host::blocks::UnfilledBlocks;
+use crate::host::blocks::no_blocks;
 use crate::mapped::region::Region;
 use crate::quantized::dtype::{OfBlocks, with_blocks};
 use crate::{cuda, placement};
@@ -31,10 +31,7 @@ pub(crate) enum Brought {
 impl Brought {
     /// No blocks.
     pub(super) fn empty(dtype: GgmlDType) -> Result<Self> {
-        // SAFETY: there are no bytes to be written.
-        #[allow(unsafe_code)]
-        let blocks = unsafe { UnfilledBlocks::new(dtype, 0)?.assume_filled() };
-        Ok(Brought::Quantized(blocks))
+        no_blocks(dtype).map(Brought::Quantized)
     }
 
     /// The tensor, where it was brought to.

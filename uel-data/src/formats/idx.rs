@@ -55,11 +55,33 @@ impl Idx {
             files.push(file);
         }
         super::file::check_some(&files)?;
-        Ok(Self { rows: RowFiles::new(files, columns, "idx")? })
+        Ok(Self { rows: RowFiles::new(files, columns, FORMAT)? })
+    }
+
+    /// The bytes of a field as F32: `(byte / 255 - mean) / deviation`, in this order, which is what torchvision's `ToTensor` and
+    /// `Normalize` make of an image. With 0 and 1 it is `ToTensor` alone.
+    ///
+    /// ```
+    /// # use uel_data::formats::{DataFile, Idx};
+    /// # use uel_data::DataLoader;
+    /// # let images = DataFile::from_bytes("images-idx3-ubyte", [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2], &[0, 255, 51, 102][..]].concat())?;
+    /// let mnist = Idx::new([("image", images)])?.with_normalised("image", 0.0, 1.0)?;
+    /// let batch = DataLoader::builder(mnist).batch_size(2).build()?.epoch(0)?.next().unwrap()?;
+    /// assert_eq!(batch.tensor("image")?.flatten_all()?.to_vec1::<f32>()?, [0.0, 1.0, 0.2, 0.4]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Argument`] where there is no such field or it holds no bytes, and for a deviation of 0.
+    pub fn with_normalised(self, field: &str, mean: f32, deviation: f32) -> Result<Self> {
+        Ok(Self { rows: self.rows.normalised(field, mean, deviation, FORMAT)? })
     }
 }
 
 delegate_to_rows!(Idx);
+
+const FORMAT: &str = "idx";
 
 /// What stands before the elements.
 struct Header {

@@ -3,6 +3,9 @@
 //! A format only says where the rows of each field lie. Reading them, from memory or with positioned reads, and appending
 //! them to the columns of a batch is done here, once.
 
+use std::sync::Arc;
+
+use candle_core::DType;
 use uel_core::{Dtype, Kind};
 
 use super::DataFile;
@@ -35,6 +38,8 @@ pub(crate) struct Column {
     row_bytes: u64,
     segments: Vec<Segment>,
     len: u64,
+    /// What each value of a byte becomes, where bytes become floats.
+    floats: Option<Arc<[f32; 256]>>,
 }
 
 impl Column {
@@ -56,7 +61,7 @@ impl Column {
         let (segments, shape) = (Vec::new(), Dims::from(shape));
         // Its two halves are numbers of their own, and no batch holds them anyway.
         let big_endian = big_endian && stored.bits() > 8;
-        Ok(Self { name, stored, big_endian, shape, row_len, row_bytes, segments, len: 0 })
+        Ok(Self { name, stored, big_endian, shape, row_len, row_bytes, segments, len: 0, floats: None })
     }
 
     /// Appends `rows` rows that lie in `file` from `start` on, one every `stride` bytes.
@@ -73,6 +78,14 @@ impl Column {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// No elements of the column, with room for `capacity`.
+    fn elements(&self, capacity: usize) -> Result<Elements> {
+        match &self.floats {
+            Some(_) => Elements::with_capacity(DType::F32, capacity),
+            None => Elements::for_stored(self.stored, capacity),
+        }
     }
 
     /// Bytes of one row in the file.
@@ -103,6 +116,9 @@ impl Column {
 
     /// Appends bytes as they stand in the file.
     fn append(&self, bytes: &[u8], elements: &mut Elements) -> Result<()> {
+        if let Some(floats) = &self.floats {
+            return elements.extend_from_table(floats, bytes);
+        }
         if !self.big_endian {
             return elements.extend_from_le_bytes(self.stored, bytes);
         }
@@ -143,7 +159,7 @@ impl RowFiles {
         for column in &columns {
             check(column, &files, len).map_err(|error| error.with_tensor(&column.name))?;
             // No elements cost no memory: only the dtype is asked for.
-            let dtype = Elements::for_stored(column.stored, 0).map_err(|_| {
+            let dtype = column.elements(0).map_err(|_| {
                 uel_core::Error::new(Kind::UnsupportedDtype, "batches cannot hold this dtype")
                     .with_tensor(&column.name)
                     .with_got(column.stored)
@@ -151,12 +167,33 @@ impl RowFiles {
             layout.push((column.name.clone(), Layout::array(dtype.dtype(), column.shape.clone())));
             fingerprint = fingerprint.with_bytes(column.name.as_bytes()).with_bytes(column.stored.as_str().as_bytes());
             fingerprint = column.shape.iter().fold(fingerprint, |hash, &dim| hash.with(dim as u64));
+            if let Some(floats) = &column.floats {
+                fingerprint = floats.iter().fold(fingerprint, |hash, value| hash.with(u64::from(value.to_bits())));
+            }
             fingerprint = column
                 .segments
                 .iter()
                 .fold(fingerprint, |hash, segment| hash.with(segment.first).with(segment.start).with(segment.stride));
         }
         Ok(Self { files, columns, layout: Layout::map(layout), len, fingerprint: fingerprint.finish() })
+    }
+
+    /// The same with the bytes of a field as F32, `(byte / 255 - mean) / deviation`.
+    pub(crate) fn normalised(mut self, field: &str, mean: f32, deviation: f32, format: &str) -> uel_core::Result<Self> {
+        let column = self.columns.iter_mut().find(|column| column.name() == field);
+        let column = column.filter(|column| column.stored == Dtype::U8).ok_or_else(|| {
+            uel_core::Error::new(Kind::Argument, "only fields of bytes are normalised").with_tensor(field)
+        })?;
+        if !(mean.is_finite() && deviation.is_finite() && deviation != 0.0) {
+            return Err(uel_core::Error::new(
+                Kind::Argument,
+                "a mean and a deviation are finite, and the latter is not 0",
+            )
+            .with_tensor(field)
+            .with_got(format!("{mean}, {deviation}")));
+        }
+        column.floats = Some(Arc::new(std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / deviation)));
+        Self::new(self.files, self.columns, format)
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -184,7 +221,7 @@ impl RowFiles {
     pub(crate) fn get(&self, row: u64, cx: &mut SampleCx) -> Result<Value> {
         let mut elements = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
-            elements.push(Elements::for_stored(column.stored, column.row_len)?);
+            elements.push(column.elements(column.row_len)?);
         }
         if !self.append_span(row, &mut elements, cx)? {
             for (column, elements) in self.columns.iter().zip(&mut elements) {
@@ -232,8 +269,7 @@ impl RowFiles {
                 continue;
             }
             file.check(offset, byte_len).map_err(place)?;
-            let same =
-                Elements::for_stored(column.stored, 0)?.dtype().size_in_bytes() as u32 * 8 == column.stored.bits();
+            let same = column.elements(0)?.dtype().size_in_bytes() as u32 * 8 == column.stored.bits();
             if same && !column.big_endian && !matches!(column.stored, Dtype::U64) {
                 let count = column.row_len.saturating_mul(run);
                 elements

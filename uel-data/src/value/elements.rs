@@ -113,6 +113,21 @@ macro_rules! elements {
                 Ok(())
             }
 
+            /// Appends for each byte what `table` has for it, to F32 numbers.
+            ///
+            /// # Errors
+            ///
+            /// [`Kind::UnsupportedDtype`] where these are others.
+            pub(crate) fn extend_from_table(&mut self, table: &[f32; 256], bytes: &[u8]) -> Result<()> {
+                let Self::F32(vec) = self else {
+                    return Err(Error::new(Kind::UnsupportedDtype, "floats do not fit the column")
+                        .with_expected("F32")
+                        .with_got(format!("{:?}", self.dtype())));
+                };
+                vec.extend(bytes.iter().map(|&byte| table[usize::from(byte)]));
+                Ok(())
+            }
+
             /// Appends a number some times, rounded to the dtype.
             ///
             /// # Errors

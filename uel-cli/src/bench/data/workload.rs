@@ -56,7 +56,7 @@ impl Workload {
                 let labels = [&[0, 0, 8, 1][..], &DIGITS.to_be_bytes()].concat();
                 let images = DataFile::from_bytes("images", random(images, DIGITS as usize * 28 * 28))?;
                 let labels = DataFile::from_bytes("labels", random(labels, DIGITS as usize))?;
-                Arc::new(Idx::new([("image", images), ("label", labels)])?)
+                Arc::new(Idx::new([("image", images), ("label", labels)])?.with_normalised("image", 0.0, 1.0)?)
             }
             Self::Tokens => {
                 let tokens = DataFile::from_bytes("tokens", random(Vec::new(), TOKENS * 2))?;
