@@ -1,6 +1,7 @@
 mod bounds;
 mod failure;
 mod order;
+mod slabs;
 mod streams;
 
 use std::collections::BTreeSet;
