@@ -223,4 +223,4 @@ impl DataLoader {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
