@@ -3,6 +3,7 @@
 mod bounds;
 mod faults;
 mod schedules;
+mod streams;
 mod threads;
 
 use std::collections::BTreeSet;

@@ -234,6 +234,19 @@ impl DataLoaderBuilder {
     /// [`prefetch_bytes`](Self::prefetch_bytes) bounds the batches on the device that were not taken, and once more the page-locked
     /// memory, of which there is no more than one batch for each worker and one besides, or 4 MiB where samples have no layout. It
     /// stays from epoch to epoch as threads do. States know no device: a run may go on on another one.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use uel_data::{DataLoader, Value, dataset::FnDataset};
+    /// let device = Device::cuda_if_available(0)?;
+    /// let numbers = FnDataset::new("numbers", 10, |index, _| Ok(Value::Float(index as f64)));
+    /// let loader = DataLoader::builder(numbers).batch_size(5).num_workers(2).device(&device).build()?;
+    /// for batch in loader.epoch(0)? {
+    ///     let batch = batch?;
+    ///     assert!(batch.tensor("")?.device().same_device(&device));
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn device(mut self, device: &Device) -> Self {
         self.device = device.clone();
         self

@@ -16,7 +16,7 @@ use super::stats::{Counters, count, time};
 use super::{LoaderState, OnError};
 use crate::sampler::Batches;
 use crate::sync::{Mutex, PoisonError};
-use crate::{Batch, Error, Field, IterableDataset, Kind, Layout, Result, Rows, SampleCx, Stage, Value};
+use crate::{Error, IterableDataset, Kind, Layout, Result, SampleCx, Stage, Value};
 
 /// A batch, or why there is none; for streams, where they stand behind it.
 pub(super) struct Made {
@@ -239,24 +239,6 @@ impl Job {
         })
     }
 
-    /// Memory for the rows of a batch.
-    fn rows(&self, layout: &Layout, rows: usize) -> Result<Rows> {
-        if let Some(road) = &self.road
-            && let Some(rows) = self.transfer(|| road.rows(layout, rows, &self.cancelled))?
-        {
-            return Ok(rows);
-        }
-        Rows::new(layout, rows)
-    }
-
-    /// Does something of what brings a batch to its device.
-    fn transfer<R>(&self, run: impl FnOnce() -> Result<R>) -> Result<R> {
-        let began = Instant::now();
-        let result = run();
-        time(&self.counters.transfer, began.elapsed());
-        result.map_err(|error| error.with_stage(Stage::Transfer))
-    }
-
     /// Reads the samples of the next batch of a stream; `None` where there are none. Whatever panics, there is an answer:
     /// somebody waits for the batch.
     fn read(&self, reader: &mut Reader, number: u64, local: &mut Local) -> Option<Result<(Vec<Raw>, Position)>> {
@@ -355,41 +337,6 @@ impl Job {
                 }
             }
         }
-    }
-
-    /// The batch of samples that are all there, or on the way to their device.
-    fn finish_batch(&self, number: u64, gathered: Gathered, cx: &mut SampleCx) -> Result<Filled> {
-        let Gathered { sink, kept, skipped, bytes } = gathered;
-        // Of a batch of which all samples were skipped, nothing goes anywhere.
-        let road = self.road.as_ref().filter(|_| !kept.is_empty());
-        let (data, arrival) = match (sink, road) {
-            (Sink::Rows(rows), None) => (rows.into_field(kept.len())?, None),
-            (Sink::Rows(rows), Some(road)) => {
-                let (data, arrival) = self.transfer(|| road.send_rows(rows, kept.len(), &self.cancelled))?;
-                (data, Some(arrival))
-            }
-            // All were skipped: the consumer goes on with the next batch.
-            (Sink::Values(values), _) if values.is_empty() => (Field::Tuple(Vec::new()), None),
-            (Sink::Values(values), road) => {
-                // For a moment there are the samples and the batch, or the batch in two places.
-                if self.bounded && !self.inline && !self.handover.grow(number, bytes.saturating_mul(2)) {
-                    return Err(cancelled());
-                }
-                let began = Instant::now();
-                cx.stage = Stage::Collate;
-                let data = guarded(cx, |_| self.config.collate.collate(values, &kept))
-                    .map_err(|error| error.with_stage(Stage::Collate))?;
-                time(&self.counters.collate, began.elapsed());
-                match road {
-                    None => (data, None),
-                    Some(road) => {
-                        let (data, arrival) = self.transfer(|| road.send_field(data, &self.cancelled))?;
-                        (data, Some(arrival))
-                    }
-                }
-            }
-        };
-        Ok(Filled::new(Batch { epoch: self.epoch, number, data, indices: kept, skipped }, arrival))
     }
 
     /// Runs `make`, counts what came of it, and says where it failed.

@@ -3,6 +3,7 @@
 mod builder;
 mod config;
 mod epoch;
+mod finish;
 mod gather;
 mod guard;
 pub(crate) mod handover;
