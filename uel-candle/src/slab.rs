@@ -1,9 +1,9 @@
 //! Batches on their way to a device: written into buffers of a pool by many threads, and copied from there.
 //!
-//! A thread that makes a batch takes a [`Slab`], divides it into [parts](SlabPart), writes them, and [sends](Slabs::send) them:
-//! each tensor gets memory of its own on the device, because candle frees tensors one by one, and is filled by one copy out of
-//! the slab. All run on the copy stream of the device, and one event ends them. The slab goes back to its pool after that
-//! event, whatever becomes of the tensors.
+//! A thread that makes a batch takes a [`Slab`], divides it into [parts](SlabPart), writes them, and [sends](Slabs::send)
+//! them: each tensor gets memory of its own on the device, because candle frees tensors one by one, and is filled by one
+//! copy out of the slab. All run on the copy stream of the device, and one event ends them. The slab goes back to its pool
+//! after that event, whatever becomes of the tensors.
 //!
 //! ```
 //! use std::sync::atomic::AtomicBool;

@@ -226,14 +226,14 @@ impl DataLoaderBuilder {
 
     /// Where the tensors of batches are: the CPU, unless set, or a CUDA device.
     ///
-    /// Whoever makes a batch brings it to the device. Rows of a layout are written into page-locked memory and copied from there,
-    /// all else is collated first and copied into page-locked memory. The copies run on a stream of their own while the next
-    /// batches are made. What the thread that takes the batch does with it comes after them; the thread does not wait. Each tensor
-    /// has memory of its own on the device, for as long as it is kept.
+    /// Whoever makes a batch brings it to the device. Rows of a layout are written into page-locked memory and copied from
+    /// there, all else is collated first and copied into page-locked memory. The copies run on a stream of their own while
+    /// the next batches are made. What the thread that takes the batch does with it comes after them; the thread does not
+    /// wait. Each tensor has memory of its own on the device, for as long as it is kept.
     ///
-    /// [`prefetch_bytes`](Self::prefetch_bytes) bounds the batches on the device that were not taken, and once more the page-locked
-    /// memory, of which there is no more than one batch for each worker and one besides, or 4 MiB where samples have no layout. It
-    /// stays from epoch to epoch as threads do. States know no device: a run may go on on another one.
+    /// [`prefetch_bytes`](Self::prefetch_bytes) bounds the batches on the device that were not taken, and once more the
+    /// page-locked memory, of which there is no more than one batch for each worker and one besides, or 4 MiB where samples
+    /// have no layout. It stays from epoch to epoch as threads do. States know no device: a run may go on on another one.
     ///
     /// ```
     /// use candle_core::Device;
@@ -255,8 +255,8 @@ impl DataLoaderBuilder {
     /// Whether batches go to a CUDA [`device`](Self::device) through page-locked memory, as they do unless set. Without, the
     /// worker waits while the driver copies.
     ///
-    /// Batches on the CPU cannot have it: they lie in memory of candle's own. Instead of having them page-locked to copy them to a
-    /// device, have the loader bring them there.
+    /// Batches on the CPU cannot have it: they lie in memory of candle's own. Instead of having them page-locked to copy
+    /// them to a device, have the loader bring them there.
     pub fn pin_memory(mut self, pin: bool) -> Self {
         self.pin_memory = Some(pin);
         self
