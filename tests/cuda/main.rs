@@ -9,6 +9,7 @@
     reason = "tests and what they share"
 )]
 
+mod data;
 mod devices;
 #[cfg(feature = "gds")]
 mod direct;

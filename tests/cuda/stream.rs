@@ -42,6 +42,10 @@ impl DeviceKind {
         DeviceKind { own_stream: true, tracked: false },
     ];
 
+    pub(crate) fn of(own_stream: bool, tracked: bool) -> Self {
+        Self { own_stream, tracked }
+    }
+
     pub(crate) fn device(self) -> Device {
         let device = if self.own_stream { Device::new_cuda_with_stream(0) } else { Device::new_cuda(0) };
         let device = device.expect("a device");
@@ -161,20 +165,20 @@ fn a_device_that_is_full_is_an_error_that_says_how_much_was_asked() {
 }
 
 /// A copy of a tensor on its device, made by the calling thread's queue as candle's operations are, and not yet done.
-struct Copy {
+pub(crate) struct Copy {
     device: CudaDevice,
     slice: CudaSlice<f32>,
 }
 
 impl Copy {
-    fn of(tensor: &Tensor) -> Copy {
+    pub(crate) fn of(tensor: &Tensor) -> Copy {
         let (storage, _) = tensor.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else { panic!("not on a device") };
         let slice = storage.device.cuda_stream().clone_dtod(storage.as_cuda_slice::<f32>().expect("floats"));
         Copy { device: storage.device.clone(), slice: slice.expect("a copy") }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.device.clone_dtoh(&self.slice).expect("back").into_iter().flat_map(f32::to_le_bytes).collect()
     }
 }

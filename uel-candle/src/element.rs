@@ -7,7 +7,7 @@ use candle_core::quantized::k_quants;
 /// # Safety
 ///
 /// Every bit pattern is a valid value, and the type has neither padding nor a destructor.
-pub(crate) unsafe trait Element: Clone + Send + Sync + 'static {}
+pub unsafe trait Element: Clone + Send + Sync + 'static {}
 
 // SAFETY: integers are valid for every bit pattern and have no padding.
 unsafe impl Element for u8 {}

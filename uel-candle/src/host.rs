@@ -3,6 +3,7 @@
 pub(crate) mod blocks;
 pub(crate) mod chunk;
 pub(crate) mod pool;
+pub(crate) mod slab;
 
 use std::mem::MaybeUninit;
 

@@ -28,6 +28,7 @@ mod quantized;
 #[allow(unsafe_code)]
 mod residency;
 mod save;
+pub mod slab;
 mod stream;
 mod transfer;
 mod var_builder;

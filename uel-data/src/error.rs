@@ -19,6 +19,8 @@ pub enum Stage {
     Decode,
     /// Samples become a batch.
     Collate,
+    /// A batch is brought to its device.
+    Transfer,
     /// The consumer waits for a batch.
     Wait,
 }
@@ -31,6 +33,7 @@ impl Stage {
             Stage::Read => "read",
             Stage::Decode => "decode",
             Stage::Collate => "collate",
+            Stage::Transfer => "transfer",
             Stage::Wait => "wait",
         }
     }

@@ -1,7 +1,7 @@
 //! Threaded, deterministic data loading for training on candle.
 //!
 //! A [`Dataset`] gives samples by index, an [`IterableDataset`] gives streams of them. A sample is a [`Value`]; a batch
-//! is a [`Batch`] of candle tensors on the CPU, nested as its samples are.
+//! is a [`Batch`] of candle tensors on the CPU or a CUDA device, nested as its samples are.
 //!
 //! A [`DataLoader`] makes batches ahead of their use, on threads:
 //!
@@ -11,6 +11,8 @@
 //! - What goes wrong names its sample ([`Error`]), and the next batches still come. A panic is such an error.
 //! - Memory is bounded in bytes ([`DataLoaderBuilder::prefetch_bytes`]), and a batch is the caller's for as long as it is
 //!   kept.
+//!
+//! Batches for a CUDA device ([`DataLoaderBuilder::device`]) are brought there ahead of their use, through page-locked memory.
 //!
 //! Samples of fixed size are written straight into the memory of their batch: give a [`Dataset`] a
 //! [`layout`](Dataset::layout) and [`write_rows`](Dataset::write_rows).
@@ -35,4 +37,4 @@ pub use fingerprint::Fingerprint;
 pub use loader::{DataLoader, DataLoaderBuilder, Epoch, LoaderState, LoaderStats, OnError, Progress};
 pub use rng::Rng;
 pub use uel_core::Kind;
-pub use value::{Array, Batch, Dims, Element, Elements, Field, Layout, Name, Rows, Value};
+pub use value::{Array, Batch, Buffer, Dims, Element, Elements, Field, Layout, Name, Rows, Value};

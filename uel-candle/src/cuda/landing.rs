@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
-use candle_core::{CudaDevice, DType, Tensor};
+use candle_core::{CudaDevice, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
@@ -94,7 +94,7 @@ fn is_direct(item: &Item) -> bool {
 }
 
 /// Makes copies wait for the allocations of this thread; gives their event.
-fn wait_for_room(link: &Link, device: &CudaDevice) -> Result<Option<CudaEvent>> {
+pub(super) fn wait_for_room(link: &Link, device: &CudaDevice) -> Result<Option<CudaEvent>> {
     if seeded::is(seeded::NO_ALLOCATION_WAIT) {
         return Ok(None);
     }
@@ -305,10 +305,8 @@ impl DeviceUnit {
     /// What orders the copies so far before the work of whoever gets the tensors.
     fn end(&self) -> Result<Copies> {
         let stream = self.device.cuda_stream();
-        let copies = Copies { stream, event: self.link.after_copies()? };
-        if seeded::is(seeded::HAND_OVER_BY_READER) {
-            copies.stream.wait(&copies.event).map_err(driver("cannot wait for an event"))?;
-        }
+        let copies = Copies { stream, event: Arc::new(self.link.after_copies()?) };
+        copies.hand_over_early()?;
         Ok(copies)
     }
 }
@@ -364,14 +362,23 @@ impl Drop for Sending<'_> {
     }
 }
 
-/// The copies of a unit.
-struct Copies {
-    stream: Arc<CudaStream>,
-    event: CudaEvent,
+/// The copies of a unit, or of a batch.
+pub(super) struct Copies {
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) event: Arc<CudaEvent>,
 }
 
 impl Copies {
-    fn wait(&self) -> Result<()> {
+    /// Does on a reader's thread what is the consumer's to do, where a test asks for that fault.
+    pub(super) fn hand_over_early(&self) -> Result<()> {
+        if seeded::is(seeded::HAND_OVER_BY_READER) {
+            self.stream.wait(&self.event).map_err(driver("cannot wait for an event"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes what the calling thread submits from now on wait for the copies.
+    pub(super) fn wait(&self) -> Result<()> {
         // Where the stream cannot be made to wait, this thread waits: nothing it submits later comes before the copies.
         let waits = self.stream.wait(&self.event).or_else(|_| self.event.synchronize());
         waits.map_err(driver("cannot wait for the copies"))
@@ -385,44 +392,4 @@ impl HandOver for Copies {
         }
         self.wait()
     }
-}
-
-/// A tensor of bytes that lie in page-locked or other buffers, given in their order.
-pub(super) fn send_staged<'a>(
-    link: &Link,
-    device: &CudaDevice,
-    dtype: DType,
-    shape: &[usize],
-    byte_len: usize,
-    pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
-) -> Result<Tensor> {
-    let mut buffer = Buffer::new(device, link.copies(), dtype, byte_len)?;
-    wait_for_room(link, device)?;
-    let mut at = 0;
-    let sent = pieces.into_iter().try_for_each(|(lease, bytes)| {
-        // SAFETY: the lease is kept until an event after the copy, or given up; where it is not page-locked, the driver has
-        // taken the bytes when the call returns.
-        let sent = unsafe { buffer.copy_in(link.copies(), at, bytes) }.and_then(|()| link.copied());
-        match sent {
-            Ok(copied) => lease.keep_until(Box::new(copied)),
-            Err(error) => {
-                if link.copies().synchronize().is_err() {
-                    lease.lose();
-                }
-                return Err(error);
-            }
-        }
-        if lease.is_pinned() {
-            count::pinned(bytes.len() as u64);
-        }
-        at += bytes.len();
-        Ok(())
-    });
-    // The memory is used, or freed, on this thread's queue.
-    let waits = match link.after_copies() {
-        Ok(event) => Copies { stream: device.cuda_stream(), event }.wait(),
-        Err(_) => link.copies().synchronize().map_err(driver("cannot wait for the copies")),
-    };
-    sent.and(waits)?;
-    Ok(buffer.into_tensor(device, shape))
 }

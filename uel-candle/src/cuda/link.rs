@@ -94,7 +94,7 @@ impl Link {
 
     /// The end of all copies submitted so far.
     pub(super) fn copied(&self) -> Result<Copied> {
-        self.after_copies().map(Copied)
+        self.after_copies().map(|event| Copied(Arc::new(event)))
     }
 
     /// An event after all copies submitted so far.
@@ -225,7 +225,7 @@ impl Drop for Pinned {
 
 /// The end of the copies before an event.
 #[derive(Debug)]
-pub(super) struct Copied(CudaEvent);
+pub(super) struct Copied(pub(super) Arc<CudaEvent>);
 
 impl Completion for Copied {
     fn is_done(&self) -> Result<bool> {

@@ -14,6 +14,8 @@
 //!   queue on every thread, so nobody else can do that for it.
 
 #[cfg(feature = "cuda")]
+mod batch;
+#[cfg(feature = "cuda")]
 mod buffer;
 #[cfg(all(any(test, feature = "gds"), target_os = "linux"))]
 mod descriptor;

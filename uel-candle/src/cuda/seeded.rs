@@ -7,6 +7,7 @@ pub(crate) const EARLY_RETURN: &str = "early-return";
 pub(crate) const ALLOCATED_ON_COPY_STREAM: &str = "allocated-on-copy-stream";
 pub(crate) const COPY_STREAM_DROPPED: &str = "copy-stream-dropped";
 pub(crate) const NO_ALLOCATION_WAIT: &str = "no-allocation-wait";
+pub(crate) const DROPPED_BEFORE_COPIES: &str = "dropped-before-copies";
 pub(crate) const DIRECT_BEFORE_ALLOCATION: &str = "direct-before-allocation";
 
 /// Pools that outlive their copy stream, by the fault that drops it.

@@ -9,14 +9,15 @@ use uel_core::{Error, Kind, Result};
 
 use super::buffer::{self, Buffer};
 use super::gds::DirectFiles;
-use super::landing::{OnDevice, send_staged as send_from_buffers};
+use super::landing::OnDevice;
 use super::link::{Link, PinnedChunks};
-use super::{download, link, rate};
+use super::{batch, download, link, rate};
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
+use crate::slab::Outgoing;
 use crate::stream::LargeFiles;
 use crate::stream::brought::Brought;
-use crate::stream::land::Landing;
+use crate::stream::land::{HandOver, Landing};
 use crate::stream::options::{CastOn, StreamOptions};
 
 fn cuda(device: &Device) -> Result<&CudaDevice> {
@@ -53,16 +54,15 @@ pub(crate) fn landing(
     Ok(Box::new(OnDevice { link, device: device.clone(), pool, waiting: Arc::default(), gap, direct }))
 }
 
-/// A tensor on a CUDA device, of bytes that lie in leases, in their order.
-pub(crate) fn send_staged<'a>(
+/// Begins to copy tensors to a CUDA device; gives them with what is to be called before they are used. Those that lie in no
+/// buffer go through such as `lease` gives.
+pub(crate) fn send_batch(
     device: &Device,
-    dtype: DType,
-    shape: &[usize],
-    byte_len: usize,
-    pieces: impl Iterator<Item = (&'a Lease, &'a [u8])>,
-) -> Result<Tensor> {
+    fields: Vec<Outgoing>,
+    lease: &dyn Fn() -> Result<Lease>,
+) -> Result<(Vec<Tensor>, Box<dyn HandOver>)> {
     let on = cuda(device)?;
-    send_from_buffers(&*Link::of(on)?, on, dtype, shape, byte_len, pieces)
+    batch::send(&Link::of(on)?, on, fields, lease)
 }
 
 /// Whether two devices are of one context, so that candle copies between them in order.

@@ -6,9 +6,10 @@ use uel_core::{Error, Kind, Result};
 
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
+use crate::slab::Outgoing;
 use crate::stream::LargeFiles;
 use crate::stream::brought::Brought;
-use crate::stream::land::Landing;
+use crate::stream::land::{HandOver, Landing};
 use crate::stream::options::{CastOn, StreamOptions};
 
 /// Makes page-locked chunks for copies to and from a device.
@@ -26,14 +27,12 @@ pub(crate) fn landing(
     Err(without(device))
 }
 
-/// A tensor on a CUDA device, of bytes that lie in leases.
-pub(crate) fn send_staged<'a>(
+/// Begins to copy tensors to a CUDA device.
+pub(crate) fn send_batch(
     device: &Device,
-    _: DType,
-    _: &[usize],
-    _: usize,
-    _: impl Iterator<Item = (&'a Lease, &'a [u8])>,
-) -> Result<Tensor> {
+    _: Vec<Outgoing>,
+    _: &dyn Fn() -> Result<Lease>,
+) -> Result<(Vec<Tensor>, Box<dyn HandOver>)> {
     Err(without(device))
 }
 

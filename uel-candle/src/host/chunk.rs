@@ -49,6 +49,11 @@ impl Chunk {
         self.memory.byte_len()
     }
 
+    /// Where it lies, for those who see to it themselves that their references do not conflict.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.memory.start()
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: `Memory` promises that so many bytes from there on are initialised and belong to it alone; whoever writes
         // to them has borrowed the chunk mutably.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::{ManuallyDrop, MaybeUninit};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -238,6 +239,11 @@ impl HostPool {
 
     /// As [`lease`](Self::lease), for somebody who may stop waiting.
     pub(crate) fn lease_for(&self, waiting: &Waiting) -> Result<Lease> {
+        self.lease_while(&|| !waiting.is_given_up(), &|| !waiting.paused.load(Ordering::Relaxed))
+    }
+
+    /// As [`lease`](Self::lease), while `wanted` says that somebody wants it; time in which `counts` is false does not count.
+    pub(crate) fn lease_while(&self, wanted: &dyn Fn() -> bool, counts: &dyn Fn() -> bool) -> Result<Lease> {
         let asked = Instant::now();
         let mut returns = None;
         let mut in_vain = Duration::ZERO;
@@ -254,7 +260,7 @@ impl HostPool {
                     None => continue,
                 }
             }
-            if waiting.given_up.load(Ordering::Relaxed) {
+            if !wanted() {
                 return Err(Error::new(Kind::Interrupted, "nobody waits for the buffer any more"));
             }
             // Buffers that go to others show that somebody drops them.
@@ -272,7 +278,7 @@ impl HostPool {
             }
             let began = Instant::now();
             drop(self.inner.returned.wait_timeout(state, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner));
-            if !waiting.paused.load(Ordering::Relaxed) {
+            if counts() {
                 in_vain += began.elapsed();
             }
         }
@@ -458,6 +464,11 @@ impl Lease {
     /// The chunk's bytes.
     pub fn bytes(&self) -> &[u8] {
         self.chunk.bytes()
+    }
+
+    /// Where the chunk lies.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.chunk.start()
     }
 
     /// The chunk's bytes, to be filled by a read.

@@ -74,6 +74,13 @@ pub(crate) struct Finished<T> {
 pub(crate) trait HandOver: Send {
     /// Makes what the calling thread submits from now on wait for the copies.
     fn hand_over(&self) -> Result<()>;
+
+    /// Does so for memory that nobody wants and that the calling thread is about to free.
+    fn settle(&self) {
+        if let Err(error) = self.hand_over() {
+            tracing::warn!(%error, "cannot wait for copies to a device");
+        }
+    }
 }
 
 /// Memory that a reading thread uses again and again.

@@ -13,30 +13,21 @@ use super::plan::{Cut, Item, ItemKind, Made, Plan};
 use super::{NamedBatch, Queue, StreamOptions, StreamStats};
 use crate::checkpoint::Checkpoint;
 use crate::host::pool::{HostPool, Lease, Waiting};
+use crate::host::slab::{ALIGN, Piece};
 use crate::save::bytes::with_bytes;
-use crate::{cuda, host};
+use crate::{host, slab};
 
 /// Who waits for a turn looks this often whether it is wanted still.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Tensors begin at multiples of this in a buffer that several share.
-const ALIGN: usize = 64;
-
 /// A tensor whose bytes lie in buffers of a [`HostPool`]: all in one, or in several that are full but for the last.
 ///
 /// The buffers go back to the pool when the last tensor in them is dropped, and the copies out of them are over.
+#[derive(Clone)]
 pub struct StagedTensor {
     dtype: DType,
     shape: Vec<usize>,
     pieces: Vec<Piece>,
-}
-
-/// Bytes of one buffer.
-#[derive(Clone)]
-struct Piece {
-    lease: Arc<Lease>,
-    start: usize,
-    byte_len: usize,
 }
 
 impl fmt::Debug for StagedTensor {
@@ -50,6 +41,18 @@ impl fmt::Debug for StagedTensor {
 }
 
 impl StagedTensor {
+    /// A tensor whose bytes lie in one buffer, as many as the shape has.
+    pub(crate) fn of_piece(dtype: DType, shape: &[usize], piece: Piece) -> Self {
+        let pieces = if piece.byte_len() == 0 { Vec::new() } else { vec![piece] };
+        Self { dtype, shape: shape.to_vec(), pieces }
+    }
+
+    /// Its bytes, and the buffers that they lie in.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn in_buffers(&self) -> &[Piece] {
+        &self.pieces
+    }
+
     /// The dtype of its elements.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -62,7 +65,7 @@ impl StagedTensor {
 
     /// Its bytes in all.
     pub fn byte_len(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.byte_len).sum()
+        self.pieces.iter().map(Piece::byte_len).sum()
     }
 
     /// Its bytes in row-major order, buffer by buffer.
@@ -78,21 +81,13 @@ impl StagedTensor {
     /// [`Kind::OutOfMemory`], and [`Kind::Device`] where the driver refuses.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if device.is_cuda() && !self.pieces.is_empty() {
-            let pieces = self.pieces.iter().map(|piece| (&*piece.lease, piece.bytes()));
-            return cuda::send_staged(device, self.dtype, &self.shape, self.byte_len(), pieces);
+            return slab::send_here(device, self.clone());
         }
         if self.pieces.is_empty() {
             return super::empty(self.dtype, &self.shape, device);
         }
         let tensor = host::tensor_of_pieces(self.dtype, self.byte_len(), self.pieces(), &self.shape)?;
         super::moved(tensor, device)
-    }
-}
-
-impl Piece {
-    fn bytes(&self) -> &[u8] {
-        // Pieces lie in their buffers.
-        self.lease.bytes().get(self.start..self.start + self.byte_len).unwrap_or_default()
     }
 }
 
@@ -386,8 +381,7 @@ impl Landed<StagedTensor> for StagedUnit {
             let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
             let missing = || Error::new(Kind::Internal, "a tensor is not whole");
             let piece = |(buffer, start, byte_len): Place| {
-                let lease = leases.get(buffer).map(Arc::clone).ok_or_else(missing)?;
-                Ok(Piece { lease, start, byte_len })
+                Piece::of(leases.get(buffer).ok_or_else(missing)?, start, byte_len).ok_or_else(missing)
             };
             let pieces =
                 if whole { place.and_then(|places| places.into_iter().map(piece).collect()) } else { Err(missing()) };

@@ -1,5 +1,6 @@
 //! How samples become a batch.
 
+mod alike;
 mod closure;
 mod pack;
 mod pad;

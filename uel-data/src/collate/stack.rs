@@ -1,5 +1,6 @@
 //! Arrays of one shape, stacked.
 
+use super::alike::stack_alike;
 use super::{Collate, Part, collate, product, shown, tensor, with_rest};
 use crate::{Array, Elements, Field, Fingerprint, Result, Value};
 
@@ -27,6 +28,9 @@ pub(super) fn stack(arrays: Vec<Array>, part: &Part<'_>) -> Result<Field> {
 
 impl Collate for Stack {
     fn collate(&self, samples: Vec<Value>, indices: &[u64]) -> Result<Field> {
+        if let Some(batch) = stack_alike(&samples) {
+            return Ok(batch);
+        }
         collate(samples, &mut Part { indices, path: String::new() }, &mut stack)
     }
     fn fingerprint(&self) -> u64 {

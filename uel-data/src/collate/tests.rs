@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn floats(shape: &[usize], from: f32) -> Value {
@@ -34,6 +36,53 @@ fn nested_samples_are_stacked_as_torch_does() {
     assert_eq!(batch.tensor("").unwrap().to_vec1::<f64>().unwrap(), [0.5, 2.0]);
     let batch = Stack.collate(vec![Array::scalar(1u32).into(), Array::scalar(2u32).into()], &[0, 1]).unwrap();
     assert_eq!(batch.tensor("").unwrap().to_vec1::<u32>().unwrap(), [1, 2]);
+}
+
+/// Small values, mostly of few kinds, so that many lists of them are alike and as many are nearly so.
+fn any_sample() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        4 => (0usize..3, 0usize..3).prop_map(|(rows, from)| floats(&[rows.max(1), 2], from as f32)),
+        2 => (0u8..3).prop_map(|value| Array::scalar(value).into()),
+        2 => (0i64..3).prop_map(Value::Int),
+        2 => (0i64..3).prop_map(|value| Value::Float(value as f64)),
+        1 => any::<bool>().prop_map(Value::Bool),
+        1 => Just(Value::from("text")),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        let some = || proptest::collection::vec(inner.clone(), 0..3);
+        let names = prop_oneof![9 => Just(["a", "b", "c"]), 1 => Just(["b", "a", "d"])];
+        prop_oneof![
+            some().prop_map(Value::List),
+            some().prop_map(Value::Tuple),
+            (names, some()).prop_map(|(names, values)| Value::map(names.into_iter().zip(values))),
+        ]
+    })
+}
+
+proptest! {
+    /// What is stacked where it lies is what is stacked part by part.
+    #[test]
+    fn samples_that_are_alike_are_stacked_as_others_are(
+        one in any_sample(), more in proptest::collection::vec((any_sample(), 0usize..4), 0..4),
+    ) {
+        let mut samples = vec![one.clone()];
+        for (other, kind) in more {
+            samples.push(if kind == 0 { other } else { one.clone() });
+        }
+        let indices: Vec<u64> = (0..samples.len() as u64).collect();
+        let mut part = Part { indices: &indices, path: String::new() };
+        let text = |field: &Field| crate::loader::tests::text(field);
+        let part_by_part = collate(samples.clone(), &mut part, &mut stack::stack);
+        if let Some(alike) = alike::stack_alike(&samples) {
+            prop_assert_eq!(text(&alike), text(&part_by_part.unwrap()));
+        } else {
+            let same = samples.iter().all(|sample| *sample == one);
+            prop_assert!(!same || format!("{one:?}").contains("Str"), "{:?}", samples);
+        }
+        let whole = Stack.collate(samples.clone(), &indices);
+        let again = collate(samples, &mut part, &mut stack::stack);
+        prop_assert_eq!(whole.as_ref().map(text).map_err(ToString::to_string), again.as_ref().map(text).map_err(ToString::to_string));
+    }
 }
 
 /// The message names the sample by its index in the dataset, the field, and what both samples have.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::Device;
+
 use super::config::{Config, Data, OnProgress, Stream};
 use super::guard::guarded;
 use super::{DataLoader, Inner, OnError, Progress};
@@ -45,6 +47,10 @@ pub struct DataLoaderBuilder {
     worker_name: Option<String>,
     persistent_workers: bool,
     progress: Option<OnProgress>,
+    device: Device,
+    pin_memory: Option<bool>,
+    #[cfg(test)]
+    slabs_on_cpu: bool,
 }
 
 impl std::fmt::Debug for DataLoaderBuilder {
@@ -88,6 +94,10 @@ impl DataLoaderBuilder {
             worker_name: None,
             persistent_workers: true,
             progress: None,
+            device: Device::Cpu,
+            pin_memory: None,
+            #[cfg(test)]
+            slabs_on_cpu: false,
         }
     }
 
@@ -202,7 +212,7 @@ impl DataLoaderBuilder {
         self
     }
 
-    /// Whether threads stay from epoch to epoch, as they do unless set.
+    /// Whether threads, and page-locked memory, stay from epoch to epoch, as they do unless set.
     pub fn persistent_workers(mut self, persistent: bool) -> Self {
         self.persistent_workers = persistent;
         self
@@ -211,6 +221,51 @@ impl DataLoaderBuilder {
     /// Calls `progress` for every batch that is taken, on the thread that takes it.
     pub fn progress(mut self, progress: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         self.progress = Some(Box::new(progress));
+        self
+    }
+
+    /// Where the tensors of batches are: the CPU, unless set, or a CUDA device.
+    ///
+    /// Whoever makes a batch brings it to the device. Rows of a layout are written into page-locked memory and copied from
+    /// there, all else is collated first and copied into page-locked memory. The copies run on a stream of their own while
+    /// the next batches are made. What the thread that takes the batch does with it comes after them; the thread does not
+    /// wait. Each tensor has memory of its own on the device, for as long as it is kept.
+    ///
+    /// [`prefetch_bytes`](Self::prefetch_bytes) bounds the batches on the device that were not taken, and once more the
+    /// page-locked memory, of which there is no more than one batch for each worker and one besides, or 4 MiB where samples
+    /// have no layout. It stays from epoch to epoch as threads do. States know no device: a run may go on on another one.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use uel_data::{DataLoader, Value, dataset::FnDataset};
+    /// let device = Device::cuda_if_available(0)?;
+    /// let numbers = FnDataset::new("numbers", 10, |index, _| Ok(Value::Float(index as f64)));
+    /// let loader = DataLoader::builder(numbers).batch_size(5).num_workers(2).device(&device).build()?;
+    /// for batch in loader.epoch(0)? {
+    ///     let batch = batch?;
+    ///     assert!(batch.tensor("")?.device().same_device(&device));
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn device(mut self, device: &Device) -> Self {
+        self.device = device.clone();
+        self
+    }
+
+    /// Whether batches go to a CUDA [`device`](Self::device) through page-locked memory, as they do unless set. Without, the
+    /// worker waits while the driver copies.
+    ///
+    /// Batches on the CPU cannot have it: they lie in memory of candle's own. Instead of having them page-locked to copy
+    /// them to a device, have the loader bring them there.
+    pub fn pin_memory(mut self, pin: bool) -> Self {
+        self.pin_memory = Some(pin);
+        self
+    }
+
+    /// Has batches for the CPU go the road of those for a device.
+    #[cfg(test)]
+    pub(super) fn slabs_on_cpu(mut self) -> Self {
+        self.slabs_on_cpu = true;
         self
     }
 
@@ -241,6 +296,11 @@ impl DataLoaderBuilder {
             (self.timeout == Some(Duration::ZERO), "timeout is 0"),
             (self.timeout.is_some() && self.num_workers == 0, "timeout needs num_workers"),
             (!self.in_order && self.num_workers == 0, "completion order needs num_workers"),
+            (!self.device.is_cpu() && !self.device.is_cuda(), "device is neither the CPU nor a CUDA device"),
+            (
+                self.pin_memory == Some(true) && !self.device.is_cuda(),
+                "pin_memory needs a CUDA device, to which the loader brings the batches",
+            ),
         ];
         faults.into_iter().filter(|(is_so, _)| *is_so).map(|(_, fault)| fault).collect()
     }
@@ -305,10 +365,15 @@ impl DataLoaderBuilder {
             worker_name: self.worker_name.unwrap_or_else(|| "uel-data".to_owned()),
             persistent_workers: self.persistent_workers,
             progress: self.progress,
+            pin_memory: self.pin_memory.unwrap_or(self.device.is_cuda()),
+            device: self.device,
+            #[cfg(test)]
+            slabs_on_cpu: self.slabs_on_cpu,
         };
         let dataset = guarded(&mut (), |_| Ok(config.dataset_fingerprint()))?;
         let batches = guarded(&mut (), |_| Ok(config.batches_fingerprint()))?;
-        let inner = Inner { config: Arc::new(config), dataset, batches, idle: Mutex::new(None) };
+        let inner =
+            Inner { config: Arc::new(config), dataset, batches, idle: Mutex::default(), idle_slabs: Mutex::default() };
         Ok(DataLoader { inner: Arc::new(inner) })
     }
 }

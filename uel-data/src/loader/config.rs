@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::Device;
+
 use super::reader::Plan;
 use super::{OnError, Progress};
 use crate::collate::Collate;
@@ -27,6 +29,11 @@ pub(super) struct Config {
     pub(super) worker_name: String,
     pub(super) persistent_workers: bool,
     pub(super) progress: Option<OnProgress>,
+    pub(super) device: Device,
+    pub(super) pin_memory: bool,
+    /// Whether batches for the CPU go the road of those for a device, so that every test can take it.
+    #[cfg(test)]
+    pub(super) slabs_on_cpu: bool,
 }
 
 pub(super) enum Data {
@@ -68,6 +75,15 @@ impl Config {
     /// Whether batches are written row by row into their memory.
     pub(super) fn writes_rows(&self) -> bool {
         matches!(&self.data, Data::Map { dataset, .. } if !self.collates && dataset.layout().is_some())
+    }
+
+    /// Whether batches are brought to a device.
+    pub(super) fn uses_slabs(&self) -> bool {
+        #[cfg(test)]
+        if self.slabs_on_cpu {
+            return true;
+        }
+        !self.device.is_cpu()
     }
 
     pub(super) fn dataset_fingerprint(&self) -> u64 {

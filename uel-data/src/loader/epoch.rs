@@ -10,6 +10,7 @@ use super::handover::Take;
 use super::job::{Job, Made};
 use super::pool::Pool;
 use super::reader::Position;
+use super::road::Filled;
 use super::stats::time;
 use super::{Inner, LoaderState, LoaderStats, OnError, Progress};
 use crate::{Batch, Error, Kind, Result, Stage};
@@ -41,7 +42,7 @@ impl Epoch {
     pub(super) fn new(inner: &Arc<Inner>, state: LoaderState) -> Result<Self> {
         let config = &inner.config;
         let inline = config.num_workers == 0;
-        let job = Arc::new(guarded(&mut (), |_| Job::new(config, &state, inline))?);
+        let job = Arc::new(guarded(&mut (), |_| Job::new(config, &state, inline, inner.idle_slabs()))?);
         let (mut pool, mut local) = (None, None);
         if inline {
             local = Some(job.local(None));
@@ -128,7 +129,7 @@ impl Epoch {
         } else {
             state.ahead.push(number);
         }
-        if let Ok(batch) = &made.batch {
+        if let Ok(Filled { batch, .. }) = &made.batch {
             state.samples = state.samples.saturating_add(batch.len() as u64);
             state.skipped = state.skipped.saturating_add(batch.skipped.len() as u64);
         }
@@ -164,7 +165,7 @@ impl Iterator for Epoch {
                 Some(Ok(taken)) => taken,
             };
             self.note(number, &mut made);
-            let batch = match made.batch {
+            let batch = match made.batch.and_then(|filled| filled.hand_over(&self.job.counters)) {
                 Ok(batch) => batch,
                 Err(error) => return Some(Err(error)),
             };
@@ -204,6 +205,11 @@ impl Drop for Epoch {
     fn drop(&mut self) {
         self.job.cancelled.store(true, Ordering::Relaxed);
         self.job.handover.close();
+        if let Some(road) = &self.job.road
+            && self.inner.config.persistent_workers
+        {
+            self.inner.keep_slabs(road.slabs().clone());
+        }
         if let Some(pool) = self.pool.take() {
             pool.end();
             if self.inner.config.persistent_workers {

@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use uel_candle::slab::Slabs;
+
 use super::config::{Config, Data};
 use super::gather::{Gathered, Local, Sink, cancelled};
 use super::guard::guarded;
 use super::handover::{Bounds, Handover};
 use super::reader::{Position, Raw, Reader, described};
+use super::road::{Filled, Road};
 use super::stats::{Counters, count, time};
 use super::{LoaderState, OnError};
 use crate::sampler::Batches;
 use crate::sync::{Mutex, PoisonError};
-use crate::{Batch, Error, Field, IterableDataset, Kind, Result, Rows, SampleCx, Stage, Value};
+use crate::{Error, IterableDataset, Kind, Layout, Result, SampleCx, Stage, Value};
 
 /// A batch, or why there is none; for streams, where they stand behind it.
 pub(super) struct Made {
-    pub(super) batch: Result<Batch>,
+    pub(super) batch: Result<Filled>,
     pub(super) position: Option<Position>,
 }
 
@@ -28,6 +31,8 @@ pub(super) struct Job {
     pub(super) handover: Handover<Made>,
     pub(super) cancelled: Arc<AtomicBool>,
     pub(super) counters: Counters,
+    /// How batches come to a device.
+    pub(super) road: Option<Road>,
     pub(super) began: Instant,
     /// Whether the consumer makes the batches itself.
     pub(super) inline: bool,
@@ -67,19 +72,22 @@ impl Activity {
 }
 
 impl Job {
-    pub(super) fn new(config: &Arc<Config>, state: &LoaderState, inline: bool) -> Result<Self> {
+    /// The batches behind `state`; `idle` is page-locked memory of an earlier epoch.
+    pub(super) fn new(config: &Arc<Config>, state: &LoaderState, inline: bool, idle: Option<Slabs>) -> Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let epoch = state.epoch;
         let mut end = u64::MAX;
         let mut reserve = 0;
+        let mut largest = None;
         let source = match &config.data {
             Data::Map { dataset, batches, .. } => {
                 let batches = guarded(&mut (), |_| batches.batches(epoch))
                     .map_err(|error| error.with_epoch(epoch).with_stage(Stage::Sample))?;
                 end = batches.len();
+                largest = batches.largest();
                 if config.writes_rows() {
-                    let row = dataset.layout().and_then(crate::Layout::row_bytes).unwrap_or(u64::MAX);
-                    reserve = row.saturating_mul(batches.largest().unwrap_or(0));
+                    let row = dataset.layout().and_then(Layout::row_bytes).unwrap_or(u64::MAX);
+                    reserve = row.saturating_mul(largest.unwrap_or(0));
                 }
                 Source::Map(batches)
             }
@@ -102,6 +110,8 @@ impl Job {
             handover: Handover::new(bounds, state.next, end),
             cancelled,
             counters: Counters::default(),
+            road: Road::new(config, largest, idle)
+                .map_err(|error| error.with_epoch(epoch).with_stage(Stage::Transfer))?,
             began: Instant::now(),
             inline,
             bounded: config.budget < u64::MAX,
@@ -181,7 +191,7 @@ impl Job {
                 (number, self.make_of_read(number, read, local))
             }
         };
-        let bytes = made.batch.as_ref().map_or(0, |batch| batch.data.byte_len());
+        let bytes = made.batch.as_ref().map_or(0, |filled| filled.batch.data.byte_len());
         self.handover.put(number, made, bytes);
         true
     }
@@ -201,7 +211,7 @@ impl Job {
     }
 
     /// Makes batch `number` of a dataset.
-    pub(super) fn make(&self, number: u64, local: &mut Local) -> Result<Batch> {
+    pub(super) fn make(&self, number: u64, local: &mut Local) -> Result<Filled> {
         self.counted(number, local, |job, local| {
             let (Data::Map { dataset, .. }, Source::Map(batches)) = (&job.config.data, &job.source) else {
                 return Err(Error::new(Kind::Internal, "a stream has no batches by number"));
@@ -221,7 +231,7 @@ impl Job {
                     .with_expected(format!("less than {len}")));
             }
             let sink = match dataset.layout() {
-                Some(layout) if job.config.writes_rows() => Sink::Rows(Rows::new(layout, indices.len())?),
+                Some(layout) if job.config.writes_rows() => Sink::Rows(job.rows(layout, indices.len())?),
                 _ => Sink::Values(Vec::with_capacity(indices.len())),
             };
             let gathered = job.gather(&**dataset, number, indices, sink, cx, chunk)?;
@@ -269,7 +279,7 @@ impl Job {
     }
 
     /// Makes a batch of the samples of a stream.
-    fn make_of(&self, number: u64, raws: Vec<Raw>, local: &mut Local) -> Result<Batch> {
+    fn make_of(&self, number: u64, raws: Vec<Raw>, local: &mut Local) -> Result<Filled> {
         self.counted(number, local, |job, local| {
             let Data::Stream(stream) = &job.config.data else {
                 return Err(Error::new(Kind::Internal, "a dataset is no stream"));
@@ -329,36 +339,13 @@ impl Job {
         }
     }
 
-    /// The batch of samples that are all there.
-    fn finish_batch(&self, number: u64, gathered: Gathered, cx: &mut SampleCx) -> Result<Batch> {
-        let Gathered { sink, kept, skipped, bytes } = gathered;
-        let began = Instant::now();
-        let data = match sink {
-            Sink::Rows(rows) => rows.into_field(kept.len())?,
-            // All were skipped: the consumer goes on with the next batch.
-            Sink::Values(values) if values.is_empty() => Field::Tuple(Vec::new()),
-            Sink::Values(values) => {
-                // For a moment there are the samples and the batch.
-                if self.bounded && !self.inline && !self.handover.grow(number, bytes.saturating_mul(2)) {
-                    return Err(cancelled());
-                }
-                cx.stage = Stage::Collate;
-                let data = guarded(cx, |_| self.config.collate.collate(values, &kept))
-                    .map_err(|error| error.with_stage(Stage::Collate))?;
-                time(&self.counters.collate, began.elapsed());
-                data
-            }
-        };
-        Ok(Batch { epoch: self.epoch, number, data, indices: kept, skipped })
-    }
-
     /// Runs `make`, counts what came of it, and says where it failed.
     fn counted(
         &self,
         number: u64,
         local: &mut Local,
-        make: impl FnOnce(&Self, &mut Local) -> Result<Batch>,
-    ) -> Result<Batch> {
+        make: impl FnOnce(&Self, &mut Local) -> Result<Filled>,
+    ) -> Result<Filled> {
         let worker = local.cx.worker();
         let place = |error: Error| {
             let error = error.with_epoch(self.epoch).with_batch(number);
@@ -369,12 +356,13 @@ impl Job {
         };
         // The user's own destructors may panic outside of the calls that are guarded.
         match guarded(local, |local| make(self, local)) {
-            Ok(mut batch) => {
-                batch.skipped = batch.skipped.into_iter().map(place).collect();
+            Ok(mut filled) => {
+                let batch = &mut filled.batch;
+                batch.skipped = std::mem::take(&mut batch.skipped).into_iter().map(place).collect();
                 count(&self.counters.batches, 1);
                 count(&self.counters.samples, batch.len() as u64);
                 count(&self.counters.bytes, batch.data.byte_len());
-                Ok(batch)
+                Ok(filled)
             }
             Err(error) => {
                 count(&self.counters.failed, 1);

@@ -3,12 +3,14 @@
 mod builder;
 mod config;
 mod epoch;
+mod finish;
 mod gather;
 mod guard;
 pub(crate) mod handover;
 mod job;
 mod pool;
 mod reader;
+mod road;
 mod state;
 mod stats;
 
@@ -18,6 +20,8 @@ pub use state::LoaderState;
 pub use stats::LoaderStats;
 
 use std::sync::Arc;
+
+use uel_candle::slab::Slabs;
 
 use crate::sync::{Mutex, PoisonError};
 use crate::{Batch, Dataset, Error, IterableDataset, Kind, Result};
@@ -105,6 +109,8 @@ struct Inner {
     batches: u64,
     /// Threads that no epoch has.
     idle: Mutex<Option<Pool>>,
+    /// Page-locked memory that no epoch has.
+    idle_slabs: Mutex<Option<Slabs>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -116,6 +122,16 @@ impl std::fmt::Debug for Inner {
 impl Inner {
     fn idle(&self) -> Option<Pool> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn idle_slabs(&self) -> Option<Slabs> {
+        self.idle_slabs.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Keeps page-locked memory for the next epoch.
+    fn keep_slabs(&self, slabs: Slabs) {
+        let before = self.idle_slabs.lock().unwrap_or_else(PoisonError::into_inner).replace(slabs);
+        drop(before);
     }
 
     /// Keeps threads for the next epoch, where there are none yet.
@@ -165,9 +181,13 @@ impl DataLoader {
     /// [`Kind::Argument`] where the epoch has no such batch, or the samples come from streams, and whatever befalls the
     /// batch itself.
     pub fn replay(&self, epoch: u64, batch: u64) -> Result<Batch> {
-        let job = guard::guarded(&mut (), |_| Job::new(&self.inner.config, &self.first(epoch), true))?;
+        let idle = self.inner.idle_slabs();
+        let job = guard::guarded(&mut (), |_| Job::new(&self.inner.config, &self.first(epoch), true, idle))?;
+        if let Some(road) = &job.road {
+            self.inner.keep_slabs(road.slabs().clone());
+        }
         match job.len() {
-            Some(len) if batch < len => job.make(batch, &mut job.local(None)),
+            Some(len) if batch < len => job.make(batch, &mut job.local(None))?.hand_over(&job.counters),
             Some(len) => Err(Error::new(Kind::Argument, "the epoch has no such batch")
                 .with_epoch(epoch)
                 .with_expected(format!("less than {len}"))
@@ -204,4 +224,4 @@ impl DataLoader {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -25,6 +25,9 @@ pub struct LoaderStats {
     pub decode: Duration,
     /// Time in which samples became batches; none where rows are written straight into the batch.
     pub collate: Duration,
+    /// Time in which batches were brought to their device: workers waited for page-locked memory, copied to it what was not
+    /// written there, and began the copies. These themselves are done while others are made, and take nobody's time.
+    pub transfer: Duration,
     /// Time in which workers waited for room: much of it means that the consumer is the slower side.
     pub blocked: Duration,
     /// Time in which the consumer waited for batches: much of it means that the workers are.
@@ -53,7 +56,7 @@ macro_rules! counters {
     };
 }
 
-counters!(batches, samples, bytes, skipped, retries, failed; read, decode, collate, blocked, wait);
+counters!(batches, samples, bytes, skipped, retries, failed; read, decode, collate, transfer, blocked, wait);
 
 pub(super) fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);

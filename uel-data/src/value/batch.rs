@@ -53,6 +53,16 @@ impl Field {
         }
     }
 
+    /// Calls `visit` with every tensor, in order.
+    pub(crate) fn visit_tensors(&mut self, visit: &mut dyn FnMut(&mut Tensor)) {
+        match self {
+            Self::Tensor(tensor) => visit(tensor),
+            Self::List(fields) | Self::Tuple(fields) => fields.iter_mut().for_each(|field| field.visit_tensors(visit)),
+            Self::Map(entries) => entries.iter_mut().for_each(|(_, field)| field.visit_tensors(visit)),
+            Self::Strings(_) | Self::Bytes(_) => {}
+        }
+    }
+
     /// The bytes of memory that it takes, more or less: what budgets are counted in.
     pub fn byte_len(&self) -> u64 {
         match self {

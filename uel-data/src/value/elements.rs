@@ -1,18 +1,17 @@
-//! Numbers of one dtype: a vector for each dtype that candle computes with.
+//! Numbers of one dtype: a buffer for each dtype that candle computes with.
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Shape, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt as _;
+use uel_candle::slab::{self, Outgoing, Slab};
 use uel_core::{Dtype, Kind};
 
+use super::Buffer;
 use crate::{Error, Result};
 
 /// A number type that tensors may hold: `u8`, `u32`, `i16`, `i32`, `i64`, `f16`, `bf16`, `f32`, `f64` and `F8E4M3`.
-pub trait Element: Copy + Default + Send + Sync + 'static {
-    /// Its dtype.
-    const DTYPE: DType;
-
-    /// The vector within `elements`, where they are of this type.
-    fn of(elements: &mut Elements) -> Option<&mut Vec<Self>>;
+pub trait Element: WithDType + slab::Element + Default {
+    /// The buffer within `elements`, where they are of this type.
+    fn of(elements: &mut Elements) -> Option<&mut Buffer<Self>>;
 }
 
 macro_rules! elements {
@@ -21,16 +20,15 @@ macro_rules! elements {
         #[derive(Clone, Debug, PartialEq)]
         #[non_exhaustive]
         pub enum Elements {
-            $(#[doc = concat!("Numbers of type `", stringify!($type), "`.")] $variant(Vec<$type>),)+
+            $(#[doc = concat!("Numbers of type `", stringify!($type), "`.")] $variant(Buffer<$type>),)+
         }
 
         $(
             impl Element for $type {
-                const DTYPE: DType = DType::$variant;
-
-                fn of(elements: &mut Elements) -> Option<&mut Vec<Self>> {
+                #[inline]
+                fn of(elements: &mut Elements) -> Option<&mut Buffer<Self>> {
                     match elements {
-                        Elements::$variant(vec) => Some(vec),
+                        Elements::$variant(buffer) => Some(buffer),
                         _ => None,
                     }
                 }
@@ -38,16 +36,16 @@ macro_rules! elements {
 
             impl From<Vec<$type>> for Elements {
                 fn from(vec: Vec<$type>) -> Self {
-                    Self::$variant(vec)
+                    Self::$variant(vec.into())
                 }
             }
         )+
 
-        /// Runs one expression on the vector, whatever its type.
-        macro_rules! on_vec {
-            ($elements:expr, $vec:ident => $body:expr) => {
+        /// Runs one expression on the buffer, whatever its type.
+        macro_rules! on_buffer {
+            ($elements:expr, $buffer:ident => $body:expr) => {
                 match $elements {
-                    $(Elements::$variant($vec) => $body,)+
+                    $(Elements::$variant($buffer) => $body,)+
                 }
             };
         }
@@ -62,12 +60,22 @@ macro_rules! elements {
             pub fn with_capacity(dtype: DType, capacity: usize) -> Result<Self> {
                 match dtype {
                     $(DType::$variant => {
-                        let mut vec = Vec::<$type>::new();
-                        reserve(&mut vec, capacity)?;
-                        Ok(Self::$variant(vec))
+                        let mut buffer = Buffer::<$type>::new();
+                        buffer.reserve(capacity)?;
+                        Ok(Self::$variant(buffer))
                     })+
                     other => Err(unsupported(format!("{other:?}"))),
                 }
+            }
+
+            /// No numbers of `dtype`, with room for `capacity` in a slab: `None` where it has no more.
+            pub(crate) fn in_slab(dtype: DType, capacity: usize, slab: &mut Slab) -> Result<Option<Self>> {
+                Ok(match dtype {
+                    $(DType::$variant => {
+                        slab.part::<$type>(capacity).map(|part| Self::$variant(Buffer::in_slab(part)))
+                    })+
+                    other => return Err(unsupported(format!("{other:?}"))),
+                })
             }
 
             /// The dtype.
@@ -147,7 +155,12 @@ macro_rules! elements {
             ///
             /// [`Kind::Candle`] where the shape has another number of elements.
             pub fn into_tensor(self, shape: impl Into<Shape>) -> Result<Tensor> {
-                Ok(on_vec!(self, vec => Tensor::from_vec(vec, shape.into(), &Device::Cpu))?)
+                on_buffer!(self, buffer => buffer.into_tensor(shape))
+            }
+
+            /// A tensor to be sent to a device.
+            pub(crate) fn into_outgoing(self, shape: Vec<usize>) -> Result<Outgoing> {
+                on_buffer!(self, buffer => buffer.into_outgoing(shape))
             }
         }
     };
@@ -176,13 +189,6 @@ fn le<const N: usize>(bytes: &[u8]) -> Result<&[[u8; N]]> {
     }
 }
 
-fn reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<()> {
-    vec.try_reserve_exact(more).map_err(|error| {
-        let message = format!("cannot allocate {more} elements of {} bytes", size_of::<T>());
-        uel_core::Error::new(Kind::OutOfMemory, message).with_source(error).into()
-    })
-}
-
 fn unsupported(dtype: impl std::fmt::Display) -> Error {
     Error::new(Kind::UnsupportedDtype, format!("batches cannot hold {dtype}"))
 }
@@ -200,7 +206,7 @@ impl Elements {
 
     /// How many numbers there are.
     pub fn len(&self) -> usize {
-        on_vec!(self, vec => vec.len())
+        on_buffer!(self, buffer => buffer.len())
     }
 
     /// Whether there are none.
@@ -210,12 +216,12 @@ impl Elements {
 
     /// The bytes that they take.
     pub fn byte_len(&self) -> usize {
-        on_vec!(self, vec => size_of_val(vec.as_slice()))
+        on_buffer!(self, buffer => size_of_val(&**buffer))
     }
 
     /// Keeps the first `len`.
     pub fn truncate(&mut self, len: usize) {
-        on_vec!(self, vec => vec.truncate(len));
+        on_buffer!(self, buffer => buffer.truncate(len));
     }
 
     /// Makes room for `more`.
@@ -224,7 +230,7 @@ impl Elements {
     ///
     /// [`Kind::OutOfMemory`].
     pub fn reserve(&mut self, more: usize) -> Result<()> {
-        on_vec!(self, vec => reserve(vec, more))
+        on_buffer!(self, buffer => buffer.reserve(more))
     }
 
     /// Appends a copy of `other`, which is of the same dtype.

@@ -1,10 +1,11 @@
 //! Samples that all look the same, and the memory of a batch into which they are written.
 
 use candle_core::DType;
+use uel_candle::slab::{Outgoing, Slab, Slabs};
 use uel_core::Kind;
 
 use super::array::element_count;
-use super::{Element, Elements, Field, Name, Value};
+use super::{Buffer, Element, Elements, Field, Name, Value};
 use crate::{Error, Result};
 
 /// What every sample of a dataset looks like: arrays of fixed dtype and shape, in tuples and maps.
@@ -70,8 +71,21 @@ impl Layout {
         Some(bytes)
     }
 
+    /// The bytes of a slab for so many samples: `None` where the number overflows.
+    pub(crate) fn slab_bytes(&self, rows: u64) -> Option<usize> {
+        let rows = usize::try_from(rows).ok()?;
+        let mut columns = Vec::new();
+        self.visit(&mut |dtype, shape| {
+            let elements = element_count(shape)?.checked_mul(rows).ok_or_else(overflow)?;
+            columns.push((dtype, elements));
+            Ok(())
+        })
+        .ok()?;
+        Slabs::byte_len(columns)
+    }
+
     /// Pairs every array of the layout with the next of `leaves`, and puts the results in the layout's shape.
-    fn fields(&self, leaves: &mut impl Iterator<Item = Result<Field>>) -> Result<Field> {
+    pub(crate) fn fields(&self, leaves: &mut impl Iterator<Item = Result<Field>>) -> Result<Field> {
         Ok(match self {
             Self::Array { .. } => {
                 leaves.next().unwrap_or_else(|| Err(Error::new(Kind::Internal, "a batch lacks a column")))?
@@ -105,17 +119,31 @@ impl Rows {
     ///
     /// [`Kind::Overflow`], [`Kind::OutOfMemory`], and [`Kind::UnsupportedDtype`] for dtypes that batches cannot hold.
     pub fn new(layout: &Layout, capacity: usize) -> Result<Self> {
-        let mut columns = Vec::new();
+        let rows = Self::over(layout, capacity, |dtype, elements| Elements::with_capacity(dtype, elements).map(Some))?;
+        rows.ok_or_else(|| Error::new(Kind::Internal, "a column has no memory"))
+    }
+
+    /// Memory for `capacity` samples in a slab: `None` where it has not so much.
+    pub(crate) fn in_slab(layout: &Layout, capacity: usize, mut slab: Slab) -> Result<Option<Self>> {
+        Self::over(layout, capacity, |dtype, elements| Elements::in_slab(dtype, elements, &mut slab))
+    }
+
+    fn over(
+        layout: &Layout,
+        capacity: usize,
+        mut memory: impl FnMut(DType, usize) -> Result<Option<Elements>>,
+    ) -> Result<Option<Self>> {
+        let mut columns = Some(Vec::new());
         layout.visit(&mut |dtype, shape| {
             let row_len = element_count(shape)?;
-            let elements = row_len
-                .checked_mul(capacity)
-                .ok_or_else(|| Error::new(Kind::Overflow, "the elements of a batch overflow"))?;
-            let elements = Elements::with_capacity(dtype, elements)?;
-            columns.push(Column { shape: shape.to_vec(), row_len, elements });
+            let elements = memory(dtype, row_len.checked_mul(capacity).ok_or_else(overflow)?)?;
+            columns = columns.take().zip(elements).map(|(mut columns, elements)| {
+                columns.push(Column { shape: shape.to_vec(), row_len, elements });
+                columns
+            });
             Ok(())
         })?;
-        Ok(Self { columns, layout: layout.clone() })
+        Ok(columns.map(|columns| Self { columns, layout: layout.clone() }))
     }
 
     /// How many columns there are.
@@ -123,12 +151,12 @@ impl Rows {
         self.columns.len()
     }
 
-    /// The vector of a column, to be appended to.
+    /// The numbers of a column, to be appended to as to a vector.
     ///
     /// # Errors
     ///
     /// [`Kind::Argument`] where there is no such column, or it has another dtype.
-    pub fn column_mut<T: Element>(&mut self, column: usize) -> Result<&mut Vec<T>> {
+    pub fn column_mut<T: Element>(&mut self, column: usize) -> Result<&mut Buffer<T>> {
         let elements = self.elements_mut(column)?;
         let dtype = elements.dtype();
         T::of(elements).ok_or_else(|| {
@@ -138,7 +166,7 @@ impl Rows {
         })
     }
 
-    /// The numbers of a column, to be appended to.
+    /// The numbers of a column whatever their dtype, to be appended to.
     ///
     /// # Errors
     ///
@@ -198,11 +226,20 @@ impl Rows {
         self.check(rows)?;
         let Self { columns, layout } = self;
         let mut tensors = columns.into_iter().map(|column| {
-            let mut shape = column.shape;
-            shape.insert(0, rows);
-            Ok(Field::Tensor(column.elements.into_tensor(shape)?))
+            let (elements, shape) = column.with_rows(rows);
+            Ok(Field::Tensor(elements.into_tensor(shape)?))
         });
         layout.fields(&mut tensors)
+    }
+
+    /// The columns with `rows` rows, to be sent to a device.
+    pub(crate) fn into_outgoing(self, rows: usize) -> Result<(Layout, Vec<Outgoing>)> {
+        self.check(rows)?;
+        let columns = self.columns.into_iter().map(|column| {
+            let (elements, shape) = column.with_rows(rows);
+            elements.into_outgoing(shape)
+        });
+        Ok((self.layout, columns.collect::<Result<_>>()?))
     }
 }
 
@@ -255,16 +292,28 @@ fn mismatch(expected: String, sample: &Value) -> Error {
         .with_got(got)
 }
 
+#[cold]
+fn overflow() -> Error {
+    Error::new(Kind::Overflow, "the elements of a batch overflow")
+}
+
 impl Column {
+    /// The numbers, and their shape.
+    fn with_rows(self, rows: usize) -> (Elements, Vec<usize>) {
+        let mut shape = self.shape;
+        shape.insert(0, rows);
+        (self.elements, shape)
+    }
+
     /// Appends one number.
     fn push<T: Element>(&mut self, value: T) -> Result<()> {
         let dtype = self.elements.dtype();
-        let Some(vec) = T::of(&mut self.elements) else {
+        let Some(buffer) = T::of(&mut self.elements) else {
             return Err(Error::new(Kind::UnsupportedDtype, "numbers of two dtypes cannot stand together")
                 .with_expected(format!("{dtype:?}"))
                 .with_got(format!("{:?}", T::DTYPE)));
         };
-        vec.push(value);
+        buffer.push(value);
         Ok(())
     }
 }
@@ -298,6 +347,8 @@ mod tests {
         assert!(rows.check(3).is_err());
         let batch = rows.into_field(2).unwrap();
         let Some(Field::Tensor(x)) = batch.get("x") else { panic!("{batch:?}") };
+        let candle_core::Storage::Cpu(candle_core::CpuStorage::F32(vec)) = &*x.storage_and_layout().0 else { panic!() };
+        assert_eq!(vec.as_ptr(), memory);
         assert_eq!(x.to_vec2::<f32>().unwrap(), [[0.0, 0.5], [1.0, 0.5]]);
         let Some(Field::Tensor(y)) = batch.get("y.0") else { panic!("{batch:?}") };
         assert_eq!(y.to_vec1::<i64>().unwrap(), [0, 1]);

@@ -2,6 +2,7 @@
 
 mod array;
 mod batch;
+mod buffer;
 mod dims;
 mod elements;
 mod layout;
@@ -9,6 +10,7 @@ mod name;
 
 pub use array::Array;
 pub use batch::{Batch, Field};
+pub use buffer::Buffer;
 pub use dims::Dims;
 pub use elements::{Element, Elements};
 pub use layout::{Layout, Rows};

@@ -31,7 +31,7 @@ mod python {
             Elements::I64(values) => values.iter().map(|&value| json!(value)).collect(),
             Elements::F16(values) => bits(values.iter().map(|value| value.to_f64()).collect()),
             Elements::F32(values) => bits(values.iter().map(|&value| value.into()).collect()),
-            Elements::F64(values) => bits(values.clone()),
+            Elements::F64(values) => bits(values.to_vec()),
             other => panic!("{:?}", other.dtype()),
         };
         json!({"shape": array.shape(), "values": values})

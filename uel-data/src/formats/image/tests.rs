@@ -134,7 +134,7 @@ fn random_crops_depend_on_the_sample_alone() {
         cx.begin(keys);
         let mut rows = Rows::new(images.layout().unwrap(), keys.len()).unwrap();
         images.write_rows(&vec![1; keys.len()], &mut rows, &mut cx).unwrap();
-        std::mem::take(rows.column_mut::<u8>(0).unwrap())
+        rows.column_mut::<u8>(0).unwrap().to_vec()
     };
     let both = draw(0, &[5, 6]);
     assert_eq!(both[27..], draw(0, &[6]));

@@ -7,7 +7,7 @@ use uel_core::limits::MAX_IMAGE_PIXELS;
 use uel_core::{Error, Kind, Result};
 
 use super::decode::Rgb;
-use crate::{Elements, Fingerprint, Rng};
+use crate::{Buffer, Element, Elements, Fingerprint, Rng};
 
 /// How often a random crop is drawn before the middle of the image is taken.
 const ATTEMPTS: usize = 10;
@@ -218,8 +218,8 @@ fn part(values: &[f32; 3], channel: usize) -> f32 {
 }
 
 /// Appends what `value` makes of each pixel, row by row.
-fn append_rows<T>(
-    column: &mut Vec<T>,
+fn append_rows<T: Element>(
+    column: &mut Buffer<T>,
     pixels: &[[u8; 3]],
     width: usize,
     mirrored: bool,

@@ -1,6 +1,7 @@
 mod bounds;
 mod failure;
 mod order;
+mod slabs;
 mod streams;
 
 use std::collections::BTreeSet;
@@ -99,7 +100,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 }
 
 /// All that is in a field, as text.
-pub(super) fn text(field: &Field) -> String {
+pub(crate) fn text(field: &Field) -> String {
     match field {
         Field::Tensor(tensor) => format!("{:?}{:?}{:?}", tensor.dtype(), tensor.dims(), numbers(tensor)),
         Field::Map(entries) => entries.iter().map(|(key, field)| format!("{key}: {}; ", text(field))).collect(),
