@@ -121,11 +121,14 @@ impl Steps {
     ) -> Result<T> {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = self.agree(&mut count, doing, prepare())?;
-        let exchanged = exchange(&*self.group, prepared).map_err(|error| {
-            self.group.abort(&error);
-            self.group.fault().map_or(error, |fault| fault.to_error())
-        })?;
+        let exchanged = exchange(&*self.group, prepared).map_err(|error| self.given_up(error))?;
         self.agree(&mut count, doing, finish(exchanged))
+    }
+
+    /// Has all ranks return the error that this one met while others may wait for it, or an earlier one.
+    fn given_up(&self, error: Error) -> Error {
+        self.group.abort(&error);
+        self.group.fault().map_or(error, |fault| fault.to_error())
     }
 
     /// Compares notes with the other ranks: the outcome of this rank, where all are at the same step of the same work, and none
@@ -141,7 +144,7 @@ impl Steps {
         };
         *count = count.wrapping_add(1);
         let mut all = vec![0; STATUS_BYTES.saturating_mul(size)];
-        self.group.all_gather(&own.encode(), &mut all)?;
+        self.group.all_gather(&own.encode(), &mut all).map_err(|error| self.given_up(error))?;
         let unreadable = || Error::new(Kind::Group, "a rank sent a status that cannot be read");
         let all: Vec<Status> =
             all.chunks(STATUS_BYTES).map(Status::decode).collect::<Option<_>>().ok_or_else(unreadable)?;
