@@ -93,7 +93,7 @@ fn run(group: Arc<dyn ProcessGroup>) -> Result<()> {
 }
 
 fn times(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.matmul(&weight.t()?)?)
+    x.matmul(&weight.t()?)
 }
 
 fn hidden_layer(
@@ -129,13 +129,13 @@ fn gathered(group: &dyn ProcessGroup, part: &Tensor) -> Result<Tensor> {
             parts.push(Tensor::from_vec(values, (rows, width), &Device::Cpu)?);
         }
     }
-    Ok(Tensor::cat(&parts, D::Minus1)?)
+    Tensor::cat(&parts, D::Minus1)
 }
 
 /// The sum of what all ranks have.
 fn summed(group: &dyn ProcessGroup, part: &Tensor) -> Result<Tensor> {
     let (rows, width) = part.dims2()?;
-    Ok(gathered(group, part)?.reshape((rows, group.size(), width))?.sum(1)?)
+    gathered(group, part)?.reshape((rows, group.size(), width))?.sum(1)
 }
 
 fn check(what: &str, got: &Tensor, expected: &Tensor) -> Result<()> {
@@ -150,9 +150,9 @@ fn check(what: &str, got: &Tensor, expected: &Tensor) -> Result<()> {
 fn write(folder: &Path) -> Result<()> {
     let weight = |rows: usize, columns: usize| -> Result<Tensor> {
         let scale = (columns as f32).sqrt().recip();
-        Ok(Tensor::randn(0f32, scale, (rows, columns), &Device::Cpu)?.to_dtype(DType::BF16)?)
+        Tensor::randn(0f32, scale, (rows, columns), &Device::Cpu)?.to_dtype(DType::BF16)
     };
-    let norm = || -> Result<Tensor> { Ok(Tensor::ones(HIDDEN, DType::BF16, &Device::Cpu)?) };
+    let norm = || Tensor::ones(HIDDEN, DType::BF16, &Device::Cpu);
     let mut files = [HashMap::new(), HashMap::new()];
     files[0].insert("model.embed_tokens.weight".to_owned(), weight(VOCABULARY, HIDDEN)?);
     files[1].insert("model.norm.weight".to_owned(), norm()?);

@@ -73,7 +73,7 @@ fn a_file_that_cannot_be_read_fails_on_every_rank() {
         let mut loader = GroupLoader::new(Arc::new(group)).with_opener(|path| {
             let source = FaultSource::new(FileSource::open(path)?);
             let bad = path.ends_with("part-1.safetensors");
-            let source = if bad { source.failing_at_offset(150, std::io::ErrorKind::Other) } else { source };
+            let source = if bad { source.failing_at_offset(60, std::io::ErrorKind::Other) } else { source };
             Ok(Arc::new(source) as Arc<dyn ByteSource>)
         });
         loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);

@@ -93,7 +93,7 @@ const ATTENTION: [(&str, Option<usize>); 9] = [
 #[test]
 fn plans_fit_the_names_of_models() {
     use candle_transformers::models::{bert, llama, mistral, qwen2, qwen3};
-    let config = serde_json::json!({
+    let mut config = serde_json::json!({
         "hidden_size": 32, "intermediate_size": 64, "vocab_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 64, "head_dim": 8,
         "attention_bias": false, "sliding_window": 32, "max_window_layers": 2, "tie_word_embeddings": false,
@@ -126,6 +126,7 @@ fn plans_fit_the_names_of_models() {
     let qwen = [&more[..], &[("q_norm.weight", None), ("k_norm.weight", None)]].concat();
     assert_plan(&ShardPlan::qwen().unwrap().with_head_dim(8), &names, &qwen);
 
+    config["hidden_act"] = "gelu".into();
     let bert_config: bert::Config = serde_json::from_value(config).unwrap();
     let names = weights(|vb| bert::BertForMaskedLM::load(vb, &bert_config).map(drop));
     let expected = [

@@ -3,6 +3,7 @@
 //! for its bytes.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use uel_core::{Error, Kind, Result};
 
@@ -120,9 +121,11 @@ impl Steps {
         finish: impl FnOnce(E) -> Result<T>,
     ) -> Result<T> {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = self.agree(&mut count, doing, prepare())?;
+        let timeout = self.group.timeout();
+        let prepared = self.agree(&mut count, doing, prepare(), self.group.patience())?;
         let exchanged = exchange(&*self.group, prepared).map_err(|error| self.given_up(error))?;
-        self.agree(&mut count, doing, finish(exchanged))
+        // Those that still wait for bytes are nearer to a fault, and have to be the first to name it.
+        self.agree(&mut count, doing, finish(exchanged), timeout)
     }
 
     /// Has all ranks return the error that this one met while others may wait for it, or an earlier one.
@@ -133,7 +136,7 @@ impl Steps {
 
     /// Compares notes with the other ranks: the outcome of this rank, where all are at the same step of the same work, and none
     /// has failed.
-    fn agree<T>(&self, count: &mut u64, doing: &Doing, outcome: Result<T>) -> Result<T> {
+    fn agree<T>(&self, count: &mut u64, doing: &Doing, outcome: Result<T>, patience: Duration) -> Result<T> {
         let (rank, size) = (self.group.rank(), self.group.size());
         let fault = outcome.as_ref().err().map(|error| RankFault::of(rank, error));
         let own = Status {
@@ -144,7 +147,7 @@ impl Steps {
         };
         *count = count.wrapping_add(1);
         let mut all = vec![0; STATUS_BYTES.saturating_mul(size)];
-        self.group.all_gather(&own.encode(), &mut all).map_err(|error| self.given_up(error))?;
+        self.group.all_gather_within(&own.encode(), &mut all, patience).map_err(|error| self.given_up(error))?;
         let unreadable = || Error::new(Kind::Group, "a rank sent a status that cannot be read");
         let all: Vec<Status> =
             all.chunks(STATUS_BYTES).map(Status::decode).collect::<Option<_>>().ok_or_else(unreadable)?;

@@ -47,8 +47,8 @@ pub struct Incoming<'a> {
 ///
 /// Nothing waits for ever. A wait that comes to nothing *poisons* the group: on this rank and, by notice, on every other
 /// rank, all operations from then on return the same error, in which [`RankFault`] names the rank at fault. How long a wait may
-/// take follows from [`timeout`](Self::timeout): a third of it for a rank to come to an operation, and twice that for the
-/// bytes of an operation that began, so that who is nearest to the fault is the first to see and name it.
+/// take follows from [`timeout`](Self::timeout): a third of it for a rank to come to an operation, two thirds for the bytes of
+/// an operation that began, so that who is nearest to the fault is the first to see and name it.
 ///
 /// ```
 /// use uel_candle::{ProcessGroup, ThreadGroup};
@@ -178,6 +178,15 @@ pub trait ProcessGroup: Send + Sync + Debug {
     ///
     /// [`Kind::Argument`] where `into` does not have room for just the parts; otherwise as [`exchange`](Self::exchange).
     fn all_gather(&self, part: &[u8], into: &mut [u8]) -> Result<()> {
+        self.all_gather_within(part, into, self.patience())
+    }
+
+    /// As [`all_gather`](Self::all_gather), with another patience.
+    ///
+    /// # Errors
+    ///
+    /// As [`all_gather`](Self::all_gather).
+    fn all_gather_within(&self, part: &[u8], into: &mut [u8], patience: Duration) -> Result<()> {
         if part.len().checked_mul(self.size()) != Some(into.len()) {
             return Err(Error::new(Kind::Argument, "the memory for an all_gather has another length than all parts")
                 .with_expected(format!("{} parts of {} bytes", self.size(), part.len()))
@@ -195,7 +204,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
         }
         let others = (0..self.size()).filter(|&to| to != rank);
         let outgoing: Vec<Outgoing<'_>> = others.map(|to| Outgoing { to, bytes: part }).collect();
-        self.exchange(&outgoing, &mut incoming, self.patience())
+        self.exchange(&outgoing, &mut incoming, patience)
     }
 
     /// Returns when all ranks have come here.

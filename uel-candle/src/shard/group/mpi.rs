@@ -390,6 +390,7 @@ impl World {
             }
             if began.elapsed() >= patience {
                 let mut missed: Vec<usize> = pending.iter().map(|pending| pending.peer).collect();
+                missed.sort_unstable();
                 missed.dedup();
                 let message = format!("it did not come: rank {} waited {patience:?} for {}", self.rank, ranks(&missed));
                 return Err(RankFault::new(missed.first().copied().unwrap_or_default(), Kind::Timeout, message));

@@ -36,6 +36,8 @@ struct State {
     /// Messages that wait, by sender and receiver.
     waiting: Vec<VecDeque<Vec<u8>>>,
     left: Vec<bool>,
+    /// Who is in an exchange: one that is waited for, and itself waits, is not at fault.
+    waits: Vec<bool>,
     fault: Option<RankFault>,
 }
 
@@ -60,7 +62,8 @@ impl ThreadGroup {
                 .with_expected(format!("1 to {MAX_THREAD_RANKS}"))
                 .with_got(size));
         }
-        let state = State { waiting: vec![VecDeque::new(); size * size], left: vec![false; size], fault: None };
+        let waiting = vec![VecDeque::new(); size * size];
+        let state = State { waiting, left: vec![false; size], waits: vec![false; size], fault: None };
         let shared = Arc::new(Shared { size, timeout, state: Mutex::new(state), changed: Condvar::new() });
         Ok((0..size).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect())
     }
@@ -117,37 +120,25 @@ impl ThreadGroup {
         from * self.shared.size + to
     }
 
-    /// Poisons the group, and returns the error of it.
-    fn poison(&self, state: &mut State, fault: RankFault) -> Error {
-        let error = state.fault.get_or_insert(fault).to_error();
-        self.shared.changed.notify_all();
-        error
-    }
-}
-
-impl ProcessGroup for ThreadGroup {
-    fn rank(&self) -> usize {
-        self.rank
+    fn set_waits(&self, state: &mut State, waits: bool) {
+        if let Some(own) = state.waits.get_mut(self.rank) {
+            *own = waits;
+        }
     }
 
-    fn size(&self) -> usize {
-        self.shared.size
-    }
-
-    fn timeout(&self) -> Duration {
-        self.shared.timeout
-    }
-
-    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
-        check_exchange(self.rank, self.shared.size, outgoing, incoming)?;
+    /// Moves messages as they come and as there is room for them, until all are done.
+    fn wait<'g>(
+        &'g self,
+        mut state: MutexGuard<'g, State>,
+        mut to_send: Vec<(usize, Vec<u8>)>,
+        mut to_receive: Vec<&mut Incoming<'_>>,
+        patience: Duration,
+    ) -> (MutexGuard<'g, State>, Result<()>) {
         let began = Instant::now();
-        let mut to_send: Vec<(usize, Vec<u8>)> =
-            outgoing.iter().map(|message| (message.to, message.bytes.to_vec())).collect();
-        let mut to_receive: Vec<&mut Incoming<'_>> = incoming.iter_mut().collect();
-        let mut state = self.lock();
         loop {
             if let Some(fault) = &state.fault {
-                return Err(fault.to_error());
+                let error = fault.to_error();
+                return (state, Err(error));
             }
             let mut moved = false;
             to_send.retain_mut(|(to, bytes)| {
@@ -175,24 +166,62 @@ impl ProcessGroup for ThreadGroup {
             }
             if let Some((from, got, expected)) = wrong {
                 let message = format!("it sent {got} bytes to rank {}, which waited for {expected}", self.rank);
-                return Err(self.poison(&mut state, RankFault::new(from, Kind::Group, message)));
+                let error = self.poison(&mut state, RankFault::new(from, Kind::Group, message));
+                return (state, Err(error));
             }
             if to_send.is_empty() && to_receive.is_empty() {
-                return Ok(());
+                return (state, Ok(()));
             }
             let mut missed: Vec<usize> = to_receive.iter().map(|message| message.from).collect();
             missed.extend(to_send.iter().map(|(to, _)| *to));
+            missed.sort_unstable();
+            missed.dedup();
             if let Some(&rank) = missed.iter().find(|&&rank| state.left.get(rank) == Some(&true)) {
                 let fault = RankFault::new(rank, Kind::Group, "it left the group");
-                return Err(self.poison(&mut state, fault));
+                let error = self.poison(&mut state, fault);
+                return (state, Err(error));
             }
             let Some(rest) = patience.checked_sub(began.elapsed()) else {
-                let (first, named) = (missed.first().copied().unwrap_or_default(), ranks(&missed));
+                let waits = |rank: &&usize| state.waits.get(**rank) == Some(&true);
+                let culprit = missed.iter().find(|rank| !waits(rank)).or(missed.first()).copied().unwrap_or_default();
+                let named = ranks(&missed);
                 let message = format!("it did not come: rank {} waited {patience:?} for {named}", self.rank);
-                return Err(self.poison(&mut state, RankFault::new(first, Kind::Timeout, message)));
+                let error = self.poison(&mut state, RankFault::new(culprit, Kind::Timeout, message));
+                return (state, Err(error));
             };
             state = self.shared.changed.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Poisons the group, and returns the error of it.
+    fn poison(&self, state: &mut State, fault: RankFault) -> Error {
+        let error = state.fault.get_or_insert(fault).to_error();
+        self.shared.changed.notify_all();
+        error
+    }
+}
+
+impl ProcessGroup for ThreadGroup {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.shared.size
+    }
+
+    fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
+    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
+        check_exchange(self.rank, self.shared.size, outgoing, incoming)?;
+        let to_send = outgoing.iter().map(|message| (message.to, message.bytes.to_vec())).collect();
+        let mut state = self.lock();
+        self.set_waits(&mut state, true);
+        let (mut state, outcome) = self.wait(state, to_send, incoming.iter_mut().collect(), patience);
+        self.set_waits(&mut state, false);
+        outcome
     }
 
     fn abort(&self, cause: &Error) {
