@@ -5,11 +5,13 @@ mod faults;
 mod slices;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
-use uel::{Dtype, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
+use uel::shard::{Incoming, Outgoing};
+use uel::{Dtype, Error, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
 
 use cases::{CPU, bytes, check, safetensors, write};
 
@@ -165,4 +167,80 @@ fn a_part_that_cannot_be_made_fails_on_every_rank() {
         files.tensor("good")
     });
     assert_eq!(all(outcomes.unwrap()).len(), 2);
+}
+
+/// Counts the bytes that a rank sends.
+#[derive(Debug)]
+struct Counting {
+    inner: ThreadGroup,
+    sent: Arc<AtomicUsize>,
+}
+
+impl ProcessGroup for Counting {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.inner.timeout()
+    }
+
+    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
+        let sent: usize = outgoing.iter().map(|message| message.bytes.len()).sum();
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+        self.inner.exchange(outgoing, incoming, patience)
+    }
+
+    fn abort(&self, cause: &Error) {
+        self.inner.abort(cause);
+    }
+
+    fn fault(&self) -> Option<RankFault> {
+        self.inner.fault()
+    }
+}
+
+/// The bytes that are sent are the fewer of the stored and the cast ones, and a part goes to its rank alone.
+#[test]
+fn casts_are_made_where_fewer_bytes_are_sent() {
+    const ELEMENTS: usize = 400_000;
+    let folder = tempfile::tempdir().unwrap();
+    // What all steps say of themselves is less than this.
+    let notes = 20_000;
+    for (stored, asked, bytes_each) in [
+        (Dtype::F32, Some(DType::BF16), 2),
+        (Dtype::Bf16, Some(DType::F32), 2),
+        (Dtype::F32, None, 4),
+        (Dtype::F64, Some(DType::F32), 4),
+    ] {
+        let paths = write(&vec![vec![(stored, vec![2, ELEMENTS / 2])]], folder.path());
+        for (parts, ranks) in [(false, 3), (true, 2)] {
+            let outcomes = ThreadGroup::run(ranks, LONG, |group| {
+                let (rank, sent) = (group.rank(), Arc::new(AtomicUsize::new(0)));
+                let mut loader = GroupLoader::new(Arc::new(Counting { inner: group, sent: Arc::clone(&sent) }));
+                if let Some(dtype) = asked {
+                    loader = loader.with_dtype(dtype);
+                }
+                loader.add_files([(1, vec![&paths[0]])]);
+                let files = loader.load_files()?;
+                match parts {
+                    false => files.tensor("layer.0.0.weight")?,
+                    true => files.sharded("layer.0.0.weight", 1)?,
+                };
+                Ok((rank, sent.load(Ordering::Relaxed)))
+            });
+            for (rank, sent) in all(outcomes.unwrap()) {
+                let expected = match (rank, parts) {
+                    (1, false) => 2 * ELEMENTS * bytes_each,
+                    (1, true) => ELEMENTS / 2 * bytes_each,
+                    _ => 0,
+                };
+                assert!((expected..expected + notes).contains(&sent), "{stored} as {asked:?}, rank {rank}: {sent}");
+            }
+        }
+    }
 }

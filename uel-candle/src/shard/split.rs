@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(Split::new(0).with_sections(usize::MAX).ranges(0, 0, 2).unwrap_err().kind(), Kind::Argument);
         assert_eq!(Split::new(0).ranges(8, 2, 2).unwrap_err().kind(), Kind::Argument);
         assert_eq!(Split::new(0).ranges(8, 0, 0).unwrap_err().kind(), Kind::Argument);
-        assert_eq!(Split::new(0).ranges(usize::MAX, 0, usize::MAX).unwrap(), [0..1]);
+        assert_eq!(Split::new(0).ranges(usize::MAX, 0, usize::MAX).unwrap().first(), Some(&(0..1)));
     }
 
     proptest! {

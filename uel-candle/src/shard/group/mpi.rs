@@ -172,7 +172,7 @@ impl ProcessGroup for MpiGroup {
         if !self.command(command) {
             return Err(self.silent("MPI's thread has ended"));
         }
-        let received = match answer.recv_timeout(patience + NOTICE_PATIENCE + GRACE) {
+        let received = match answer.recv_timeout(patience.saturating_add(NOTICE_PATIENCE + GRACE)) {
             Ok(received) => received.map_err(|fault| fault.to_error())?,
             Err(_) => return Err(self.silent("MPI did not return from a call")),
         };

@@ -11,8 +11,8 @@ use super::{DEFAULT_TIMEOUT, Incoming, Outgoing, ProcessGroup, RankFault, check_
 /// Messages from one rank to another that wait to be received; whoever sends more waits.
 const MAX_WAITING_MESSAGES: usize = 4;
 
-/// The most ranks of a group of threads.
-const MAX_THREAD_RANKS: usize = 4096;
+/// The most ranks of a group of threads: each pair of them has a queue.
+const MAX_THREAD_RANKS: usize = 256;
 
 /// A rank of a group whose ranks are threads of this process: for several devices in one process, and for tests.
 ///
@@ -46,7 +46,7 @@ impl ThreadGroup {
     ///
     /// # Errors
     ///
-    /// [`Kind::Argument`] where `size` is 0 or more than 4096.
+    /// [`Kind::Argument`] where `size` is 0 or more than 256.
     pub fn new(size: usize) -> Result<Vec<Self>> {
         Self::with_timeout(size, DEFAULT_TIMEOUT)
     }
