@@ -177,3 +177,20 @@ fn fused_weights_are_divided_section_by_section() {
     let wrong = ShardPlan::new().with_split("*", 1).unwrap();
     assert_eq!(checkpoint.load_shard(&wrong, 0, 2, None, &CPU).unwrap_err().kind(), Kind::Argument);
 }
+
+/// Tensors that replace those of the files are divided like them, empty parts too.
+#[test]
+fn replaced_tensors_are_divided() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write(&vec![vec![(Dtype::F32, vec![2, 2])]], folder.path());
+    let checkpoint = Checkpoint::open_files(&paths).unwrap();
+    let other = Tensor::arange(0f32, 15., &CPU).unwrap().reshape((5, 3)).unwrap();
+    checkpoint.replace(name(0, 0), other.clone());
+    for dim in 0..2 {
+        for rank in 0..4 {
+            let got = checkpoint.sharded(&name(0, 0), dim, rank, 4, &CPU).unwrap();
+            let expected = part(&other, dim, rank, 4);
+            assert_eq!((got.dims(), bytes(&got)), (expected.dims(), bytes(&expected)));
+        }
+    }
+}

@@ -2,7 +2,6 @@
 
 mod fault;
 #[cfg(feature = "mpi")]
-#[allow(unsafe_code)]
 pub(crate) mod mpi;
 mod single;
 mod thread;
