@@ -41,7 +41,7 @@ use crate::checkpoint::OpenOptions;
 /// })?;
 /// let shapes = outcomes.into_iter().collect::<uel_candle::Result<Vec<_>>>()?;
 /// assert_eq!(shapes, [[2, 2], [1, 2]]);
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 pub struct GroupLoader {
     group: Arc<dyn ProcessGroup>,

@@ -18,7 +18,7 @@ use super::split::Split;
 /// assert_eq!(plan.split("model.layers.0.mlp.down_proj.weight"), Some(&Split::new(1)));
 /// assert_eq!(plan.split("model.layers.0.self_attn.q_proj.weight"), Some(&Split::new(0).with_unit(128)));
 /// assert_eq!(plan.split("model.norm.weight"), None);
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct ShardPlan {

@@ -19,7 +19,7 @@ use uel_core::{Error, Kind, Result};
 /// assert_eq!(parts(&Split::new(0).with_unit(4), 20), [vec![0..8], vec![8..16], vec![16..20], vec![20..20]]);
 /// // Queries, keys and values that were fused into one tensor are divided each by itself.
 /// assert_eq!(Split::new(1).with_sections(3).ranges(24, 1, 2)?, [4..8, 12..16, 20..24]);
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Split {

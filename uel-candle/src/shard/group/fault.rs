@@ -18,7 +18,7 @@ pub(crate) const MAX_FAULT_BYTES: usize = 480;
 /// drop(second);
 /// let error = first.barrier().unwrap_err();
 /// assert_eq!(RankFault::within(&error).unwrap().rank(), 1);
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankFault {

@@ -60,7 +60,7 @@ pub struct Incoming<'a> {
 /// for word in outcomes {
 ///     assert_eq!(&word?, b"gold");
 /// }
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 pub trait ProcessGroup: Send + Sync + Debug {
     /// Which of the ranks this is, counted from 0.

@@ -14,7 +14,7 @@ use super::{DEFAULT_TIMEOUT, Incoming, Outgoing, ProcessGroup, RankFault, check_
 /// let group = SingleGroup::new();
 /// assert_eq!((group.rank(), group.size()), (0, 1));
 /// group.barrier()?;
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct SingleGroup {

@@ -81,7 +81,7 @@ impl ThreadGroup {
     /// for sum in sums {
     ///     assert_eq!(sum?, 3);
     /// }
-    /// # uel_candle::Result::Ok(())
+    /// # Ok::<(), uel_candle::Error>(())
     /// ```
     ///
     /// # Errors

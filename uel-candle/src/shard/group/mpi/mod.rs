@@ -38,7 +38,7 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 /// let group = MpiGroup::world_with_timeout(Duration::from_secs(60))?;
 /// println!("rank {} of {}", group.rank(), group.size());
 /// group.barrier()?;
-/// # uel_candle::Result::Ok(())
+/// # Ok::<(), uel_candle::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct MpiGroup {
