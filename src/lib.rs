@@ -33,3 +33,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/streaming.md")]
 struct Streaming;
+
+/// The page on several ranks, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/parallel.md")]
+struct Parallel;

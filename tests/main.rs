@@ -23,6 +23,7 @@ mod pytorch;
 mod quantized;
 mod saving;
 mod scenario;
+mod shard;
 mod sparse;
 mod stream;
 mod tied;

@@ -2,6 +2,7 @@
 
 pub(crate) mod blocks;
 pub(crate) mod chunk;
+pub(crate) mod filling;
 pub(crate) mod pool;
 pub(crate) mod slab;
 

@@ -28,6 +28,7 @@ mod quantized;
 #[allow(unsafe_code)]
 mod residency;
 mod save;
+pub mod shard;
 pub mod slab;
 mod stream;
 mod transfer;
@@ -47,6 +48,9 @@ pub use save::{
     BackgroundSaver, FileFormat, IncrementalOptions, IncrementalWriter, OnDrop, SaveHandle, SaveOptions, SaveReport,
     Snapshot, TensorMeta, Written, load_var_map, patch, save, save_var_map, save_with,
 };
+#[cfg(feature = "mpi")]
+pub use shard::MpiGroup;
+pub use shard::{GroupFiles, GroupLoader, ProcessGroup, RankFault, ShardPlan, SingleGroup, Split, ThreadGroup};
 pub use stream::{
     Batch, BatchSize, CastOn, FileRoad, Gds, QBatch, QTensorStream, Road, Roads, StagedStream, StagedTensor,
     StreamOptions, StreamStats, TensorStream, Tensors,

@@ -7,6 +7,8 @@ use memmap2::Mmap;
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{Dtype, Result, TensorInfo};
 
+use crate::shard::FileBytes;
+
 /// The bytes of one tensor, with its dtype and shape. It may outlive the checkpoint.
 #[derive(Clone, Debug)]
 pub struct TensorView {
@@ -19,6 +21,7 @@ pub struct TensorView {
 enum Bytes {
     Mapped { file: Arc<Mmap>, start: usize, end: usize },
     Read(Arc<[u8]>),
+    Held { file: FileBytes, start: usize, end: usize },
 }
 
 impl TensorView {
@@ -37,11 +40,21 @@ impl TensorView {
         matches!(self.bytes, Bytes::Mapped { .. })
     }
 
+    /// A view of bytes in memory, which it keeps there; `None` where the tensor does not lie in them.
+    pub(crate) fn held(info: TensorInfo<'_>, file: &FileBytes) -> Option<Self> {
+        let start = usize::try_from(info.range().start()).ok()?;
+        let end = usize::try_from(info.range().end()).ok()?;
+        file.as_ref().get(start..end)?;
+        let bytes = Bytes::Held { file: file.clone(), start, end };
+        Some(Self { dtype: info.dtype(), shape: info.shape().into(), bytes })
+    }
+
     /// The bytes, little-endian and row-major, as they stand in the file.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped { file, start, end } => file.get(*start..*end).unwrap_or_default(),
             Bytes::Read(bytes) => bytes,
+            Bytes::Held { file, start, end } => file.as_ref().get(*start..*end).unwrap_or_default(),
         }
     }
 }

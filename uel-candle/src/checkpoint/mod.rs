@@ -41,6 +41,7 @@ use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
 
 use crate::mapped::recycle::Claim;
 use crate::placement::MappedFiles;
+use crate::shard::FileBytes;
 use crate::view::{TensorView, Views};
 
 /// A checkpoint in one or many safetensors or PyTorch files, and how its tensors become candle tensors.
@@ -316,6 +317,18 @@ impl Checkpoint {
         let source = self.source(info.file())?;
         source.check(info.range()).map_err(|error| error.with_tensor(name))?;
         self.inner.views.view(info, source, self.inner.options.mmap.is_some())
+    }
+
+    /// The bytes of a tensor in `file`, the memory that this checkpoint was opened from, where it stands in it as it is wanted,
+    /// and else a copy.
+    pub(crate) fn view_of(&self, name: &str, file: &FileBytes) -> Result<TensorView> {
+        let (_, info) = self.find(name)?;
+        let source = self.source(info.file())?;
+        source.check(info.range()).map_err(|error| error.with_tensor(name))?;
+        match TensorView::held(info, file).filter(|_| info.file() < self.inner.files.files().len()) {
+            Some(view) => Ok(view),
+            None => self.inner.views.view(info, source, false),
+        }
     }
 
     /// Whether what is loaded is checked against the hashes in the files, where a load does not say otherwise.

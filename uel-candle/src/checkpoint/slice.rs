@@ -180,5 +180,9 @@ fn slice_tensor(tensor: &Tensor, bounds: &[Bounds], name: &str) -> Result<Tensor
             }
         };
     }
+    if sliced.elem_count() == 0 {
+        // candle looks for the first element of what has none.
+        return crate::stream::empty(sliced.dtype(), sliced.dims(), sliced.device());
+    }
     sliced.contiguous().map_err(candle)
 }

@@ -142,6 +142,8 @@ kinds! {
     State = "state",
     /// What was waited for, such as a batch or a buffer, did not come in time.
     Timeout = "timeout",
+    /// The ranks of a process group ask for different things, or one of them left or sent what was not to come.
+    Group = "group",
     /// A worker thread panicked.
     WorkerPanic = "worker-panic",
     /// A bug in UEL: an invariant did not hold. Please report it.

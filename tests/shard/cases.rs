@@ -1,0 +1,182 @@
+//! Made-up checkpoints in several files, and what every rank of a group has to get from them. Used with threads as ranks here,
+//! and with processes in the test binary `mpi`.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+use uel::core::source::decorators::RecordingSource;
+use uel::core::source::{ByteSource, FileSource};
+use uel::{Checkpoint, Dtype, GroupFiles, GroupLoader, ProcessGroup, Result};
+
+pub(crate) const CPU: Device = Device::Cpu;
+
+/// Dtypes that candle has, and dtypes that are widened.
+const DTYPES: [Dtype; 11] = [
+    Dtype::U8,
+    Dtype::U32,
+    Dtype::I64,
+    Dtype::Bf16,
+    Dtype::F16,
+    Dtype::F32,
+    Dtype::F64,
+    Dtype::Bool,
+    Dtype::I8,
+    Dtype::U16,
+    Dtype::U64,
+];
+
+/// Dtype and shape of each tensor, file by file.
+pub(crate) type Files = Vec<Vec<(Dtype, Vec<usize>)>>;
+
+/// Any checkpoint of a few files: scalars, dimensions of 0, tensors that take several messages.
+pub(crate) fn any_files() -> impl Strategy<Value = Files> {
+    let small = prop::collection::vec(0..7usize, 0..4);
+    let large = prop_oneof![Just(vec![700, 1000]), Just(vec![3, 400_000]), Just(vec![1_300_001])];
+    let shape = prop_oneof![12 => small, 1 => large];
+    let tensor = (prop::sample::select(&DTYPES[..]), shape);
+    prop::collection::vec(prop::collection::vec(tensor, 0..6), 1..5)
+}
+
+/// Bytes that tell where they are, small enough in each element that U64 fits I64, and no float is a NaN.
+fn pattern(seed: usize, dtype: Dtype, byte_len: usize) -> Vec<u8> {
+    let size = dtype.bits() as usize / 8;
+    let byte = |n: usize| (n.wrapping_mul(2_654_435_761).wrapping_add(seed * 77) >> 5) as u8;
+    (0..byte_len).map(|n| if n % size == size - 1 { byte(n) & 0x3f } else { byte(n) }).collect()
+}
+
+pub(crate) fn name(file: usize, tensor: usize) -> String {
+    format!("layer.{file}.{tensor}.weight")
+}
+
+/// A safetensors file in bytes.
+pub(crate) fn safetensors(tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let start = data.len();
+        data.extend_from_slice(bytes);
+        let info = serde_json::json!({
+            "dtype": dtype.as_str(), "shape": shape, "data_offsets": [start, data.len()],
+        });
+        header.insert(name.clone(), info);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(&header);
+    file.extend_from_slice(&data);
+    file
+}
+
+/// Writes the files, and returns their paths.
+pub(crate) fn write(files: &Files, folder: &Path) -> Vec<PathBuf> {
+    let write = |(file, tensors): (usize, &Vec<(Dtype, Vec<usize>)>)| {
+        let tensors: Vec<_> = (tensors.iter().enumerate())
+            .map(|(tensor, (dtype, shape))| {
+                let byte_len = dtype.byte_len(shape.iter().product::<usize>() as u64).unwrap() as usize;
+                (name(file, tensor), *dtype, shape.clone(), pattern(file * 10 + tensor, *dtype, byte_len))
+            })
+            .collect();
+        let path = folder.join(format!("part-{file}.safetensors"));
+        std::fs::write(&path, safetensors(&tensors)).unwrap();
+        path
+    };
+    files.iter().enumerate().map(write).collect()
+}
+
+/// What was opened, so that reads can be counted.
+pub(crate) type Recorded = Arc<Mutex<Vec<Arc<RecordingSource<FileSource>>>>>;
+
+/// A loader whose reads are recorded.
+pub(crate) fn recording(group: Arc<dyn ProcessGroup>) -> (GroupLoader, Recorded) {
+    let recorded = Recorded::default();
+    let all = Arc::clone(&recorded);
+    let open = move |path: &Path| -> Result<Arc<dyn ByteSource>> {
+        let source = Arc::new(RecordingSource::new(FileSource::open(path)?));
+        all.lock().unwrap().push(Arc::clone(&source));
+        Ok(source)
+    };
+    (GroupLoader::new(group).with_opener(open), recorded)
+}
+
+/// The bytes of a tensor, and what they are.
+pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
+    safetensors::serialize([("t", tensor)], None).unwrap()
+}
+
+/// A part as a plain load and candle have it.
+pub(crate) fn part(whole: &Tensor, dim: usize, rank: usize, ranks: usize) -> Tensor {
+    let size = whole.dims()[dim];
+    let block = size.div_ceil(ranks);
+    let start = (rank * block).min(size);
+    let end = (start + block).min(size);
+    let part = whole.narrow(dim, start, end - start).unwrap();
+    match part.elem_count() {
+        // candle looks for the first element of what has none.
+        0 => Tensor::zeros(part.dims(), part.dtype(), &CPU).unwrap(),
+        _ => part.contiguous().unwrap(),
+    }
+}
+
+fn assert_same(got: &Tensor, expected: &Tensor, what: &str) {
+    assert_eq!((got.dtype(), got.dims()), (expected.dtype(), expected.dims()), "{what}");
+    assert!(bytes(got) == bytes(expected), "{what}");
+}
+
+/// Loads all tensors in every way on this rank, and compares them with a plain load. Which rank reads which file, and what the
+/// tensors are cast to, follows from `seed`.
+///
+/// # Errors
+///
+/// Those of the group.
+pub(crate) fn check(group: Arc<dyn ProcessGroup>, paths: &[PathBuf], seed: usize) -> Result<GroupFiles> {
+    let (rank, ranks) = (group.rank(), group.size());
+    let dtype = [None, None, Some(DType::F32), Some(DType::BF16)][seed % 4];
+    let (mut loader, recorded) = recording(Arc::clone(&group));
+    if let Some(dtype) = dtype {
+        loader = loader.with_dtype(dtype);
+    }
+    match seed % 3 {
+        0 => loader.add_paths(paths),
+        _ => loader.add_files(paths.iter().enumerate().map(|(n, path)| ((n + seed) % ranks, vec![path]))),
+    };
+    let files = loader.load_files()?;
+
+    // Each byte was read once in the whole group, and nothing is read from here on.
+    let total: u64 = paths.iter().map(|path| std::fs::metadata(path).unwrap().len()).sum();
+    let read = || recorded.lock().unwrap().iter().map(|source| source.bytes_read()).sum::<u64>();
+    let sum = |own: u64| {
+        let mut all = vec![0; 8 * ranks];
+        group.all_gather(&own.to_le_bytes(), &mut all)?;
+        Result::Ok(all.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).sum::<u64>())
+    };
+    assert_eq!((sum(read())?, sum(files.bytes_read())?), (total, total));
+
+    let plain = Checkpoint::open_files(paths)?;
+    assert_eq!(files.keys(), plain.names());
+    let owned: usize = (0..ranks).map(|rank| files.keys_of_rank(rank).len()).sum();
+    assert_eq!(owned, files.keys().len());
+    for (n, name) in files.keys().into_iter().enumerate() {
+        let expected = plain.tensor_as(name, dtype, &CPU)?;
+        assert_same(&files.tensor(name)?, &expected, name);
+        for dim in 0..expected.rank() {
+            let what = format!("{name} in dimension {dim}, rank {rank} of {ranks}");
+            let expected = part(&expected, dim, rank, ranks);
+            assert_same(&files.sharded(name, dim)?, &expected, &what);
+            let alone = plain.sharded(name, dim, rank, ranks, &CPU)?;
+            if dtype.is_none() {
+                assert_same(&alone, &expected, &what);
+            }
+            let twice = files.multi_cols(&[name, name], dim)?;
+            assert_same(&twice, &Tensor::cat(&[&expected, &expected], dim).unwrap_or(twice.clone()), &what);
+        }
+        let to = n % ranks;
+        let pushed = files.push(name, to)?;
+        assert_eq!(pushed.is_some(), to == rank);
+        if let Some(pushed) = pushed {
+            assert_same(&pushed, &expected, name);
+        }
+    }
+    assert_eq!(sum(read())?, total);
+    Ok(files)
+}

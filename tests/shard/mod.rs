@@ -1,0 +1,246 @@
+//! Ranks that are threads: what each gets, and what becomes of a rank that fails.
+
+mod cases;
+mod faults;
+mod slices;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use candle_core::{DType, Tensor};
+use proptest::prelude::*;
+use uel::shard::{Incoming, Outgoing};
+use uel::{Dtype, Error, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
+
+use cases::{CPU, bytes, check, safetensors, write};
+
+/// Long enough for a busy machine.
+const LONG: Duration = Duration::from_secs(120);
+
+fn all<T>(outcomes: Vec<Result<T>>) -> Vec<T> {
+    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_rank_gets_what_a_plain_load_has(files in cases::any_files(), ranks in 1..5usize, seed in 0..12usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = write(&files, folder.path());
+        all(ThreadGroup::run(ranks, LONG, |group| check(Arc::new(group), &paths, seed).map(drop)).unwrap());
+    }
+}
+
+#[test]
+fn one_rank_needs_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write(&vec![vec![(Dtype::F32, vec![5, 3])], vec![(Dtype::U64, vec![4])]], folder.path());
+    let files = check(Arc::new(SingleGroup::new()), &paths, 1).unwrap();
+    assert_eq!((files.group().size(), files.buffers()), (1, 1));
+    assert_eq!(files.sharded("layer.0.0.weight", 0).unwrap().dims(), [5, 3]);
+}
+
+/// Files that are given to no rank are spread by their bytes; maps say who has what.
+#[test]
+fn maps_say_who_has_what() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = [10, 900, 400, 500];
+    let paths = write(&sizes.map(|size| vec![(Dtype::U8, vec![size])]).to_vec(), folder.path());
+    let outcomes = ThreadGroup::run(2, LONG, |group| {
+        let rank = group.rank();
+        let mut loader = GroupLoader::new(Arc::new(group));
+        loader.add_paths(&paths);
+        let files = loader.load_files()?;
+        assert_eq!(files.files_of_rank(0), [&paths[0], &paths[1]]);
+        assert_eq!(files.files_of_rank(1), [&paths[2], &paths[3]]);
+        assert_eq!(files.keys_of_rank(1), ["layer.2.0.weight", "layer.3.0.weight"]);
+        assert_eq!(files.keys_of_file(&paths[3]), ["layer.3.0.weight"]);
+        assert_eq!(files.owner("layer.1.0.weight")?, 0);
+        assert_eq!(files.files().map(|(owner, _)| owner).collect::<Vec<_>>(), [0, 0, 1, 1]);
+        assert_eq!(files.owner("layer.9").unwrap_err().kind(), Kind::UnknownTensor);
+        let largest = std::fs::metadata(&paths[1]).unwrap().len();
+        assert!(rank == 1 || files.bytes_read() > largest);
+        assert_eq!(files.buffers(), 1);
+        Ok(())
+    });
+    all(outcomes.unwrap());
+}
+
+/// A buffer lives as long as a view of it, whatever becomes of the loader; tensors need no buffer.
+#[test]
+fn buffers_live_as_long_as_what_was_taken_from_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write(&vec![vec![(Dtype::F32, vec![1000, 5])], vec![(Dtype::U8, vec![77])]], folder.path());
+    let expected = std::fs::read(&paths[0]).unwrap();
+    let outcomes = ThreadGroup::run(2, LONG, |group| {
+        let rank = group.rank();
+        let mut loader = GroupLoader::new(Arc::new(group));
+        loader.add_files([(0, paths.clone())]);
+        let files = loader.load_files()?;
+        let tensor = files.tensor("layer.0.0.weight")?;
+        let view = files.view("layer.0.0.weight");
+        if rank == 1 {
+            assert_eq!(view.unwrap_err().kind(), Kind::Argument);
+            assert!(!files.release_file(&paths[0]));
+            // The owner gave the file up before it was asked: all learn of it, and go on.
+            let error = files.tensor("layer.0.0.weight").unwrap_err();
+            assert_eq!((error.kind(), RankFault::within(&error).unwrap().rank()), (Kind::Argument, 0));
+            return Ok(files.tensor("layer.1.0.weight")?.dims().to_vec());
+        }
+        let view = view?;
+        assert!(files.release_file(&paths[0]) && !files.release_file(&paths[0]));
+        let error = files.tensor("layer.0.0.weight").unwrap_err();
+        assert!(error.to_string().contains("released"), "{error}");
+        let other = files.tensor("layer.1.0.weight")?;
+        drop(files);
+        assert_eq!((view.dtype(), view.shape()), (Dtype::F32, &[1000, 5][..]));
+        assert!(expected.ends_with(view.as_bytes()) && view.len() == 20_000);
+        assert_eq!(tensor.dims(), [1000, 5]);
+        Ok(other.dims().to_vec())
+    });
+    assert_eq!(all(outcomes.unwrap()), [[77], [77]]);
+}
+
+#[test]
+fn queries_keys_and_values_are_fused_across_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    // Of different heights, as with fewer heads for keys and values, and on different ranks.
+    let shapes = [[8, 6], [4, 6], [4, 6]].map(|shape| vec![(Dtype::Bf16, shape.to_vec())]);
+    let paths = write(&shapes.to_vec(), folder.path());
+    let names = [0, 1, 2].map(|file| cases::name(file, 0));
+    let plain = uel::Checkpoint::open_files(&paths).unwrap();
+    let fused = all(ThreadGroup::run(3, LONG, |group| {
+        let mut loader = GroupLoader::new(Arc::new(group)).with_dtype(DType::F32);
+        loader.add_files((0..3).map(|n| (n, vec![&paths[n]])));
+        loader.load_files()?.multi_cols(&names, Split::new(0).with_unit(2))
+    })
+    .unwrap());
+    // Two units of the keys are too few for the last rank, and so are four of the queries in blocks of two.
+    for (rank, got) in fused.iter().enumerate().take(2) {
+        let parts = names.each_ref().map(|name| {
+            let units = plain.info(name).unwrap().shape()[0] / 2;
+            let block = units.div_ceil(3);
+            let (start, end) = ((rank * block).min(units) * 2, ((rank + 1) * block).min(units) * 2);
+            plain.tensor_as(name, Some(DType::F32), &CPU).unwrap().narrow(0, start, end - start).unwrap()
+        });
+        assert_eq!(bytes(got), bytes(&Tensor::cat(&parts, 0).unwrap()), "rank {rank}");
+        let alone = plain.multi_cols(&names, Split::new(0).with_unit(2), rank, 3, &CPU).unwrap();
+        assert_eq!(bytes(&alone.to_dtype(DType::F32).unwrap()), bytes(got), "rank {rank}");
+    }
+    assert_eq!(fused.iter().map(Tensor::dims).collect::<Vec<_>>(), [[8, 6], [8, 6], [0, 6]]);
+}
+
+/// PyTorch files, read whole and opened from memory, are like others.
+#[test]
+fn pytorch_files_are_read_by_a_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.pth");
+    let tensor = Tensor::arange(0f32, 40., &CPU).unwrap().reshape((8, 5)).unwrap();
+    let options = uel::SaveOptions::new().with_format(uel::FileFormat::PyTorch);
+    uel::save_with([("w", &tensor)], &path, &options).unwrap();
+    let parts = all(ThreadGroup::run(2, LONG, |group| {
+        let mut loader = GroupLoader::new(Arc::new(group));
+        loader.add_files([(1, vec![&path])]);
+        loader.load_files()?.sharded("w", 1)
+    })
+    .unwrap());
+    assert_eq!(parts[0].dims(), [8, 3]);
+    assert_eq!(bytes(&Tensor::cat(&parts, 1).unwrap()), bytes(&tensor));
+}
+
+/// A value that does not fit is found by one rank only, after all bytes were sent: all return its error, and go on.
+#[test]
+fn a_part_that_cannot_be_made_fails_on_every_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let values: Vec<u8> = [1, 2, 3, u64::MAX].iter().flat_map(|value: &u64| value.to_le_bytes()).collect();
+    let good = ("good".to_owned(), Dtype::U8, vec![2], vec![1, 2]);
+    std::fs::write(&path, safetensors(&[("ids".to_owned(), Dtype::U64, vec![4], values), good])).unwrap();
+    let outcomes = ThreadGroup::run(2, LONG, |group| {
+        let mut loader = GroupLoader::new(Arc::new(group));
+        loader.add_files([(0, vec![&path])]);
+        let files = loader.load_files()?;
+        let error = files.sharded("ids", 0).unwrap_err();
+        assert_eq!((error.kind(), RankFault::within(&error).unwrap().rank()), (Kind::ValueRange, 1), "{error}");
+        files.tensor("good")
+    });
+    assert_eq!(all(outcomes.unwrap()).len(), 2);
+}
+
+/// Counts the bytes that a rank sends.
+#[derive(Debug)]
+struct Counting {
+    inner: ThreadGroup,
+    sent: Arc<AtomicUsize>,
+}
+
+impl ProcessGroup for Counting {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.inner.timeout()
+    }
+
+    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
+        let sent: usize = outgoing.iter().map(|message| message.bytes.len()).sum();
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+        self.inner.exchange(outgoing, incoming, patience)
+    }
+
+    fn abort(&self, cause: &Error) {
+        self.inner.abort(cause);
+    }
+
+    fn fault(&self) -> Option<RankFault> {
+        self.inner.fault()
+    }
+}
+
+/// The bytes that are sent are the fewer of the stored and the cast ones, and a part goes to its rank alone.
+#[test]
+fn casts_are_made_where_fewer_bytes_are_sent() {
+    const ELEMENTS: usize = 400_000;
+    let folder = tempfile::tempdir().unwrap();
+    // What all steps say of themselves is less than this.
+    let notes = 20_000;
+    for (stored, asked, bytes_each) in [
+        (Dtype::F32, Some(DType::BF16), 2),
+        (Dtype::Bf16, Some(DType::F32), 2),
+        (Dtype::F32, None, 4),
+        (Dtype::F64, Some(DType::F32), 4),
+    ] {
+        let paths = write(&vec![vec![(stored, vec![2, ELEMENTS / 2])]], folder.path());
+        for (parts, ranks) in [(false, 3), (true, 2)] {
+            let outcomes = ThreadGroup::run(ranks, LONG, |group| {
+                let (rank, sent) = (group.rank(), Arc::new(AtomicUsize::new(0)));
+                let mut loader = GroupLoader::new(Arc::new(Counting { inner: group, sent: Arc::clone(&sent) }));
+                if let Some(dtype) = asked {
+                    loader = loader.with_dtype(dtype);
+                }
+                loader.add_files([(1, vec![&paths[0]])]);
+                let files = loader.load_files()?;
+                match parts {
+                    false => files.tensor("layer.0.0.weight")?,
+                    true => files.sharded("layer.0.0.weight", 1)?,
+                };
+                Ok((rank, sent.load(Ordering::Relaxed)))
+            });
+            for (rank, sent) in all(outcomes.unwrap()) {
+                let expected = match (rank, parts) {
+                    (1, false) => 2 * ELEMENTS * bytes_each,
+                    (1, true) => ELEMENTS / 2 * bytes_each,
+                    _ => 0,
+                };
+                assert!((expected..expected + notes).contains(&sent), "{stored} as {asked:?}, rank {rank}: {sent}");
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Whole files in few large buffers: who reads which, and what keeps them in memory.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::path::Path;
+use std::sync::Arc;
+
+use uel_core::source::{ByteSource, MemorySource};
+use uel_core::{Error, Kind, Result};
+
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::engine::{self, How, Span};
+use crate::{host, memory};
+
+/// Files are read into one buffer until it would be larger than this; a larger file has its own.
+const BUFFER_BYTES: usize = 1 << 30;
+
+/// Files begin at multiples of this in their buffer, so that tensors are as aligned as in the file.
+const FILE_ALIGNMENT: usize = 64;
+
+/// Opens the files that a rank reads.
+pub(super) type OpenFn = Arc<dyn Fn(&Path) -> Result<Arc<dyn ByteSource>> + Send + Sync>;
+
+/// The bytes of one file in a buffer that it shares with others. The buffer lives as long as any of them.
+#[derive(Clone, Debug)]
+pub(crate) struct FileBytes {
+    buffer: Arc<Vec<u8>>,
+    start: usize,
+    end: usize,
+}
+
+impl AsRef<[u8]> for FileBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+}
+
+/// A file that this rank holds: opened from memory.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) bytes: FileBytes,
+}
+
+/// Which rank reads which file, where nothing is said: the largest file goes to the rank with the fewest bytes so far, and so
+/// on. The same on every rank, because all know the same sizes.
+pub(super) fn balanced(sizes: &[u64], ranks: usize) -> Vec<usize> {
+    let mut by_size: Vec<usize> = (0..sizes.len()).collect();
+    by_size.sort_by_key(|&file| Reverse(sizes.get(file).copied().unwrap_or(0)));
+    let mut heap: BinaryHeap<Reverse<(u64, usize)>> = (0..ranks).map(|rank| Reverse((0, rank))).collect();
+    let mut owners = vec![0; sizes.len()];
+    for file in by_size {
+        let Some(Reverse((bytes, rank))) = heap.pop() else { break };
+        if let Some(owner) = owners.get_mut(file) {
+            *owner = rank;
+        }
+        // An empty file counts too, so that many of them are spread.
+        heap.push(Reverse((bytes.saturating_add(sizes.get(file).copied().unwrap_or(0).max(1)), rank)));
+    }
+    owners
+}
+
+/// What came of reading a rank's files.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    /// By their number in the group.
+    pub(super) held: BTreeMap<usize, Held>,
+    pub(super) bytes: u64,
+    pub(super) buffers: usize,
+}
+
+/// Reads files whole, several at once, each byte once, and opens them from memory.
+pub(super) fn read(files: &[(usize, &Path)], open: &OpenFn, options: &OpenOptions) -> Result<Read> {
+    let mut sources = Vec::with_capacity(files.len());
+    let mut total = 0u64;
+    for (number, path) in files {
+        let source = open(path)?;
+        total = total.saturating_add(source.byte_len());
+        sources.push((*number, *path, source));
+    }
+    memory::check(total)?;
+    let mut read = Read { bytes: total, ..Read::default() };
+    let mut rest = sources.as_slice();
+    while !rest.is_empty() {
+        let (places, byte_len) = first_buffer(rest)?;
+        let (now, later) = rest.split_at(places.len());
+        rest = later;
+        let buffer = Arc::new(fill(now, &places, byte_len, options.threads)?);
+        read.buffers += 1;
+        for ((number, path, _), (start, end)) in now.iter().zip(places) {
+            let bytes = FileBytes { buffer: Arc::clone(&buffer), start, end };
+            let source: Arc<dyn ByteSource> = Arc::new(MemorySource::new(*path, bytes.clone()));
+            let checkpoint = Checkpoint::from_sources(vec![source], options.clone())?;
+            read.held.insert(*number, Held { checkpoint, bytes });
+        }
+    }
+    Ok(read)
+}
+
+type Opened<'a> = (usize, &'a Path, Arc<dyn ByteSource>);
+
+/// The places of the first files in a buffer of their own, and its length: at least one file.
+fn first_buffer(files: &[Opened<'_>]) -> Result<(Vec<(usize, usize)>, usize)> {
+    let (mut places, mut reached) = (Vec::new(), 0usize);
+    for (_, path, source) in files {
+        let too_large =
+            || Error::new(Kind::Overflow, "the file does not fit this machine's address space").with_path(path);
+        let byte_len = usize::try_from(source.byte_len()).map_err(|_| too_large())?;
+        let start = reached.checked_next_multiple_of(FILE_ALIGNMENT).ok_or_else(too_large)?;
+        let end = start.checked_add(byte_len).ok_or_else(too_large)?;
+        if !places.is_empty() && end > BUFFER_BYTES {
+            break;
+        }
+        places.push((start, end));
+        reached = end;
+    }
+    Ok((places, reached))
+}
+
+fn fill(files: &[Opened<'_>], places: &[(usize, usize)], byte_len: usize, threads: usize) -> Result<Vec<u8>> {
+    let mut buffer = host::zeroed(byte_len)?;
+    let mut spans = Vec::with_capacity(files.len());
+    let (mut rest, mut reached) = (buffer.as_mut_slice(), 0);
+    for ((_, _, source), (start, end)) in files.iter().zip(places) {
+        let inside = || Error::new(Kind::Internal, "the files of a buffer lie one behind the other");
+        let (_, tail) = rest.split_at_mut_checked(start - reached).ok_or_else(inside)?;
+        let (into, tail) = tail.split_at_mut_checked(end - start).ok_or_else(inside)?;
+        (rest, reached) = (tail, *end);
+        let into = host::for_reading(into);
+        spans.push(Span { source: &**source, offset: 0, into, cast: None, checks: Vec::new() });
+    }
+    engine::fill(spans, [], How { threads, arrived: &|_| {} })?;
+    Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_largest_files_are_spread_first() {
+        assert_eq!(balanced(&[1, 9, 5, 5], 2), [0, 0, 1, 1]);
+        assert_eq!(balanced(&[0, 0, 0], 3), [0, 1, 2]);
+        assert_eq!(balanced(&[4, 4], 4), [0, 1]);
+        assert_eq!(balanced(&[], 2), [0usize; 0]);
+    }
+
+    proptest! {
+        /// No other assignment that moves one file is better by more than that file.
+        #[test]
+        fn no_rank_has_more_than_the_others_and_a_file(sizes in prop::collection::vec(1..1000u64, 0..40), ranks in 1..8usize) {
+            let owners = balanced(&sizes, ranks);
+            let sums: Vec<u64> = (0..ranks)
+                .map(|rank| sizes.iter().zip(&owners).filter(|(_, owner)| **owner == rank).map(|(size, _)| size).sum())
+                .collect();
+            let largest = sizes.iter().max().copied().unwrap_or(0);
+            prop_assert!(sums.iter().max().unwrap() - sums.iter().min().unwrap() <= largest);
+            prop_assert_eq!(sums.iter().sum::<u64>(), sizes.iter().sum::<u64>());
+        }
+    }
+
+    #[test]
+    fn files_share_buffers_and_keep_them() {
+        let source = |n: usize| -> Arc<dyn ByteSource> { Arc::new(MemorySource::new("x", vec![n as u8; n])) };
+        let files: Vec<Opened<'_>> = (0..4).map(|n| (n, Path::new("x"), source(n * 100))).collect();
+        let (places, byte_len) = first_buffer(&files).unwrap();
+        assert_eq!((places.as_slice(), byte_len), (&[(0, 0), (0, 100), (128, 328), (384, 684)][..], 684));
+        let buffer = Arc::new(fill(&files, &places, byte_len, 0).unwrap());
+        let weak = Arc::downgrade(&buffer);
+        let bytes = FileBytes { buffer, start: 128, end: 328 };
+        assert_eq!(bytes.as_ref(), [200; 200]);
+        drop(bytes);
+        assert!(weak.upgrade().is_none());
+    }
+}
