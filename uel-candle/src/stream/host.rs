@@ -28,6 +28,7 @@ const HEAP_TAKEN: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct OnHost {
     gap: u64,
+    chunk: usize,
     budget: u64,
     /// The largest tensor, for which recycled memory has room.
     largest: u64,
@@ -38,11 +39,13 @@ pub(super) struct OnHost {
 }
 
 impl OnHost {
-    pub(super) fn new(items: &[Item], budget: u64, gap: u64) -> Self {
+    pub(super) fn new(items: &[Item], budget: u64, gap: u64, chunk: u64) -> Self {
         let largest = items.iter().filter_map(Item::stored).map(|stored| stored.byte_len).max().unwrap_or(0);
         let claim = || Claim::new(usize::try_from(budget).unwrap_or(usize::MAX));
         Self {
             gap,
+            // No more than lets several tensors be read within the budget.
+            chunk: usize::try_from(chunk.min(budget / 4)).unwrap_or(CHUNK).max(CHUNK) / CHUNK * CHUNK,
             budget,
             largest: largest as u64,
             claim: (largest >= RECYCLED_FROM).then(claim),
@@ -70,7 +73,7 @@ impl OnHost {
 
 impl Landing<Tensor> for OnHost {
     fn cut(&self) -> Cut {
-        Cut { most: CHUNK, gap: self.gap, in_file: true }
+        Cut { most: self.chunk, gap: self.gap, in_file: true }
     }
 
     fn begin(&self, _: usize, items: &[Item], held: u64) -> Box<dyn Landed<Tensor>> {
