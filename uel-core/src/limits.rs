@@ -162,7 +162,7 @@ pub const GGUF_FIRST_READ_BYTES: u64 = 64 << 10;
 /// many bytes of tensors.
 pub const GGUF_READ_STEP_BYTES: u64 = 4 << 20;
 
-/// The first bytes of an object that are read, with its length and version. Most headers are shorter.
+/// The first bytes of an object that are read unless the caller says otherwise. Most headers are shorter.
 pub const REMOTE_HEAD_BYTES: u64 = 512 << 10;
 
 /// A read of an object of at most this many bytes brings its neighbourhood along, for the small reads that follow.

@@ -11,9 +11,9 @@ pub use format::Format;
 use crate::gguf::GgufFile;
 use crate::pytorch::{PytorchFile, PytorchOptions};
 use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, merged, open_threads, try_map};
-use crate::source::{ByteSource, is_url};
 #[cfg(feature = "remote")]
 use crate::source::remote::RemoteOptions;
+use crate::source::{ByteSource, is_url};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex};
 use folder::Found;
 use place::Place;

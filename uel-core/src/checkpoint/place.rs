@@ -15,12 +15,18 @@ use {
 };
 
 /// Where the files of one checkpoint are opened.
-#[derive(Debug)]
 pub(super) struct Place<'a> {
     /// The path, or what of the URL may be shown. Everything else that belongs to the checkpoint stands beside it.
     path: Cow<'a, Path>,
     #[cfg(feature = "remote")]
     served: Option<Served>,
+}
+
+/// A query is nobody's business.
+impl std::fmt::Debug for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Place").field(&self.path).finish()
+    }
 }
 
 impl<'a> Place<'a> {
@@ -39,8 +45,14 @@ impl<'a> Place<'a> {
     #[cfg(feature = "remote")]
     fn at_url(path: &'a Path, options: &FilesOptions) -> Result<Self> {
         let text = path.to_str().unwrap_or_default();
-        let query = text.split_once('#').map_or(text, |(url, _)| url).split_once('?').map(|(_, query)| query.to_owned());
-        let served = Served { remote: Remote::new(options.remote.clone()), query, own: shown(path).into_owned(), opened: Mutex::default() };
+        let query =
+            text.split_once('#').map_or(text, |(url, _)| url).split_once('?').map(|(_, query)| query.to_owned());
+        let served = Served {
+            remote: Remote::new(options.remote.clone()),
+            query,
+            own: shown(path).into_owned(),
+            opened: Mutex::default(),
+        };
         // A user in the URL is refused by whoever opens it, so it must not be left out before.
         served.check(text)?;
         Ok(Self { path: shown(path), served: Some(served) })
@@ -66,7 +78,10 @@ impl<'a> Place<'a> {
 }
 
 /// Opens the files of a list, some of which may be URLs.
-pub(super) fn open_list<P: AsRef<Path> + Sync>(paths: &[P], options: &FilesOptions) -> Result<Vec<Arc<dyn ByteSource>>> {
+pub(super) fn open_list<P: AsRef<Path> + Sync>(
+    paths: &[P],
+    options: &FilesOptions,
+) -> Result<Vec<Arc<dyn ByteSource>>> {
     #[cfg(feature = "remote")]
     let remote = Remote::new(options.remote.clone());
     #[cfg(not(feature = "remote"))]
@@ -126,7 +141,6 @@ fn not_built(path: &Path) -> Error {
 
 /// Files that are asked for from a server.
 #[cfg(feature = "remote")]
-#[derive(Debug)]
 struct Served {
     remote: Remote,
     /// That of the URL that was given: what lets a server answer for one file may let it answer for those beside it.
@@ -180,7 +194,9 @@ mod tests {
         assert_eq!(path("a/b").unwrap().as_deref(), Some("a/b"));
         assert_eq!(path("file:///a%20b/c").unwrap().as_deref(), Some("/a b/c"));
         assert_eq!(path("file://localhost/a").unwrap().as_deref(), Some("/a"));
-        for url in ["file://server/a", "file://a", "file:///a%2", "file:///%zz", "file:///%+1", "file:///a?b", "file:///%ff"] {
+        for url in
+            ["file://server/a", "file://a", "file:///a%2", "file:///%zz", "file:///%+1", "file:///a?b", "file:///%ff"]
+        {
             assert_eq!(path(url).unwrap_err().kind(), Kind::Argument, "{url}");
         }
         assert!(path("s3://b/k").unwrap().is_none());

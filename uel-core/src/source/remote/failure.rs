@@ -45,9 +45,9 @@ impl Told {
                 Some(object_store::Error::NotFound { .. }) => told.missing = true,
                 Some(object_store::Error::Precondition { .. }) => told.changed = true,
                 Some(object_store::Error::NotSupported { .. }) => told.no_ranges = true,
-                Some(
-                    object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. },
-                ) => told.forbidden = true,
+                Some(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => {
+                    told.forbidden = true
+                }
                 _ => {}
             }
             if let Some(http) = error.downcast_ref::<HttpError>() {
@@ -74,7 +74,8 @@ fn code(body: &str) -> Option<String> {
     const MAX_CODE_BYTES: usize = 64;
     let (_, rest) = body.split_once("<Code>")?;
     let (code, _) = rest.split_once("</Code>")?;
-    let plain = !code.is_empty() && code.len() <= MAX_CODE_BYTES && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let plain =
+        !code.is_empty() && code.len() <= MAX_CODE_BYTES && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
     plain.then(|| code.to_owned())
 }
 
@@ -132,20 +133,22 @@ pub(super) fn failure(object: &Object, offset: u64, error: &object_store::Error)
         )
         .with_expected("206 Partial Content")
         .with_got("the whole object"),
-        (Some(429), _) => {
-            failed(Kind::Remote, ErrorKind::Other, format!("the server asks for fewer requests, however often it is asked{code}"))
-                .with_got("status 429")
-        }
-        (Some(status), _) => {
-            failed(Kind::Remote, ErrorKind::Other, format!("the server refused the request{code}"))
-                .with_got(format!("status {status}"))
-        }
+        (Some(429), _) => failed(
+            Kind::Remote,
+            ErrorKind::Other,
+            format!("the server asks for fewer requests, however often it is asked{code}"),
+        )
+        .with_got("status 429"),
+        (Some(status), _) => failed(Kind::Remote, ErrorKind::Other, format!("the server refused the request{code}"))
+            .with_got(format!("status {status}")),
         (None, Some(HttpErrorKind::Timeout)) => {
             failed(Kind::Timeout, ErrorKind::TimedOut, "the server did not answer in time".to_owned())
         }
-        (None, Some(HttpErrorKind::Connect)) => {
-            failed(Kind::Remote, ErrorKind::NotConnected, format!("cannot connect to the server: {}", scrubbed(&told.last)))
-        }
+        (None, Some(HttpErrorKind::Connect)) => failed(
+            Kind::Remote,
+            ErrorKind::NotConnected,
+            format!("cannot connect to the server: {}", scrubbed(&told.last)),
+        ),
         (None, Some(_)) => failed(
             Kind::Remote,
             ErrorKind::ConnectionReset,

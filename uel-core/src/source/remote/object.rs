@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// What requests go to.
-#[derive(Debug)]
 pub(super) struct Object {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) location: ObjectPath,
@@ -19,6 +18,13 @@ pub(super) struct Object {
     pub(super) shown: PathBuf,
     /// What the disk cache calls it; `None` where it is not to be kept.
     pub(super) key: Option<String>,
+}
+
+/// Clients hold credentials and whole URLs, and show them.
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Object").field(&self.shown).finish()
+    }
 }
 
 /// What tells one version of an object from another, taken from the first answer.
@@ -80,7 +86,8 @@ impl Object {
             return Err(changed(self).into());
         }
         if answered.etag.is_none() && answered.modified.is_none() {
-            let message = "the server names neither an ETag nor a time of modification, so that a change would not be seen";
+            let message =
+                "the server names neither an ETag nor a time of modification, so that a change would not be seen";
             return Err(Error::new(Kind::Remote, message).with_path(&self.shown).into());
         }
         let end = range.end().min(answered.byte_len);

@@ -18,6 +18,7 @@ pub struct RemoteOptions {
     concurrency: usize,
     budget: u64,
     request_bytes: u64,
+    head_bytes: u64,
     timeout: Duration,
     deadline: Duration,
     retries: usize,
@@ -31,6 +32,7 @@ impl Default for RemoteOptions {
             concurrency: 16,
             budget: 128 << 20,
             request_bytes: 4 << 20,
+            head_bytes: limits::REMOTE_HEAD_BYTES,
             timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(180),
             retries: 8,
@@ -65,6 +67,14 @@ impl RemoteOptions {
     #[must_use]
     pub fn with_request_bytes(mut self, bytes: u64) -> Self {
         self.request_bytes = bytes.clamp(limits::MIN_REMOTE_REQUEST_BYTES, limits::MAX_REMOTE_REQUEST_BYTES);
+        self
+    }
+
+    /// The request that opens an object asks for its first `bytes` bytes, 512 KiB where nothing else is said: enough for most
+    /// headers. The answer also tells its length and version.
+    #[must_use]
+    pub fn with_head_bytes(mut self, bytes: u64) -> Self {
+        self.head_bytes = bytes.clamp(1, limits::MAX_REMOTE_REQUEST_BYTES);
         self
     }
 
@@ -116,6 +126,11 @@ impl RemoteOptions {
     /// The longest request in bytes.
     pub fn request_bytes(&self) -> u64 {
         self.request_bytes
+    }
+
+    /// How many bytes the request that opens an object asks for.
+    pub fn head_bytes(&self) -> u64 {
+        self.head_bytes
     }
 
     /// How long one attempt may take.

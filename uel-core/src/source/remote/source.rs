@@ -34,7 +34,7 @@ pub struct RemoteSource {
 impl RemoteSource {
     pub(super) fn open(shared: Arc<Shared>, object: Object) -> Result<Self> {
         let object = Arc::new(object);
-        let head = ByteRange::new(0, limits::REMOTE_HEAD_BYTES).unwrap_or_default();
+        let head = ByteRange::new(0, shared.options.head_bytes()).unwrap_or_default();
         let (pin, head) = match bring(&shared, &object, None, &[head]) {
             Ok(mut answers) => {
                 let lost = || Error::new(Kind::Internal, "a request ended without an answer").with_path(&object.shown);
@@ -229,7 +229,9 @@ impl ByteSource for RemoteSource {
         let some = bytes.len().min(buffer.len());
         match (bytes.get(..some), buffer.split_at_mut_checked(some)) {
             (Some(bytes), Some((part, _))) if some > 0 => Ok(part.write_copy_of_slice(bytes)),
-            _ => Err(Error::new(Kind::Internal, "a request brought nothing").with_path(self.path()).with_offset(offset)),
+            _ => {
+                Err(Error::new(Kind::Internal, "a request brought nothing").with_path(self.path()).with_offset(offset))
+            }
         }
     }
 
@@ -240,7 +242,8 @@ impl ByteSource for RemoteSource {
     fn hints(&self) -> Hints {
         let options = &self.shared.options;
         let chunk = options.request_bytes().saturating_mul(REQUESTS_PER_READ).min(limits::MAX_REMOTE_READ_BYTES);
-        Hints { gap: GAP, chunk, concurrency: options.concurrency() }
+        // Each read of a chunk is several requests.
+        Hints { gap: GAP, chunk, concurrency: options.concurrency().div_ceil(REQUESTS_PER_READ as usize) }
     }
 }
 

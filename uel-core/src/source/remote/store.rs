@@ -44,7 +44,6 @@ pub struct Remote {
 }
 
 /// What all sources of one [`Remote`] have in common.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) options: RemoteOptions,
     /// A permit for each request that may run.
@@ -55,6 +54,13 @@ pub(super) struct Shared {
     stores: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     http: Connector,
     https: Connector,
+}
+
+/// Clients hold credentials, and show them.
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl Remote {
@@ -189,9 +195,8 @@ impl Shared {
         let store: Arc<dyn ObjectStore> = match scheme {
             "s3" => {
                 let builder = AmazonS3Builder::from_env().with_bucket_name(name).with_retry(self.retry());
-                let with = |builder: AmazonS3Builder, (key, value)| {
-                    builder.with_config(AmazonS3ConfigKey::Client(key), value)
-                };
+                let with =
+                    |builder: AmazonS3Builder, (key, value)| builder.with_config(AmazonS3ConfigKey::Client(key), value);
                 Arc::new(client.into_iter().fold(builder, with).build()?)
             }
             "gs" => {
@@ -203,8 +208,9 @@ impl Shared {
             }
             _ => {
                 let builder = MicrosoftAzureBuilder::from_env().with_container_name(name).with_retry(self.retry());
-                let with =
-                    |builder: MicrosoftAzureBuilder, (key, value)| builder.with_config(AzureConfigKey::Client(key), value);
+                let with = |builder: MicrosoftAzureBuilder, (key, value)| {
+                    builder.with_config(AzureConfigKey::Client(key), value)
+                };
                 Arc::new(client.into_iter().fold(builder, with).build()?)
             }
         };
@@ -229,8 +235,13 @@ impl Shared {
             query.push_str(&format!("{}={name}{}={value}", name.len(), value.len()));
         }
         // One bucket may be many, on as many servers.
-        const ENDPOINTS: [&str; 5] =
-            ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT"];
+        const ENDPOINTS: [&str; 5] = [
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT",
+            "AWS_ENDPOINT_URL_S3",
+            "AZURE_STORAGE_ACCOUNT_NAME",
+            "AZURE_STORAGE_ENDPOINT",
+        ];
         if !matches!(url.scheme(), "http" | "https") {
             for name in ENDPOINTS {
                 query.push_str(&format!("{name}={:?}", std::env::var_os(name)));
@@ -239,7 +250,12 @@ impl Shared {
         let hashes = [1, 2].map(|seed| XxHash3_64::oneshot_with_seed(seed, query.as_bytes()));
         let port = url.port().map_or(String::new(), |port| format!(":{port}"));
         let [first, second] = hashes;
-        format!("{}://{}{port}{} {first:016x}{second:016x}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+        format!(
+            "{}://{}{port}{} {first:016x}{second:016x}",
+            url.scheme(),
+            url.host_str().unwrap_or_default(),
+            url.path()
+        )
     }
 }
 
@@ -247,8 +263,23 @@ impl Shared {
 /// stores, and of CloudFront.
 fn signs(name: &str) -> bool {
     const SIGNED: [&str; 17] = [
-        "AWSAccessKeyId", "Expires", "GoogleAccessId", "Key-Pair-Id", "Policy", "Signature", "se", "sig", "sip", "ske",
-        "skoid", "sks", "skt", "sktid", "sp", "spr", "st",
+        "AWSAccessKeyId",
+        "Expires",
+        "GoogleAccessId",
+        "Key-Pair-Id",
+        "Policy",
+        "Signature",
+        "se",
+        "sig",
+        "sip",
+        "ske",
+        "skoid",
+        "sks",
+        "skt",
+        "sktid",
+        "sp",
+        "spr",
+        "st",
     ];
     let lower = name.to_ascii_lowercase();
     lower.starts_with("x-amz-") || lower.starts_with("x-goog-") || SIGNED.contains(&name)

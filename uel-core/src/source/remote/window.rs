@@ -1,7 +1,7 @@
 //! What small reads brought along, kept for those that follow.
 
-use bytes::Bytes;
 use crate::{ByteRange, limits};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
