@@ -101,15 +101,15 @@ fn a_damaged_file_is_found_and_fetched_anew() {
     server.put("/object", bytes.clone());
     read_all(&server, "/object", cached(folder.path()), &bytes);
     let blocks = files(folder.path());
-    let damages: [&dyn Fn(&mut Vec<u8>); 8] = [
-        &|content| *content.last_mut().unwrap() ^= 1,
-        &|content| content[0] ^= 1,
-        &|content| content[9] ^= 1,
-        &|content| content[17] ^= 1,
-        &|content| content[30] ^= 1,
-        &|content| content.truncate(content.len() - 1),
-        &|content| content.push(0),
-        &|content| content.clear(),
+    let damages: [fn(&mut Vec<u8>); 8] = [
+        |content| *content.last_mut().unwrap() ^= 1,
+        |content| content[0] ^= 1,
+        |content| content[9] ^= 1,
+        |content| content[17] ^= 1,
+        |content| content[30] ^= 1,
+        |content| content.truncate(content.len() - 1),
+        |content| content.push(0),
+        |content| content.clear(),
     ];
     for (number, damage) in damages.iter().enumerate() {
         for path in &blocks {

@@ -201,7 +201,8 @@ fn read_head(stream: &mut TcpStream) -> Option<String> {
             _ => return None,
         }
     }
-    String::from_utf8(head).ok()
+    // That of the request before may still be there.
+    String::from_utf8(head).ok().map(|head| head.trim_start_matches('\n').to_owned())
 }
 
 /// Answers one request, and says whether the connection goes on.

@@ -33,11 +33,13 @@ fn options_stay_within_their_limits() {
     assert_eq!(Remote::new(most).options().concurrency(), crate::limits::MAX_REMOTE_REQUESTS);
 }
 
+type Lie = fn(GetResult) -> GetResult;
+
 /// A store in memory that answers as it is told, whatever it was asked.
 #[derive(Debug)]
 struct Liar {
     inner: InMemory,
-    lie: fn(GetResult) -> GetResult,
+    lie: Lie,
 }
 
 impl std::fmt::Display for Liar {
@@ -117,7 +119,7 @@ fn body(pieces: &'static [&'static [u8]]) -> GetResultPayload {
 }
 
 /// What a read of 100,000 bytes gives of a store that lies so.
-fn read_through(lie: fn(GetResult) -> GetResult) -> crate::Result<Vec<u8>> {
+fn read_through(lie: Lie) -> crate::Result<Vec<u8>> {
     let inner = InMemory::new();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(inner.put(&"object".into(), vec![7u8; 300_000].into())).unwrap();
@@ -129,7 +131,7 @@ fn read_through(lie: fn(GetResult) -> GetResult) -> crate::Result<Vec<u8>> {
 #[test]
 fn no_store_is_believed() {
     assert_eq!(read_through(|got| got).unwrap(), vec![7; 100_000]);
-    let lies: [(fn(GetResult) -> GetResult, Kind); 8] = [
+    let lies: [(Lie, Kind); 8] = [
         (|got| GetResult { payload: body(&[]), ..got }, Kind::Remote),
         (|got| GetResult { payload: body(&[b"short"]), ..got }, Kind::Remote),
         (|got| GetResult { payload: body(&[&[7; 60_000], &[7; 60_000]]), ..got }, Kind::Remote),
