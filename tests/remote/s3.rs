@@ -27,7 +27,7 @@ struct Moto {
 impl Moto {
     fn start() -> Self {
         let python = std::env::var_os("UEL_MOTO").expect("scripts/test remote sets UEL_MOTO");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/remote/moto.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/remote/s3_server.py");
         let mut process =
             Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = process.stdout.take().unwrap();

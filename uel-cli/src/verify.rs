@@ -154,7 +154,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
 
 /// Whether the path itself could not be opened or holds no checkpoint.
 fn is_absent(fault: &Error, args: &Args) -> bool {
-    matches!(fault.kind(), Kind::Io | Kind::UnknownFormat | Kind::Argument) && fault.path() == Some(&*shown(&args.path))
+    matches!(fault.kind(), Kind::Io | Kind::Remote | Kind::Timeout | Kind::UnknownFormat | Kind::Argument)
+        && fault.path() == Some(&*shown(&args.path))
 }
 
 fn unreadable_of(args: &Args) -> Vec<Unreadable> {
