@@ -2,7 +2,7 @@
 
 use super::FilesOptions;
 use crate::source::location::split_scheme;
-use crate::source::{ByteSource, FileSource, is_url, shown};
+use crate::source::{ByteSource, FileSource, is_url};
 use crate::{Error, Kind, Result};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::Arc;
 #[cfg(feature = "remote")]
 use {
     crate::source::remote::{Remote, RemoteSource, hf_path},
+    crate::source::shown,
     std::collections::HashMap,
     std::sync::{Mutex, PoisonError},
 };
