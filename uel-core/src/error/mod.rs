@@ -74,7 +74,7 @@ impl Error {
     }
 
     /// Names the file, unless a file is named already: the innermost place knows best. Of a URL what may be a secret is left
-    /// out: see [`shown`](crate::source::shown).
+    /// out: see [`shown`].
     #[cold]
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
         self.inner.path.get_or_insert_with(|| shown(path.as_ref()).into_owned());
