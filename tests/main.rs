@@ -21,6 +21,8 @@ mod memory;
 mod python;
 mod pytorch;
 mod quantized;
+#[cfg(feature = "remote")]
+mod remote;
 mod saving;
 mod scenario;
 mod shard;

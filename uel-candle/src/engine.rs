@@ -244,17 +244,37 @@ fn pool() -> Option<&'static rayon::ThreadPool> {
     POOL.get_or_init(make).as_ref()
 }
 
+/// How long reads of `source` are: what it asks for where it says how many requests it takes, because each of those waits
+/// for its answer, and otherwise what suits memory.
+pub(crate) fn chunk(source: &dyn ByteSource) -> u64 {
+    const MOST: u64 = 64 << 20;
+    let hints = source.hints();
+    if hints.concurrency > 0 { hints.chunk.clamp(CHUNK, MOST) } else { CHUNK }
+}
+
+/// How long a read is that several small tensors share: `usual`, or more where a source asks for longer ones.
+pub(crate) fn shared(source: &dyn ByteSource, usual: u64) -> u64 {
+    if source.hints().concurrency > 0 { chunk(source).max(usual) } else { usual }
+}
+
+/// How many threads read where nobody said: more than there are processors where a source takes as many requests.
+pub(crate) fn threads_for<'a>(sources: impl IntoIterator<Item = &'a dyn ByteSource>) -> usize {
+    sources.into_iter().map(|source| source.hints().concurrency).max().unwrap_or(0).min(MAX_THREADS)
+}
+
 /// Cuts a span: between the pieces that are checked, or else at multiples of [`CHUNK`] in the file, or after
 /// [`CAST_CHUNK`] bytes where they are cast.
 fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
     let Span { source, mut offset, mut into, cast, checks } = span;
+    let chunk = chunk(source);
     let mut checks = checks.into_iter().peekable();
     while !into.is_empty() {
-        let group = take_group(&mut checks, offset, CHUNK);
+        let group = take_group(&mut checks, offset, chunk);
         let source_len = match (&group, cast) {
             (Some((_, end)), _) => usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX),
-            (None, Some(_)) => CAST_CHUNK,
-            (None, None) => (CHUNK - offset % CHUNK) as usize,
+            (None, Some(_)) if chunk == CHUNK => CAST_CHUNK,
+            (None, Some(_)) => chunk as usize / CAST_CHUNK * CAST_CHUNK,
+            (None, None) => (chunk - offset % chunk) as usize,
         };
         let piece = cast.map_or(Some(source_len), |cast| cast.destination_len(source_len)).unwrap_or(usize::MAX);
         let (head, tail) = into.split_at_mut(piece.min(into.len()));

@@ -14,13 +14,15 @@ use uel_core::TensorInfo;
 use uel_core::checkpoint::CheckpointFiles;
 use uel_core::pytorch::PytorchFile;
 use uel_core::safetensors::write::HASHES_KEY;
+use uel_core::source::shown;
 
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Example:\n  uel inspect model/ --json --filter 'model.layers.0.*'\n  uel inspect model.safetensors --html model.html"
 )]
 pub(crate) struct Args {
-    /// A .safetensors, PyTorch or GGUF file, a folder of shards, or the index.json of a sharded checkpoint
+    /// A .safetensors, PyTorch or GGUF file, a folder of shards, the index.json of a sharded checkpoint, or (with the
+    /// feature `remote`) the URL of one
     path: PathBuf,
     #[command(flatten)]
     opening: Opening,
@@ -111,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let wanted = |info: &TensorInfo<'_>| args.filter.as_ref().is_none_or(|filter| filter.matches(info.name()));
     let infos: Vec<_> = files.index().iter().filter(wanted).collect();
     if let Some(path) = &args.html {
-        html::write_file(path, &args.path, &files, &infos)?;
+        html::write_file(path, &shown(&args.path), &files, &infos)?;
     }
     to_stdout(|out| match (args.json, &args.html) {
         (true, _) => write_json(out, &report(&args.path, &files, &infos)),
@@ -146,7 +148,7 @@ fn report<'a>(path: &Path, files: &'a CheckpointFiles, infos: &[TensorInfo<'a>])
         detail: detail(info),
     };
     Report {
-        path: path.to_string_lossy().into_owned(),
+        path: shown(path).to_string_lossy().into_owned(),
         format: files.format().as_str(),
         files: files.files().iter().enumerate().map(file_entry).collect(),
         metadata: metadata(files),

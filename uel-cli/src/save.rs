@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 use uel_candle::{Edit, FileFormat, SaveOptions, Written};
 use uel_core::safetensors::write::plan_shards;
+use uel_core::source::{is_url, shown};
 use uel_core::{Error, Kind, Result};
 
 /// What was written.
@@ -63,6 +64,10 @@ pub(crate) fn write(
     shard_bytes: Option<u64>,
     began: Instant,
 ) -> Result<Report> {
+    if is_url(path) {
+        let error = Error::new(Kind::Argument, "checkpoints are written to this machine only").with_path(shown(path));
+        return Err(error.with_expected("a path"));
+    }
     // Folders that come into being for the shards go again where those do not.
     let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let new_folders: Vec<&Path> = path.ancestors().take_while(is_new).filter(|_| shard_bytes.is_some()).collect();

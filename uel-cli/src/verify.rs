@@ -7,9 +7,9 @@ use crate::{Stop, crc, to_stdout, write_json};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use uel_core::checkpoint::{CheckpointFiles, Format};
+use uel_core::checkpoint::{CheckpointFiles, Format, open_source};
 use uel_core::pytorch::{Global, PytorchFile, Verdict, scan_globals};
-use uel_core::source::FileSource;
+use uel_core::source::shown;
 use uel_core::{Error, Kind, Result};
 
 #[derive(clap::Args, Debug)]
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
         true => write_json(
             out,
             &Report {
-                path: args.path.to_string_lossy().into_owned(),
+                path: shown(&args.path).to_string_lossy().into_owned(),
                 ok: faults.is_empty(),
                 faults: faults.iter().map(Fault::from).collect(),
                 globals: globals.as_deref(),
@@ -149,12 +149,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     if faults.is_empty() {
         return Ok(());
     }
-    Err(Stop::Verdict(format!("{}: not sound: {}", args.path.display(), count(faults.len(), "fault"))))
+    Err(Stop::Verdict(format!("{}: not sound: {}", shown(&args.path).display(), count(faults.len(), "fault"))))
 }
 
 /// Whether the path itself could not be opened or holds no checkpoint.
 fn is_absent(fault: &Error, args: &Args) -> bool {
-    matches!(fault.kind(), Kind::Io | Kind::UnknownFormat | Kind::Argument) && fault.path() == Some(&*args.path)
+    matches!(fault.kind(), Kind::Io | Kind::Remote | Kind::Timeout | Kind::UnknownFormat | Kind::Argument)
+        && fault.path() == Some(&*shown(&args.path))
 }
 
 fn unreadable_of(args: &Args) -> Vec<Unreadable> {
@@ -172,9 +173,9 @@ fn globals_of(args: &Args) -> Option<Vec<GlobalEntry>> {
         };
         return (files.format() == Format::Pytorch).then(|| files.pytorch().iter().flat_map(entries).collect());
     }
-    let source = FileSource::open(&args.path).ok()?;
-    let globals = scan_globals(&source).ok()?;
-    Some(globals.iter().map(|global| GlobalEntry::new(global, &args.path)).collect())
+    let source = open_source(&args.path, &args.opening.options()).ok()?;
+    let globals = scan_globals(&*source).ok()?;
+    Some(globals.iter().map(|global| GlobalEntry::new(global, &shown(&args.path))).collect())
 }
 
 fn write_text(
@@ -220,7 +221,7 @@ fn write_text(
         }
     }
     if faults.is_empty() {
-        writeln!(out, "{}: sound", one_line(&args.path.to_string_lossy()))?;
+        writeln!(out, "{}: sound", one_line(&shown(&args.path).to_string_lossy()))?;
     }
     Ok(())
 }

@@ -161,3 +161,42 @@ pub const GGUF_FIRST_READ_BYTES: u64 = 64 << 10;
 /// The most bytes of a GGUF file that are read at once behind its header's known part, so that opening reads at most so
 /// many bytes of tensors.
 pub const GGUF_READ_STEP_BYTES: u64 = 4 << 20;
+
+/// The first bytes of an object that are read unless the caller says otherwise. Most headers are shorter.
+pub const REMOTE_HEAD_BYTES: u64 = 512 << 10;
+
+/// A read of an object of at most this many bytes brings its neighbourhood along, for the small reads that follow.
+pub const REMOTE_SMALL_READ_BYTES: u64 = 32 << 10;
+
+/// How much a small read brings.
+pub const REMOTE_WINDOW_BYTES: u64 = 128 << 10;
+
+/// How much a small read near the end of an object brings: the directories of archives stand there.
+pub const REMOTE_TAIL_BYTES: u64 = 256 << 10;
+
+/// How many neighbourhoods of small reads are kept of one object.
+pub const REMOTE_WINDOWS: usize = 16;
+
+/// The most requests that may be allowed to run at once.
+pub const MAX_REMOTE_REQUESTS: usize = 1024;
+
+/// The least that a request may be limited to.
+pub const MIN_REMOTE_REQUEST_BYTES: u64 = 4 << 10;
+
+/// The most that one request may be allowed to ask for.
+pub const MAX_REMOTE_REQUEST_BYTES: u64 = 256 << 20;
+
+/// The most bytes of an object that one call reads; they are put together before they are handed over.
+pub const MAX_REMOTE_READ_BYTES: u64 = 256 << 20;
+
+/// The longest that any wait for a server may be told to last.
+pub const MAX_REMOTE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+
+/// Bytes of an object in one file of the disk cache.
+pub const REMOTE_CACHE_BLOCK_BYTES: u64 = 512 << 10;
+
+/// The most bytes of URL, version and offset that a file of the disk cache names.
+pub const MAX_REMOTE_CACHE_KEY_BYTES: u64 = 64 << 10;
+
+/// The longest name of a commit or revision in the cache of the Hugging Face hub, in bytes.
+pub const MAX_HF_REVISION_BYTES: u64 = 1000;

@@ -8,7 +8,7 @@ use super::options::{LoadOptions, Mode};
 use super::select::Wanted;
 use super::{Checkpoint, MmapFallback};
 use crate::mapped::MappedAllocator;
-use crate::{memory, residency};
+use crate::{engine, memory, residency};
 
 /// From this share on, a file counts as held by the page cache.
 const RESIDENT: f64 = 0.9;
@@ -74,7 +74,8 @@ impl Checkpoint {
         let bytes = infos.map(|info| info.byte_len()).fold(0, u64::saturating_add);
         // Asking takes longer than it would save of a small load.
         let held = if bytes < MAP_FROM { None } else { self.residency(wanted.iter().map(|want| want.position)) };
-        let threads = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
+        let cold = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
+        let threads = cold.max(engine::threads_for(self.sources().iter().map(|source| &**source)));
         if options.device.is_cuda() {
             return Ok(Choice::of(Mode::LowMemory, TO_DEVICE, threads));
         }
@@ -99,7 +100,10 @@ impl Checkpoint {
             let held = self.residency(0..self.index().len());
             match self.map_or_not(self.index().total_bytes(), held, made) {
                 Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, COLD_THREADS) },
-                Err(reason) => Choice::of(Mode::LowMemory, reason, 0),
+                Err(reason) => {
+                    let threads = engine::threads_for(self.sources().iter().map(|source| &**source));
+                    Choice::of(Mode::LowMemory, reason, threads)
+                }
             }
         };
         let cell = match made {

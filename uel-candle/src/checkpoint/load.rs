@@ -374,7 +374,8 @@ impl Checkpoint {
             }
         }
         let gap = self.sources().iter().map(|source| source.hints().gap).min().unwrap_or(0);
-        let plan = ReadPlan::new(&requests, PlanOptions { gap, chunk: SHARED_READ });
+        let chunk = self.sources().iter().map(|source| engine::shared(&**source, SHARED_READ)).min();
+        let plan = ReadPlan::new(&requests, PlanOptions { gap, chunk: chunk.unwrap_or(SHARED_READ) });
         let mut scatters: Vec<Scatter<'a>> = Vec::with_capacity(plan.read_count());
         for read in plan.reads() {
             let mut parts = Vec::with_capacity(read.parts.len());

@@ -36,7 +36,7 @@ use uel_core::gguf::GgufFile;
 use uel_core::pytorch::PytorchFile;
 use uel_core::safetensors::header_range;
 use uel_core::safetensors::write::Hashes;
-use uel_core::source::{ByteSource, ByteSourceExt, FileSource};
+use uel_core::source::{ByteSource, ByteSourceExt, shown};
 use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
 
 use crate::mapped::recycle::Claim;
@@ -103,6 +103,10 @@ impl Checkpoint {
     /// `auto`, nothing is mapped. A file is safetensors, PyTorch's or GGUF by its first bytes, whatever its name is. Of a GGUF
     /// file that is split any part stands for all.
     ///
+    /// With the feature `remote` the path may be the URL of a file or of an index file: `s3://`, `gs://`, `az://`,
+    /// `https://`, `http://`; or `hf://OWNER/NAME` for what is in the local cache of the Hugging Face hub. See
+    /// [`remote`](uel_core::source).
+    ///
     /// # Errors
     ///
     /// Where a file cannot be opened, a header is at fault, or shards disagree: see [`Kind`].
@@ -135,15 +139,15 @@ impl Checkpoint {
     }
 
     pub(crate) fn open_with(options: OpenOptions, path: &Path) -> Result<Self> {
-        let _span = tracing::debug_span!("open", path = %path.display()).entered();
-        let files = CheckpointFiles::open_with(path, &options.files(), &open_file)?;
+        let _span = tracing::debug_span!("open", path = %shown(path).display()).entered();
+        let files = CheckpointFiles::open(path, &options.files())?;
         Self::new(files, options)
     }
 
     pub(crate) fn open_files_with<P: AsRef<Path>>(options: OpenOptions, paths: &[P]) -> Result<Self> {
         let _span = tracing::debug_span!("open", files = paths.len()).entered();
         let paths: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
-        let files = CheckpointFiles::open_list_with(&paths, &options.files(), &open_file)?;
+        let files = CheckpointFiles::open_list(&paths, &options.files())?;
         Self::new(files, options)
     }
 
@@ -500,10 +504,6 @@ impl Checkpoint {
     pub fn load_all(&self, device: &Device) -> Result<HashMap<String, Tensor>> {
         self.load(&LoadOptions::new(device)).map(|loaded| loaded.tensors)
     }
-}
-
-fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
-    Ok(Arc::new(FileSource::open(path)?))
 }
 
 /// A name for a message that lists some: the beginning of it, where it is very long.

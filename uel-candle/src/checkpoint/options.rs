@@ -9,6 +9,8 @@ use uel_core::Result;
 use uel_core::checkpoint::FilesOptions;
 use uel_core::pytorch::PytorchOptions;
 pub use uel_core::safetensors::Rules;
+#[cfg(feature = "remote")]
+use uel_core::source::remote::RemoteOptions;
 
 use super::Checkpoint;
 use super::filter::Filter;
@@ -76,6 +78,8 @@ pub struct OpenOptions {
     pub(crate) rules: Rules,
     pub(crate) verified: bool,
     pub(crate) state_key: Option<String>,
+    #[cfg(feature = "remote")]
+    pub(crate) remote: RemoteOptions,
 }
 
 impl OpenOptions {
@@ -114,7 +118,25 @@ impl OpenOptions {
     pub(crate) fn files(&self) -> FilesOptions {
         let mut pytorch = PytorchOptions::new();
         pytorch.state_key.clone_from(&self.state_key);
-        FilesOptions::new().with_rules(self.rules).with_pytorch(pytorch)
+        let options = FilesOptions::new().with_rules(self.rules).with_pytorch(pytorch);
+        #[cfg(feature = "remote")]
+        let options = options.with_remote(self.remote.clone());
+        options
+    }
+
+    /// Reads objects at URLs as `options` say: requests at once, bytes in flight, retries, a cache on a local disk.
+    ///
+    /// ```no_run
+    /// use uel_candle::Checkpoint;
+    /// use uel_core::source::remote::{CacheOptions, RemoteOptions};
+    /// let remote = RemoteOptions::new().with_concurrency(32).with_cache(CacheOptions::new("/var/cache/uel"));
+    /// let checkpoint = Checkpoint::options().with_remote(remote).open("s3://models/tiny/model.safetensors")?;
+    /// # Ok::<(), uel_candle::Error>(())
+    /// ```
+    #[cfg(feature = "remote")]
+    pub fn with_remote(mut self, options: RemoteOptions) -> Self {
+        self.remote = options;
+        self
     }
 
     /// Checks what is loaded against the hashes that [`SaveOptions::with_hashes`](crate::SaveOptions::with_hashes) stored in

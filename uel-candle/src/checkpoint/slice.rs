@@ -119,7 +119,10 @@ impl Checkpoint {
         let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
         while runs.peek().is_some() {
             let requests: Vec<Request> = runs.by_ref().take(RUNS_AT_ONCE).collect::<Option<_>>().ok_or_else(inside)?;
-            let plan = ReadPlan::new(&requests, PlanOptions { gap: source.hints().gap, chunk: SHARED_READ });
+            let plan = ReadPlan::new(
+                &requests,
+                PlanOptions { gap: source.hints().gap, chunk: engine::shared(source, SHARED_READ) },
+            );
             let mut scatters = Vec::with_capacity(plan.read_count());
             for read in plan.reads() {
                 let mut parts = Vec::with_capacity(read.parts.len());

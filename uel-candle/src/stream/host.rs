@@ -34,6 +34,7 @@ const HEAP_TAKEN: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct OnHost {
     gap: u64,
+    chunk: usize,
     budget: u64,
     /// The largest tensor, for which recycled memory has room.
     largest: u64,
@@ -44,11 +45,13 @@ pub(super) struct OnHost {
 }
 
 impl OnHost {
-    /// For tensors of `bytes` in all, the largest of which has `largest`.
-    pub(super) fn new(bytes: u64, largest: usize, budget: u64, gap: u64) -> Self {
+    /// For tensors of `bytes` in all, the largest of which has `largest`; reads are of `chunk` bytes at least.
+    pub(super) fn new(bytes: u64, largest: usize, budget: u64, gap: u64, chunk: u64) -> Self {
         let claim = || Claim::new(usize::try_from(budget).unwrap_or(usize::MAX));
         Self {
             gap,
+            // No more than lets several tensors be read within the budget.
+            chunk: usize::try_from(chunk.min(budget / 4)).unwrap_or(CHUNK).max(CHUNK) / CHUNK * CHUNK,
             budget,
             largest: largest as u64,
             claim: (bytes >= RECYCLED_FROM as u64).then(claim),
@@ -76,7 +79,7 @@ impl OnHost {
 
 impl Landing<Brought> for OnHost {
     fn cut(&self) -> Cut {
-        Cut { most: CHUNK, gap: self.gap, in_file: true }
+        Cut { most: self.chunk, gap: self.gap, in_file: true }
     }
 
     fn begin(&self, _: usize, items: &[Item], held: u64) -> Box<dyn Landed<Brought>> {

@@ -128,7 +128,10 @@ impl Checkpoint {
                 cuda::landing(device, gap, options, &large)
             }
             // What goes elsewhere is copied there by candle, when it is handed out.
-            _ => Ok(Box::new(OnHost::new(plan.made_bytes, plan.largest, options.budget, gap))),
+            _ => {
+                let chunk = self.sources().iter().map(|source| crate::engine::chunk(&**source)).min().unwrap_or(0);
+                Ok(Box::new(OnHost::new(plan.made_bytes, plan.largest, options.budget, gap, chunk)))
+            }
         }
     }
 }
@@ -395,7 +398,8 @@ impl<T: Send + 'static> Queue<T> {
             0 => checkpoint.threads_asked(),
             threads => threads,
         };
-        let threads = if threads == 0 { crate::engine::processors() } else { threads };
+        let many = || crate::engine::threads_for(checkpoint.sources().iter().map(|source| &**source));
+        let threads = if threads == 0 { crate::engine::processors().max(many()) } else { threads };
         let bounds = Bounds { budget, tensors_ahead, in_order: options.in_order, threads };
         let plan = Arc::new(plan);
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);

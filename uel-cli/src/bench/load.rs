@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use uel_candle::FileFormat;
 use uel_core::checkpoint::{CheckpointFiles, FilesOptions};
+use uel_core::source::shown;
 
 /// Runs before each that counts, at most.
 const MAX_WARM_UPS: usize = 3;
@@ -28,10 +29,15 @@ struct Loader {
 
 pub(super) fn run(args: &LoadArgs) -> Result<(), Stop> {
     let files = CheckpointFiles::open(&args.path, &FilesOptions::new())?;
+    let served = files.files().iter().any(|source| source.as_file().is_none());
+    if served && (args.cold || args.vs.is_some()) {
+        let what = if args.cold { "--cold drops files from the page cache" } else { "--vs loads files" };
+        return Err(Stop::Usage(format!("{what}, and {} is none", shown(&args.path).display())));
+    }
     let paths: Vec<PathBuf> = files.files().iter().map(|source| source.path().to_path_buf()).collect();
     let mut loaders = loaders(args, &paths);
     let progress = Progress::of_steps(u64::from(args.runs) * loaders.len() as u64 + 1);
-    if !args.cold {
+    if !args.cold && !served {
         progress.show("reading the files once");
         for path in &paths {
             cache::warm(path)?;
@@ -192,7 +198,7 @@ fn report(
     let last = uel.runs.last().ok_or_else(nothing)?;
     let did = last.did.as_ref().ok_or_else(nothing)?;
     Ok(Report {
-        path: args.path.to_string_lossy().into_owned(),
+        path: shown(&args.path).to_string_lossy().into_owned(),
         mode: args.mode.as_str(),
         device: args.device.to_string(),
         cold: args.cold,

@@ -11,6 +11,7 @@ mod inspect;
 mod merge;
 mod pytorch;
 mod recover;
+mod remote;
 mod split;
 mod verify;
 

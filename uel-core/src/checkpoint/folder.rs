@@ -2,6 +2,7 @@
 
 use crate::gguf::SplitName;
 use crate::safetensors::{IndexFile, Opener, folder_layout_error, read_index_file};
+use crate::source::is_url;
 use crate::{Error, Kind, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ const INDEX_SUFFIXES: [&str; 3] = [".bin.index.json", ".pth.index.json", ".pt.in
 
 /// What `path` stands for.
 pub(super) fn find(path: &Path, open: &Opener<'_>) -> Result<Found> {
-    if path.is_dir() {
+    if !is_url(path) && path.is_dir() {
         return folder(path);
     }
     if path.extension().is_none_or(|extension| extension != "json") {

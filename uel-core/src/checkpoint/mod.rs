@@ -3,6 +3,7 @@
 mod folder;
 mod format;
 mod gguf;
+mod place;
 mod pytorch;
 
 pub use format::Format;
@@ -10,9 +11,12 @@ pub use format::Format;
 use crate::gguf::GgufFile;
 use crate::pytorch::{PytorchFile, PytorchOptions};
 use crate::safetensors::{Metadata, Opener, Rules, SafetensorsFiles, merged, open_threads, try_map};
-use crate::source::{ByteSource, FileSource};
+#[cfg(feature = "remote")]
+use crate::source::remote::RemoteOptions;
+use crate::source::{ByteSource, is_url};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex};
 use folder::Found;
+use place::Place;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +28,9 @@ pub struct FilesOptions {
     pub rules: Rules,
     /// What is taken from PyTorch files.
     pub pytorch: PytorchOptions,
+    /// How objects at URLs are read.
+    #[cfg(feature = "remote")]
+    pub remote: RemoteOptions,
 }
 
 impl FilesOptions {
@@ -43,6 +50,14 @@ impl FilesOptions {
     #[must_use]
     pub fn with_pytorch(mut self, options: PytorchOptions) -> Self {
         self.pytorch = options;
+        self
+    }
+
+    /// Reads objects at URLs as `options` say.
+    #[cfg(feature = "remote")]
+    #[must_use]
+    pub fn with_remote(mut self, options: RemoteOptions) -> Self {
+        self.remote = options;
         self
     }
 }
@@ -73,12 +88,28 @@ impl CheckpointFiles {
     /// whatever its name is; a folder is searched for safetensors files, then for PyTorch files, then for a GGUF file. Of a GGUF
     /// file that is split any part stands for all.
     ///
+    /// The path may be a URL: `file://`, and with the feature `remote` `s3://`, `gs://`, `az://`, `http://` and `https://` of
+    /// a file or an index file, and `hf://` of what is in the local cache of the Hugging Face hub.
+    ///
     /// # Errors
     ///
     /// As [`SafetensorsFiles::open`], [`PytorchFile::open`] and [`GgufFile::open`]; [`Kind::Split`] and
     /// [`Kind::MissingShard`] for the parts of a split file.
     pub fn open(path: impl AsRef<Path>, options: &FilesOptions) -> Result<Self> {
-        Self::open_with(path, options, &open_file)
+        let place = Place::of(path.as_ref(), options)?;
+        Self::open_with(place.path(), options, &|path| place.open(path))
+    }
+
+    /// Opens the files of a list, numbered in its order. Any of them may be a URL.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); [`Kind::Argument`] where they have different formats.
+    pub fn open_list<P: AsRef<Path> + Sync>(paths: &[P], options: &FilesOptions) -> Result<Self> {
+        if paths.iter().any(|path| is_url(path.as_ref())) {
+            return Self::from_sources(place::open_list(paths, options)?, options);
+        }
+        Self::open_list_with(paths, options, &open_file)
     }
 
     /// Like [`open`](Self::open), with files opened by `open`. Only folders are listed by this function itself.
@@ -149,8 +180,13 @@ impl CheckpointFiles {
     /// Every fault of the checkpoint at `path`; empty where it is sound. Of a PyTorch or GGUF file the first is found, and of
     /// a GGUF file that opens each string that is not UTF-8.
     pub fn faults(path: impl AsRef<Path>, options: &FilesOptions) -> Vec<Error> {
-        let path = path.as_ref();
-        let found = match folder::find(path, &open_file) {
+        let place = match Place::of(path.as_ref(), options) {
+            Ok(place) => place,
+            Err(error) => return vec![error],
+        };
+        let path = place.path();
+        let open: &Opener<'_> = &|path| place.open(path);
+        let found = match folder::find(path, open) {
             Ok(found) => found,
             // What concerns safetensors says more.
             Err(error) => return vec![error],
@@ -159,13 +195,13 @@ impl CheckpointFiles {
             Found::Safetensors => Format::Safetensors,
             Found::Pytorch(_) | Found::PytorchIndex(_) => Format::Pytorch,
             Found::Gguf(_) => Format::Gguf,
-            Found::File => match open_file(path).and_then(|source| Format::of(&*source)) {
+            Found::File => match open(path).and_then(|source| Format::of(&*source)) {
                 Ok(format) => format,
                 Err(error) => return vec![error],
             },
         };
         if format != Format::Safetensors {
-            let files = match Self::open(path, options) {
+            let files = match Self::open_with(path, options, open) {
                 Ok(files) => files,
                 Err(error) => return vec![error],
             };
@@ -183,7 +219,7 @@ impl CheckpointFiles {
             let whole = |source: &Arc<dyn ByteSource>| ByteRange::new(0, source.byte_len()).unwrap_or_default();
             return files.files().iter().filter_map(|source| source.check(whole(source)).err()).collect();
         }
-        SafetensorsFiles::faults(path)
+        SafetensorsFiles::faults_with(path, open)
     }
 
     /// The format of the files.
@@ -266,8 +302,18 @@ impl From<SafetensorsFiles> for CheckpointFiles {
     }
 }
 
+/// Opens one file of whatever content, which may be at a URL.
+///
+/// # Errors
+///
+/// As [`CheckpointFiles::open`], where it concerns no format.
+pub fn open_source(path: impl AsRef<Path>, options: &FilesOptions) -> Result<Arc<dyn ByteSource>> {
+    let place = Place::of(path.as_ref(), options)?;
+    place.open(place.path())
+}
+
 fn open_file(path: &Path) -> Result<Arc<dyn ByteSource>> {
-    Ok(Arc::new(FileSource::open(path)?))
+    Ok(Arc::new(crate::source::FileSource::open(path)?))
 }
 
 /// The format of all the sources; safetensors where there is none.

@@ -28,6 +28,8 @@ kinds! {
     Io = "io",
     /// The file ended before the bytes that were asked for.
     UnexpectedEof = "unexpected-eof",
+    /// A server refused a request, or its answer cannot be relied on.
+    Remote = "remote",
     /// The file changed while it was in use.
     Changed = "changed",
     /// A named limit of [`limits`](crate::limits) was exceeded.

@@ -6,6 +6,7 @@ mod kind;
 
 pub use kind::Kind;
 
+use crate::source::shown;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -72,10 +73,11 @@ impl Error {
         Self::new(Kind::Io, format!("cannot {doing}: {error}")).with_path(path).with_source(error)
     }
 
-    /// Names the file, unless a file is named already: the innermost place knows best.
+    /// Names the file, unless a file is named already: the innermost place knows best. Of a URL what may be a secret is left
+    /// out: see [`shown`].
     #[cold]
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
-        self.inner.path.get_or_insert_with(|| path.as_ref().to_path_buf());
+        self.inner.path.get_or_insert_with(|| shown(path.as_ref()).into_owned());
         self
     }
 

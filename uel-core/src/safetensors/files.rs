@@ -8,7 +8,7 @@ use super::parallel;
 use super::patch::check_not_patching;
 use crate::index::Entries;
 use crate::save::set::check_not_replacing;
-use crate::source::{ByteSource, ByteSourceExt, FileSource};
+use crate::source::{ByteSource, ByteSourceExt, FileSource, is_url};
 use crate::{ByteRange, Error, Kind, Result, TensorIndex, limits};
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
@@ -64,13 +64,15 @@ impl SafetensorsFiles {
     pub fn open_with(path: impl AsRef<Path>, rules: Rules, open: &Opener<'_>) -> Result<Self> {
         match layout(path.as_ref())? {
             Layout::Files(paths) => {
-                if paths.iter().all(|file| file != path.as_ref()) {
+                if !is_url(path.as_ref()) && paths.iter().all(|file| file != path.as_ref()) {
                     check_not_replacing(path.as_ref())?;
                 }
                 Self::open_list_with(&paths, rules, open)
             }
             Layout::IndexFile(path) => {
-                check_not_replacing(path.parent().unwrap_or(Path::new("")))?;
+                if !is_url(&path) {
+                    check_not_replacing(path.parent().unwrap_or(Path::new("")))?;
+                }
                 Self::open_index_file(&path, rules, open).map_err(|error| error.with_path(&path))
             }
         }

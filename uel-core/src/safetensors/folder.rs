@@ -1,5 +1,6 @@
 //! Which files make up a checkpoint that was given as a path.
 
+use crate::source::is_url;
 use crate::{Error, Kind, Result};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
 /// What `path` stands for: a folder, an index file (by its suffix `.json`) or a single file.
 pub(super) fn layout(path: &Path) -> Result<Layout> {
-    if path.is_dir() {
+    if !is_url(path) && path.is_dir() {
         return folder(path);
     }
     if path.extension().is_some_and(|extension| extension == "json") {

@@ -136,7 +136,7 @@ fn check_regular(path: &Path, metadata: &Metadata) -> Result<()> {
 }
 
 fn version_of(metadata: &Metadata) -> Version {
-    Version { byte_len: metadata.len(), modified: metadata.modified().ok() }
+    Version { byte_len: metadata.len(), modified: metadata.modified().ok(), tag: None }
 }
 
 #[cfg(unix)]

@@ -3,14 +3,18 @@
 mod file;
 mod file_system;
 mod filled;
+pub(crate) mod location;
 mod memory;
 
 pub mod conformance;
 pub mod decorators;
+#[cfg(feature = "remote")]
+pub mod remote;
 
 pub use file::{Advice, DIRECT_ALIGNMENT, DirectFile, DirectRead, FileSource, MAX_READ_BYTES, advise};
 pub use file_system::{FileSystem, file_system};
 pub use filled::Filled;
+pub use location::{is_url, shown};
 pub use memory::MemorySource;
 
 use crate::{ByteRange, Error, Kind, Result};
@@ -93,7 +97,7 @@ pub trait ByteSource: Send + Sync + Debug {
 
     /// What identifies this version of the content, as far as the storage can tell.
     fn version(&self) -> Version {
-        Version { byte_len: self.byte_len(), modified: None }
+        Version { byte_len: self.byte_len(), modified: None, tag: None }
     }
 
     /// How reads are best shaped for this storage.
@@ -146,6 +150,8 @@ pub struct Version {
     pub byte_len: u64,
     /// The time of the last modification, where the storage keeps one.
     pub modified: Option<SystemTime>,
+    /// A hash of what else the storage calls this version, such as its ETag.
+    pub tag: Option<u64>,
 }
 
 /// How reads are best shaped for a storage.

@@ -283,7 +283,7 @@ impl ByteSource for DataFile {
             Content::Source(source) => source.version().modified,
             Content::Memory(_) => None,
         };
-        Version { byte_len: self.byte_len, modified }
+        Version { byte_len: self.byte_len, modified, tag: None }
     }
 }
 

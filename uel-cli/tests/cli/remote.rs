@@ -1,0 +1,167 @@
+//! URLs as people give them to the program.
+
+use crate::refused;
+#[cfg(not(feature = "remote"))]
+use crate::uel;
+
+#[cfg(feature = "remote")]
+#[path = "../../../uel-core/tests/remote/server.rs"]
+mod server;
+
+#[test]
+fn nothing_is_written_to_urls() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = crate::model(&dir);
+    let line = refused(&[&"convert", &path, &"s3://bucket/model.safetensors?s3cr3t"]);
+    assert!(line.contains("written to this machine only") && !line.contains("s3cr3t"), "{line}");
+}
+
+#[test]
+fn file_urls_are_paths() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", crate::model(&dir).display());
+    assert!(crate::uel(&[&"inspect", &url]).status.success());
+}
+
+#[test]
+#[cfg(not(feature = "remote"))]
+fn without_the_feature_urls_are_refused_by_name() {
+    for command in ["inspect", "verify"] {
+        let line = refused(&[&command, &"https://host/model.safetensors?s3cr3t"]);
+        assert!(line.contains("built without the feature `remote`") && !line.contains("s3cr3t"), "{line}");
+    }
+    assert_eq!(uel(&[&"bench", &"load", &"s3://bucket/key"]).status.code(), Some(1));
+}
+
+#[cfg(feature = "remote")]
+mod with_the_feature {
+    use super::server::{Fault, Server};
+    use crate::{json_of, model, refused, shards, uel, write};
+    use safetensors::tensor::Dtype;
+    use serde_json::Value;
+    use std::ffi::OsStr;
+    use std::process::Command;
+
+    fn json(args: &[&dyn AsRef<OsStr>]) -> Value {
+        let output = uel(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        json_of(&output)
+    }
+
+    #[test]
+    fn a_look_is_one_request() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), Server::start());
+        server.put("/model.safetensors", std::fs::read(model(&dir)).unwrap());
+        let url = server.url("/model.safetensors?sig=s3cr3t");
+        let report = json(&[&"inspect", &"--json", &url]);
+        assert_eq!(server.take_seen().len(), 1);
+        assert_eq!(report["tensor_count"], 3);
+        assert_eq!(report["path"], server.url("/model.safetensors"));
+        assert_eq!(report["files"][0]["path"], server.url("/model.safetensors"));
+        assert_eq!(report["format"], "safetensors");
+        for command in ["verify", "inspect"] {
+            let output = uel(&[&command, &url]);
+            let text =
+                format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success() && !text.contains("s3cr3t"), "{text}");
+        }
+        let page = dir.path().join("page.html");
+        assert!(uel(&[&"inspect", &url, &"--html", &page]).status.success());
+        assert!(!std::fs::read_to_string(page).unwrap().contains("s3cr3t"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line_without_secrets() {
+        let server = Server::start();
+        for command in ["inspect", "verify"] {
+            for fault in [Fault::Status(403), Fault::Status(404), Fault::IgnoresRange] {
+                server.put("/model.safetensors", vec![0; 100]);
+                server.fail(vec![fault.clone(); 10]);
+                let line = refused(&[&command, &server.url("/model.safetensors?sig=s3cr3t")]);
+                assert!(line.contains("/model.safetensors: ") && !line.contains("s3cr3t"), "{line}");
+                server.forget_faults();
+            }
+        }
+        // What is there and no checkpoint is a verdict.
+        let output = uel(&[&"verify", &server.url("/model.safetensors?sig=s3cr3t")]);
+        assert_eq!(output.status.code(), Some(1));
+    }
+
+    #[test]
+    fn conversion_brings_a_sharded_checkpoint_into_one_file() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), Server::start());
+        shards(&dir);
+        for name in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+            server.put(&format!("/m/{name}"), std::fs::read(dir.path().join(name)).unwrap());
+        }
+        let map = r#"{"weight_map":{"a.weight":"model-00001-of-00002.safetensors","b.weight":"model-00002-of-00002.safetensors"}}"#;
+        server.put("/m/model.safetensors.index.json", map);
+        let url = server.url("/m/model.safetensors.index.json");
+        let out = dir.path().join("out/model.safetensors");
+        std::fs::create_dir(dir.path().join("out")).unwrap();
+        server.fail([Fault::Status(503), Fault::None, Fault::Reset(10)]);
+        let report = json(&[&"convert", &"--json", &url, &out]);
+        assert_eq!(report["tensor_count"], 2);
+        assert!(uel(&[&"diff", &url, &out]).status.success());
+        let bytes = dir.path().join("b.bin");
+        assert!(uel(&[&"extract", &url, &"b.weight", &"-o", &bytes, &"--raw"]).status.success());
+        assert_eq!(std::fs::read(bytes).unwrap(), [0; 5]);
+    }
+
+    #[test]
+    fn loads_are_measured_from_urls() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), Server::start());
+        let path = dir.path().join("large.safetensors");
+        write(&path, &[("w", Dtype::F32, &[1 << 20], vec![1; 4 << 20])]);
+        server.put("/large.safetensors", std::fs::read(&path).unwrap());
+        let url = server.url("/large.safetensors?sig=s3cr3t");
+        for mode in ["preload", "low-memory", "stream"] {
+            let report = json(&[
+                &"bench",
+                &"load",
+                &url,
+                &"--mode",
+                &mode,
+                &"--runs",
+                &"1",
+                &"--json",
+                &"--memcpy-bytes",
+                &"1000000",
+            ]);
+            assert_eq!(
+                (report["tensor_count"].as_u64(), report["bytes_read"].as_u64()),
+                (Some(1), Some(4 << 20)),
+                "{mode}"
+            );
+            assert_eq!(report["path"], server.url("/large.safetensors"));
+        }
+        for option in [&["--cold"][..], &["--vs", "candle"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_uel"));
+            let output = command.args(["bench", "load", &url]).args(option).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{option:?}");
+            assert!(!String::from_utf8_lossy(&output.stderr).contains("s3cr3t"));
+        }
+    }
+
+    #[test]
+    fn models_of_the_hub_are_read_from_its_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = dir.path().join("hub/models--me--net");
+        std::fs::create_dir_all(repository.join("refs")).unwrap();
+        std::fs::create_dir_all(repository.join("snapshots/abc")).unwrap();
+        std::fs::write(repository.join("refs/main"), "abc").unwrap();
+        std::fs::copy(model(&dir), repository.join("snapshots/abc/model.safetensors")).unwrap();
+        let run = |url: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_uel"));
+            command.args(["inspect", url]).env("HF_HOME", dir.path()).env_remove("HF_HUB_CACHE").output().unwrap()
+        };
+        for url in ["hf://me/net", "hf://me/net@main/model.safetensors", "hf://me/net@abc"] {
+            let output = run(url);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(String::from_utf8_lossy(&output.stdout).contains("3 tensors"));
+        }
+        let output = run("hf://me/other");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("not in the local cache"));
+    }
+}
