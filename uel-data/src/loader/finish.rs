@@ -28,6 +28,14 @@ impl Job {
         result.map_err(|error| error.with_stage(Stage::Transfer))
     }
 
+    /// Reserves twice the bytes for a batch that is being made, where they are counted.
+    fn reserve_twice(&self, number: u64, bytes: u64) -> Result<()> {
+        if !self.bounded || self.inline || self.handover.grow(number, bytes.saturating_mul(2)) {
+            return Ok(());
+        }
+        Err(cancelled())
+    }
+
     /// The batch of samples that are all there, or on the way to their device.
     pub(super) fn finish_batch(&self, number: u64, gathered: Gathered, cx: &mut SampleCx) -> Result<Filled> {
         let Gathered { sink, kept, skipped, bytes } = gathered;
@@ -42,10 +50,8 @@ impl Job {
             // All were skipped: the consumer goes on with the next batch.
             (Sink::Values(values), _) if values.is_empty() => (Field::Tuple(Vec::new()), None),
             (Sink::Values(values), road) => {
-                // For a moment there are the samples and the batch, or the batch in two places.
-                if self.bounded && !self.inline && !self.handover.grow(number, bytes.saturating_mul(2)) {
-                    return Err(cancelled());
-                }
+                // For a moment there are the samples and the batch.
+                self.reserve_twice(number, bytes)?;
                 let began = Instant::now();
                 cx.stage = Stage::Collate;
                 let data = guarded(cx, |_| self.config.collate.collate(values, &kept))
@@ -54,6 +60,8 @@ impl Job {
                 match road {
                     None => (data, None),
                     Some(road) => {
+                        // And then the batch in two places, which a collation may have made larger than its samples.
+                        self.reserve_twice(number, data.byte_len())?;
                         let (data, arrival) = self.transfer(|| road.send_field(data, &self.cancelled))?;
                         (data, Some(arrival))
                     }
