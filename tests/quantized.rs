@@ -321,6 +321,29 @@ fn blocks_are_kept_as_bytes_and_become_blocks_again() {
         }
     }
     assert_eq!(again.info("F16.weight").unwrap().dtype(), Dtype::F32);
+    // The dict follows names, filters and merges, and a GGUF file has its blocks in any case.
+    let (moved, merged) = (folder.path().join("moved.safetensors"), folder.path().join("merged.safetensors"));
+    let edit = Edit::new(&kept).retain(|name| name.contains("Q4K") || name.contains("Q5_0"));
+    edit.rename(|name| format!("x.{name}")).write(&moved, &uel::SaveOptions::new()).unwrap();
+    let dict = |path: &Path| {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        uel::tensor_to_dict(&checkpoint.tensor(uel::BLOCKS_NAME, &CPU).unwrap()).unwrap()
+    };
+    assert_eq!(dict(&moved).keys().collect::<Vec<_>>(), ["x.model.Q4K.weight", "x.model.Q5_0.weight"]);
+    let edit = Edit::new(&kept).merge(&Checkpoint::open(&moved).unwrap()).merge(&checkpoint).blocks_as_bytes();
+    edit.write(&merged, &uel::SaveOptions::new()).unwrap();
+    assert_eq!(dict(&merged).len(), 10 + 2 + 10);
+    let edit = Edit::new(&Checkpoint::open(&merged).unwrap()).merge(&Checkpoint::open(&path).unwrap().clone());
+    let edit = edit.retain(|name| name.starts_with("x.")).map(|_, _| panic!("blocks are not handed over"));
+    edit.write(&moved, &uel::SaveOptions::new()).unwrap();
+    assert_eq!(dict(&moved).len(), 2);
+    for edit in [Edit::new(&checkpoint).blocks_as_bytes(), Edit::new(&checkpoint)] {
+        edit.write(&back, &uel::SaveOptions::new().with_format(FileFormat::Gguf)).unwrap();
+        assert_eq!(std::fs::read(&back).unwrap(), std::fs::read(&path).unwrap());
+    }
+    let (edit, unquantized) = Edit::new(&kept).quantize(BlockDtype::Q8_0).unwrap();
+    assert!(unquantized.contains(&"model.Q4K.weight".to_owned()), "{unquantized:?}");
+    drop(edit);
     // A copy in the same format is a copy, and what contradicts the bytes is refused.
     let copy = folder.path().join("copy.safetensors");
     Edit::new(&kept).write(&copy, &uel::SaveOptions::new()).unwrap();

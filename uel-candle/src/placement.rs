@@ -66,6 +66,21 @@ pub(crate) fn tensor_of_block(region: &Region, block: usize, dtype: DType, shape
     Ok(tensor(storage(dtype, Take { region, block, forever: false })?, shape))
 }
 
+/// As [`tensor_of_block`]; where the program's allocator keeps sizes like this one from the [`MappedAllocator`], a copy.
+pub(crate) fn tensor_from_block(region: &Region, block: usize, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    struct Copied<'a>(&'a Region, usize);
+    impl MakeVec for Copied<'_> {
+        fn make<T: Element>(self) -> Result<Vec<T>> {
+            let lent = self.0.lend::<T>(self.1);
+            lent.map(|lent| lent.to_vec()).ok_or_else(|| Error::new(Kind::Internal, "a block was handed out before"))
+        }
+    }
+    match tensor_of_block(region, block, dtype, shape) {
+        Ok(tensor) => Ok(tensor),
+        Err(_) => Ok(tensor(storage(dtype, Copied(region, block))?, shape)),
+    }
+}
+
 /// The same for the life of the process: the tensor's memory is never freed, whoever drops it.
 fn tensor_forever(region: &Region, block: usize, dtype: DType, shape: &[usize]) -> Result<Tensor> {
     let tensor = tensor(storage(dtype, Take { region, block, forever: true })?, shape);

@@ -226,6 +226,7 @@ impl Checkpoint {
             placed.extend(batch?.into_iter().map(|(_, tensor)| tensor));
         }
         report.bytes_read += stream.stats().bytes_read;
+        report.reason = "tensors for a CUDA device are streamed, whatever the mode".to_owned();
         for want in wanted {
             report.add_copied(CopyReason::Device, want.info.byte_len());
             report.bytes_verified += if want.hashes.is_empty() { 0 } else { want.info.byte_len() };

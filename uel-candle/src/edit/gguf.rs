@@ -61,7 +61,11 @@ impl Edit {
             return Err(Error::new(Kind::UnsupportedDtype, "candle does not quantize to the dtype").with_got(to));
         }
         let mut unquantized = Vec::new();
+        let described = self.described()?;
         for planned in &mut self.outputs {
+            if planned.dtype == Dtype::U8 && described.what(planned).is_some() {
+                unquantized.push(planned.name.clone());
+            }
             if !is_float(planned.dtype) && !is_quantized(planned.dtype) {
                 continue;
             }

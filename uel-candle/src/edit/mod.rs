@@ -79,6 +79,8 @@ struct Planned {
     /// The dtype in the new file.
     dtype: Dtype,
     change: Change,
+    /// Closures do not get it, as they do not get blocks.
+    opaque: bool,
 }
 
 /// A tensor of a checkpoint.
@@ -216,6 +218,7 @@ impl Edit {
                 base: Input { checkpoint: checkpoint.clone(), position },
                 dtype: info.dtype(),
                 change: Change::Cast,
+                opaque: false,
             });
         }
         self
@@ -295,7 +298,7 @@ impl Edit {
     }
 
     /// Hands every tensor to `map`, one at a time, and writes what that returns: quantised tensors and their scales, say.
-    /// Tensors of dtypes that candle lacks are not handed over; they are written as they are.
+    /// Tensors of dtypes that candle lacks, and blocks that are kept as bytes, are not handed over; they are written as they are.
     ///
     /// What comes out is not known in advance, so the file is written as by an [`IncrementalWriter`], and cannot be
     /// sharded in the same step.
@@ -448,7 +451,7 @@ impl Edit {
             let info = planned.base.info()?;
             let located = |error: Error| error.with_tensor(&planned.name);
             let mut pieces = Pieces::default();
-            if matches!(mapping(info.dtype()), Mapping::Same(_)) && planned.name != BLOCKS_NAME {
+            if matches!(mapping(info.dtype()), Mapping::Same(_)) && !planned.opaque {
                 let tensor = pieces.whole(planned).map_err(located)?;
                 for (name, tensor) in map(&planned.name, tensor).map_err(located)? {
                     writer.write(&name, &tensor).map_err(|error| error.with_tensor(&name))?;

@@ -27,6 +27,13 @@ impl Region {
     }
 }
 
+impl<T: Element> Lent<T> {
+    /// A copy of the block.
+    pub(crate) fn to_vec(&self) -> Vec<T> {
+        self.blocks.as_slice().to_vec()
+    }
+}
+
 impl<T: Element> Drop for Lent<T> {
     fn drop(&mut self) {
         // SAFETY: the block was handed out to this value alone, which ends here.

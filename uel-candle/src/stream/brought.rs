@@ -39,7 +39,7 @@ impl Brought {
         match self {
             Brought::Tensor(tensor) => Ok(tensor),
             Brought::Storage(storage) => Ok(placement::tensor(storage, &stored.shape)),
-            Brought::Block(region, block) => placement::tensor_of_block(&region, block, stored.dtype, &stored.shape),
+            Brought::Block(region, block) => placement::tensor_from_block(&region, block, stored.dtype, &stored.shape),
             Brought::Quantized(_) => Err(Error::new(Kind::Internal, "quantized blocks are no tensor of candle's")),
         }
     }

@@ -62,7 +62,8 @@ impl Checkpoint {
     /// Streams the tensors called `names`: threads of the stream's own read ahead, as far as the budget goes, while the
     /// caller works with what came before. A name may stand more than once.
     ///
-    /// Small neighbours are read together, large tensors by several threads in pieces. A tensor that cannot be brought comes
+    /// Small neighbours are read together, and where a [`MappedAllocator`](crate::MappedAllocator) is installed they share
+    /// memory, which is used again when the last of them is dropped; large tensors are read by several threads in pieces. A tensor that cannot be brought comes
     /// as an error in its place, which names it; those after it come all the same. A panic in a source comes as such an
     /// error, too. Dropping the stream ends its threads.
     ///
@@ -378,6 +379,11 @@ impl<T: Send + 'static> Drop for Queue<T> {
 impl Queue<Brought> {
     /// Frees what has come and nobody took.
     fn release_ready(&mut self) {
+        if !self.ready.is_empty()
+            && let Err(error) = self.hand_over_here()
+        {
+            tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
+        }
         for (_, brought) in self.ready.drain(..) {
             if let Some(Ok(Brought::Tensor(tensor))) = brought {
                 cuda::release(tensor);

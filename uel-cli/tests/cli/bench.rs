@@ -205,7 +205,7 @@ fn usage() {
 #[test]
 fn every_workload_is_loaded_and_reported() {
     for (workload, sample_bytes) in [
-        ("mnist", 28.0 * 28.0 + 1.0),
+        ("mnist", 28.0 * 28.0 * 4.0 + 1.0),
         ("tokens", 2.0 * 1024.0 * 4.0),
         ("jpeg", 3.0 * 224.0 * 224.0 * 4.0 + 4.0),
         ("blobs", 1048576.0),
