@@ -27,6 +27,7 @@ mod placement;
 mod quantized;
 #[allow(unsafe_code)]
 mod residency;
+pub mod resident;
 mod save;
 pub mod shard;
 pub mod slab;

@@ -23,7 +23,7 @@ pub(crate) fn check(bytes: u64) -> Result<()> {
     if bytes <= most {
         return Ok(());
     }
-    Err(Error::new(Kind::OutOfMemory, "the tensors are larger than all memory; load them one by one, or map them")
+    Err(Error::new(Kind::OutOfMemory, "more than all memory is to be loaded; load it in parts, or map it")
         .with_expected(format!("at most {most} bytes"))
         .with_got(format!("{bytes} bytes")))
 }

@@ -67,14 +67,15 @@ impl DataFile {
         Self::from_source(Arc::new(FileSource::open(path)?))
     }
 
-    /// Reads the whole file into memory. Rows are then copied out of it without a system call.
+    /// Reads the whole file into memory, in huge pages and by several threads where it is large. Rows are then copied out of
+    /// it without a system call.
     ///
     /// # Errors
     ///
     /// [`Kind::Io`] where the file cannot be read, [`Kind::OutOfMemory`] where it does not fit.
     pub fn preload(path: impl AsRef<Path>) -> Result<Self> {
         let source = FileSource::open(path)?;
-        let bytes = source.read_range(ByteRange::from_len(0, source.byte_len()).unwrap_or_default())?;
+        let bytes = uel_candle::resident::read_whole(&source)?;
         Self::from_bytes(source.path(), bytes)
     }
 

@@ -3,16 +3,18 @@
 //! A format only says where the rows of each field lie. Reading them, from memory or with positioned reads, and appending
 //! them to the columns of a batch is done here, once.
 
-use std::sync::Arc;
-
 use candle_core::DType;
 use uel_core::{Dtype, Kind};
 
 use super::DataFile;
+use crate::value::Normalise;
 use crate::{Array, Dims, Elements, Fingerprint, Layout, Name, Result, Rows, SampleCx, Value};
 
 /// How many unwanted bytes are read between two fields of a row, so that a row takes one read.
 const GAP_BYTES: u64 = 16 << 10;
+
+/// How many rows lie between the one that is appended and the one that is fetched.
+const AHEAD: usize = 3;
 
 /// Where some rows of a column lie.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +40,8 @@ pub(crate) struct Column {
     row_bytes: u64,
     segments: Vec<Segment>,
     len: u64,
-    /// What each value of a byte becomes, where bytes become floats.
-    floats: Option<Arc<[f32; 256]>>,
+    /// Where bytes become floats.
+    floats: Option<Normalise>,
 }
 
 impl Column {
@@ -116,8 +118,8 @@ impl Column {
 
     /// Appends bytes as they stand in the file.
     fn append(&self, bytes: &[u8], elements: &mut Elements) -> Result<()> {
-        if let Some(floats) = &self.floats {
-            return elements.extend_from_table(floats, bytes);
+        if let Some(floats) = self.floats {
+            return elements.extend_normalised(floats, bytes);
         }
         if !self.big_endian {
             return elements.extend_from_le_bytes(self.stored, bytes);
@@ -167,8 +169,9 @@ impl RowFiles {
             layout.push((column.name.clone(), Layout::array(dtype.dtype(), column.shape.clone())));
             fingerprint = fingerprint.with_bytes(column.name.as_bytes()).with_bytes(column.stored.as_str().as_bytes());
             fingerprint = column.shape.iter().fold(fingerprint, |hash, &dim| hash.with(dim as u64));
-            if let Some(floats) = &column.floats {
-                fingerprint = floats.iter().fold(fingerprint, |hash, value| hash.with(u64::from(value.to_bits())));
+            if let Some(floats) = column.floats {
+                fingerprint =
+                    (0..=u8::MAX).fold(fingerprint, |hash, byte| hash.with(u64::from(floats.of(byte).to_bits())));
             }
             fingerprint = column
                 .segments
@@ -184,15 +187,12 @@ impl RowFiles {
         let column = column.filter(|column| column.stored == Dtype::U8).ok_or_else(|| {
             uel_core::Error::new(Kind::Argument, "only fields of bytes are normalised").with_tensor(field)
         })?;
-        if !(mean.is_finite() && deviation.is_finite() && deviation != 0.0) {
-            return Err(uel_core::Error::new(
-                Kind::Argument,
-                "a mean and a deviation are finite, and the latter is not 0",
-            )
-            .with_tensor(field)
-            .with_got(format!("{mean}, {deviation}")));
-        }
-        column.floats = Some(Arc::new(std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / deviation)));
+        let floats = Normalise::new(mean, deviation).ok_or_else(|| {
+            uel_core::Error::new(Kind::Argument, "a mean and a deviation are finite, and the latter is not 0")
+                .with_tensor(field)
+                .with_got(format!("{mean}, {deviation}"))
+        })?;
+        column.floats = Some(floats);
         Self::new(self.files, self.columns, format)
     }
 
@@ -265,6 +265,7 @@ impl RowFiles {
             // Every run of neighbours lies within a file, so nothing overflows.
             let byte_len = column.row_bytes.saturating_mul(run as u64);
             if let Some(bytes) = file.slice(offset, byte_len) {
+                self.prefetch(column, indices);
                 column.append(bytes, elements).map_err(|error| error.with_field(&*column.name))?;
                 continue;
             }
@@ -282,6 +283,16 @@ impl RowFiles {
             column.append(scratch, elements).map_err(|error| error.with_field(&*column.name))?;
         }
         Ok(())
+    }
+
+    /// Fetches a row that is soon to be appended. The next one is on its way already.
+    fn prefetch(&self, column: &Column, next: &[u64]) {
+        if let Some(&row) = next.get(AHEAD)
+            && let Some((file, offset)) = column.place(row)
+            && let Some(bytes) = self.files.get(file).and_then(|file| file.slice(offset, column.row_bytes))
+        {
+            uel_candle::resident::prefetch(bytes);
+        }
     }
 
     /// Whether rows have several fields in files that are not in memory.

@@ -345,3 +345,20 @@ fn an_error_of_a_file_names_the_sample_in_the_loader() {
     assert!(error.to_string().contains("x.jsonl, record 2 at byte 9"), "{error}");
     assert!(batches[0].is_ok() && batches[2].is_ok());
 }
+
+#[test]
+fn a_preloaded_file_is_the_file_and_one_that_fits_no_memory_is_refused() {
+    let folder = Folder::new();
+    let bytes: Vec<u8> = (0..9_000_001u32).map(|at| (at % 251) as u8).collect();
+    let path = folder.write("records.bin", &bytes);
+    let file = DataFile::preload(&path).unwrap();
+    assert_eq!(file.slice(0, bytes.len() as u64), Some(&bytes[..]));
+    assert_eq!(file.fingerprint(), DataFile::open(&path).unwrap().fingerprint());
+
+    // A file of holes claims what it likes.
+    let hole = folder.write("hole.bin", b"");
+    std::fs::File::options().write(true).open(&hole).unwrap().set_len(1 << 43).unwrap();
+    let error = DataFile::preload(&hole).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (Kind::OutOfMemory, Some(hole.as_path())));
+    assert_eq!(DataFile::preload(folder.write("empty", b"")).unwrap().byte_len(), 0);
+}

@@ -5,7 +5,7 @@ use half::slice::HalfFloatSliceExt as _;
 use uel_candle::slab::{self, Outgoing, Slab};
 use uel_core::{Dtype, Kind};
 
-use super::Buffer;
+use super::{Buffer, Normalise};
 use crate::{Error, Result};
 
 /// A number type that tensors may hold: `u8`, `u32`, `i16`, `i32`, `i64`, `f16`, `bf16`, `f32`, `f64` and `F8E4M3`.
@@ -96,11 +96,11 @@ macro_rules! elements {
             /// `dtype` does not become the dtype of these numbers, [`Kind::ValueRange`] for a U64 above `i64::MAX`.
             pub fn extend_from_le_bytes(&mut self, dtype: Dtype, bytes: &[u8]) -> Result<()> {
                 match (self, dtype) {
-                    $((Self::$variant(vec), Dtype::$stored) => vec.extend(le(bytes)?.iter().map($le)),)+
+                    $((Self::$variant(vec), Dtype::$stored) => vec.extend_map(le(bytes)?, $le),)+
                     (Self::U8(vec), Dtype::Bool) => vec.extend_from_slice(bytes),
-                    (Self::I16(vec), Dtype::I8) => vec.extend(bytes.iter().map(|&byte| i16::from(byte as i8))),
+                    (Self::I16(vec), Dtype::I8) => vec.extend_map(bytes, |&byte| i16::from(byte as i8)),
                     (Self::U32(vec), Dtype::U16) => {
-                        vec.extend(le(bytes)?.iter().map(|&value| u32::from(u16::from_le_bytes(value))));
+                        vec.extend_map(le(bytes)?, |&value| u32::from(u16::from_le_bytes(value)));
                     }
                     (Self::I64(vec), Dtype::U64) => {
                         for &value in le(bytes)? {
@@ -121,18 +121,18 @@ macro_rules! elements {
                 Ok(())
             }
 
-            /// Appends for each byte what `table` has for it, to F32 numbers.
+            /// Appends what bytes become, to F32 numbers.
             ///
             /// # Errors
             ///
             /// [`Kind::UnsupportedDtype`] where these are others.
-            pub(crate) fn extend_from_table(&mut self, table: &[f32; 256], bytes: &[u8]) -> Result<()> {
+            pub(crate) fn extend_normalised(&mut self, normalise: Normalise, bytes: &[u8]) -> Result<()> {
                 let Self::F32(vec) = self else {
                     return Err(Error::new(Kind::UnsupportedDtype, "floats do not fit the column")
                         .with_expected("F32")
                         .with_got(format!("{:?}", self.dtype())));
                 };
-                vec.extend(bytes.iter().map(|&byte| table[usize::from(byte)]));
+                normalise.append(bytes, vec);
                 Ok(())
             }
 

@@ -7,6 +7,7 @@ mod dims;
 mod elements;
 mod layout;
 mod name;
+mod normalise;
 
 pub use array::Array;
 pub use batch::{Batch, Field};
@@ -15,6 +16,7 @@ pub use dims::Dims;
 pub use elements::{Element, Elements};
 pub use layout::{Layout, Rows};
 pub use name::Name;
+pub(crate) use normalise::Normalise;
 
 /// A sample, or a part of one.
 ///

@@ -171,7 +171,8 @@ impl<T> Handover<T> {
             state.bytes = state.bytes.saturating_sub(reserved);
             state.reserve(bytes);
             wake.workers = bytes < reserved && state.waiting_workers > 0;
-            wake.consumer = state.consumer_waits;
+            // In order, only the batch at the front is one to wake up for.
+            wake.consumer = state.consumer_waits && (number == state.taken || !self.bounds.in_order);
         }
         drop(state);
         self.wake(wake);
