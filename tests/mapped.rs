@@ -304,3 +304,34 @@ fn without_room_for_the_reservation_tensors_are_copied() {
     }
     assert_eq!(MappedAllocator::stats().regions, 0);
 }
+
+#[test]
+fn cold_tensors_taken_in_their_order_are_read_ahead() {
+    let (_folder, path) = folder();
+    let names: Vec<String> = (0..12).map(|n| format!("w{n:02}")).collect();
+    let tensors: Vec<(&str, Tensor)> = (0..)
+        .zip(&names)
+        .map(|(n, name)| (name.as_str(), Tensor::arange(n, n + (2u32 << 20), &CPU).unwrap()))
+        .collect();
+    save(&path, &tensors);
+    for forwards in [true, false] {
+        let file = std::fs::File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
+        let mut order: Vec<_> = tensors.iter().collect();
+        if !forwards {
+            order.reverse();
+        }
+        for (name, tensor) in order {
+            assert!(same(&checkpoint.tensor(name, &CPU).unwrap(), tensor));
+        }
+        let report = checkpoint.report();
+        if report.chosen != Mode::Mmap || !report.reason.contains("filled") {
+            return eprintln!("not a file that can be dropped from the page cache: {}", report.reason);
+        }
+        // None was copied, and each was read once, but for what the system had read ahead by itself.
+        assert_eq!((report.bytes_mapped, report.bytes_copied), (96 << 20, 0));
+        assert!((64 << 20..=96 << 20).contains(&report.bytes_read), "{report}");
+    }
+}

@@ -11,10 +11,10 @@ use crate::mapped::MappedAllocator;
 use crate::{engine, memory, residency};
 
 /// From this share on, a file counts as held by the page cache.
-const RESIDENT: f64 = 0.9;
+pub(super) const RESIDENT: f64 = 0.9;
 
 /// Threads that read a file which is not in the page cache: disks answer several requests at once faster.
-const COLD_THREADS: usize = 4;
+pub(super) const COLD_THREADS: usize = 4;
 
 /// Below this many bytes a mapping costs more than it saves: the page faults and the address space that it takes.
 const MAP_FROM: u64 = 8 << 20;

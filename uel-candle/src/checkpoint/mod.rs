@@ -1,5 +1,6 @@
 //! A checkpoint: opened by its headers, loaded by name.
 
+mod ahead;
 mod auto;
 mod convert;
 mod filter;
@@ -85,6 +86,8 @@ struct Inner {
     preloaded: OnceLock<Mutex<HashMap<usize, Tensor>>>,
     /// Whether a thread reads it, or did.
     preloading: AtomicBool,
+    /// Reads what comes after cold tensors that are taken one by one.
+    ahead: Arc<ahead::Ahead>,
     /// How mode `auto` brings single tensors, once it was asked.
     auto_for_one: OnceLock<auto::Choice>,
     /// The same for quantized tensors.
@@ -164,6 +167,7 @@ impl Checkpoint {
             preloaded: OnceLock::new(),
             preloading: AtomicBool::new(false),
             auto_for_one: OnceLock::new(),
+            ahead: Arc::default(),
             auto_for_quantized: OnceLock::new(),
             preloaded_quantized: Mutex::default(),
             report: Mutex::default(),

@@ -135,9 +135,13 @@ impl Checkpoint {
                         0 => threads,
                         asked => asked,
                     };
-                    let cold = || want.cast.is_none() && fill && self.is_cold(info);
+                    let fill = fill && want.cast.is_none();
+                    let was_ahead = fill && self.inner.ahead.follow(self, info);
+                    let cold = || fill && self.is_cold(info);
                     if !hashes.is_empty() || cold() {
                         self.fill_page_cache([(info, hashes)], How { threads: asked, arrived: &|_| {} })?;
+                        report.bytes_read += info.byte_len();
+                    } else if was_ahead {
                         report.bytes_read += info.byte_len();
                     }
                     if want.cast.is_none() {
