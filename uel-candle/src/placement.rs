@@ -1,6 +1,6 @@
 //! Where tensors' bytes go on the CPU: storages of their own, parts of a large buffer, or a mapped file.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use candle_core::op::BackpropOp;
 use candle_core::quantized::{GgmlDType, GgmlType, QuantizedType};
@@ -14,6 +14,7 @@ use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::Reuse;
 use crate::mapped::region::{Buffer, Region};
 use crate::quantized::dtype::{OfBlocks, with_blocks};
+use crate::sync::lock;
 
 /// A CPU tensor over `storage`.
 pub(crate) fn tensor(storage: CpuStorage, shape: &[usize]) -> Tensor {
@@ -245,10 +246,6 @@ impl Drop for MappedFiles {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Maps all tensors of one file, or nothing where the system refuses.

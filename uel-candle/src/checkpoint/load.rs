@@ -16,7 +16,7 @@ use super::options::{LoadOptions, Mode, Progress};
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
 use super::verified::checks;
-use super::{Checkpoint, MmapFallback, lock};
+use super::{Checkpoint, MmapFallback};
 use crate::engine::{self, How, Pass, Scatter, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
@@ -24,6 +24,7 @@ use crate::mapped::region::Buffer;
 use crate::memory;
 use crate::placement::{self, NotMapped};
 use crate::stream;
+use crate::sync::{into_inner, lock};
 
 /// Unwanted bytes between two wanted tensors that are read along when many tensors are loaded into one buffer.
 const BUFFER_GAP: u64 = 64 << 10;
@@ -438,7 +439,7 @@ impl Checkpoint {
         };
         let threads = if to_cpu { engine::threads(how.threads).min(converted.len()) } else { 1 };
         engine::on_threads(threads, &work);
-        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut results = into_inner(results);
         results.sort_by_key(|(at, _)| *at);
         for (at, read) in results {
             placed[at] = Some(read?);

@@ -27,7 +27,7 @@ pub use slice::IntoBounds;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
@@ -42,6 +42,7 @@ use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
 use crate::mapped::recycle::Claim;
 use crate::placement::MappedFiles;
 use crate::shard::FileBytes;
+use crate::sync::lock;
 use crate::view::{TensorView, Views};
 
 /// A checkpoint in one or many safetensors or PyTorch files, and how its tensors become candle tensors.
@@ -179,7 +180,7 @@ impl Checkpoint {
     /// tied weights are not among them.
     pub fn names(&self) -> Vec<String> {
         let index = self.index();
-        let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let overlay = self.overlay();
         let added = overlay.keys().filter(|name| index.position(name).is_none()).cloned();
         index.iter().map(|info| info.name().to_owned()).chain(added).collect()
     }
@@ -347,12 +348,20 @@ impl Checkpoint {
 
     /// Replaces the tensor called `name`, or adds one: from here on it is handed out instead of the file's.
     pub fn replace(&self, name: impl Into<String>, tensor: Tensor) {
-        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), tensor);
+        self.overlay_mut().insert(name.into(), tensor);
     }
 
     /// Takes a replaced or added tensor back: the file's is handed out again, where there is one.
     pub fn restore(&self, name: &str) -> Option<Tensor> {
-        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+        self.overlay_mut().remove(name)
+    }
+
+    fn overlay(&self) -> RwLockReadGuard<'_, BTreeMap<String, Tensor>> {
+        self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn overlay_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Tensor>> {
+        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the tensor called `name` stands in the index, or the one that its file keeps for this name.
@@ -410,11 +419,11 @@ impl Checkpoint {
 
     /// Whether any tensor was replaced or added.
     pub(crate) fn is_changed(&self) -> bool {
-        !self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.overlay().is_empty()
     }
 
     pub(crate) fn replaced(&self, name: &str) -> Option<Tensor> {
-        let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let overlay = self.overlay();
         if overlay.is_empty() {
             return None;
         }
@@ -512,8 +521,4 @@ fn quoted(name: &str) -> String {
     let end = name.floor_char_boundary(SHOWN_BYTES);
     let more = if end < name.len() { "…" } else { "" };
     format!("{:?}{more}", name.get(..end).unwrap_or_default())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

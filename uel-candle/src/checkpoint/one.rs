@@ -14,12 +14,13 @@ use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::{Wanted, is_preloaded};
 use super::verified::checks;
-use super::{Checkpoint, lock};
+use super::Checkpoint;
 use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::{Claim, Reuse};
 use crate::memory;
+use crate::sync::lock;
 use crate::transfer::transfer_to_gpu_pinned;
 use crate::{placement, stream};
 

@@ -17,12 +17,13 @@ use super::options::{LoadOptions, Mode, Progress};
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
 use super::verified::checks;
-use super::{Checkpoint, lock};
+use super::Checkpoint;
 use crate::engine::{self, How, Span};
 use crate::host::blocks::UnfilledBlocks;
 use crate::placement::NotMapped;
 use crate::quantized::ggml_dtype;
 use crate::stream::{Gds, StreamOptions, send};
+use crate::sync::lock;
 use crate::{cuda, memory};
 
 /// What a load of quantized tensors brought.

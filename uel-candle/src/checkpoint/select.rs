@@ -118,7 +118,7 @@ impl Checkpoint {
     }
 
     fn all_replaced(&self) -> BTreeMap<String, Tensor> {
-        self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.overlay().clone()
     }
 }
 

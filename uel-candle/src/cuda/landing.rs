@@ -18,6 +18,7 @@ use crate::stream::brought::Brought;
 use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use crate::stream::plan::{Cut, Item, Part, Stored};
 use crate::stream::road::Roads;
+use crate::sync::{into_inner, lock};
 use crate::transfer::count;
 
 /// A device, and the buffers through which it is reached.
@@ -194,7 +195,7 @@ impl Landed<Brought> for DeviceUnit {
         let slots = std::mem::take(&mut self.slots);
         let finish = |((slot, item), &whole): ((Mutex<Slot>, &Item), &bool)| {
             let stored = item.stored()?;
-            let slot = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let slot = into_inner(slot);
             Some(match (slot, &hand_over) {
                 (Slot::Room(buffer), Ok(_)) if whole => {
                     Ok(Brought::Tensor(buffer.into_tensor(&self.device, &stored.shape)))
@@ -290,7 +291,7 @@ impl DeviceUnit {
 
     fn slot(&self, tensor: usize) -> Result<MutexGuard<'_, Slot>> {
         let slot = self.slots.get(tensor).ok_or_else(|| Error::new(Kind::Internal, "no such tensor"))?;
-        Ok(slot.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(lock(slot))
     }
 
     /// Makes this thread's queue, on which it may free memory, wait for the copies into it, and so for its allocation, which

@@ -24,13 +24,14 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use candle_core::{Layout, Storage, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::Progress;
 use crate::engine;
+use crate::sync::{into_inner, lock};
 use bytes::{is_contiguous, meta, settle, with_bytes, with_bytes_of};
 use output::{Output, Target, Writer};
 use sink::Sink;
@@ -225,13 +226,13 @@ pub(crate) fn in_parallel(threads: usize, count: usize, work: &(dyn Fn(usize) ->
             let outcome = catch_unwind(AssertUnwindSafe(|| work(at))).unwrap_or_else(|panic| Err(panicked(&*panic)));
             if let Err(found) = outcome {
                 failed.store(true, Ordering::Relaxed);
-                error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+                lock(&error).get_or_insert(found);
             }
             // No other work is begun here: it could wait for a lock that this save holds.
         }
     };
     engine::on_threads(engine::threads(threads).min(count).max(1), &run);
-    error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    into_inner(error).map_or(Ok(()), Err)
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use uel_core::{Error, Kind, Result};
 
@@ -16,6 +16,7 @@ use crate::engine::worker_panic;
 use crate::host::pool::Waiting;
 #[cfg(feature = "cuda")]
 use crate::near::Processors;
+use crate::sync::{into_inner, lock};
 
 /// The work of a stream whose tensors become `T`.
 pub(super) struct Reading<T> {
@@ -125,11 +126,11 @@ impl<T: Send + 'static> Reading<T> {
             Some(info) => self.checkpoint.located(error, info),
             None => error,
         };
-        fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        lock(fault).get_or_insert(error);
     }
 
     fn is_faulty(open: &Open<T>, tensor: usize) -> bool {
-        open.faults.get(tensor).is_some_and(|fault| fault.lock().unwrap_or_else(PoisonError::into_inner).is_some())
+        open.faults.get(tensor).is_some_and(|fault| lock(fault).is_some())
     }
 }
 
@@ -219,7 +220,7 @@ impl<T: Send + 'static> Work for Reading<T> {
         let Open { landed, first, faults } = open;
         let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
         let faults: Vec<Option<Error>> =
-            faults.into_iter().map(|fault| fault.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+            faults.into_iter().map(into_inner).collect();
         let whole: Vec<bool> = faults.iter().map(Option::is_none).collect();
         let Finished { mut tensors, hand_over } = landed.finish(items, &whole);
         for (tensor, fault) in tensors.iter_mut().zip(faults) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::host::slab::{ALIGN, Piece};
 use crate::save::bytes::with_bytes;
+use crate::sync::{into_inner, lock};
 use crate::{host, slab};
 
 /// Who waits for a turn looks this often whether it is wanted still.
@@ -374,11 +375,11 @@ impl Landed<StagedTensor> for StagedUnit {
     }
 
     fn finish(self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<StagedTensor> {
-        let unlocked = |lease: Mutex<Lease>| Arc::new(lease.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let unlocked = |lease: Mutex<Lease>| Arc::new(into_inner(lease));
         let leases: Vec<Arc<Lease>> = self.buffers.into_iter().map(unlocked).collect();
         let finish = |((place, item), &whole): ((Mutex<Result<Places>>, &Item), &bool)| {
             let stored = item.stored()?;
-            let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let place = into_inner(place);
             let missing = || Error::new(Kind::Internal, "a tensor is not whole");
             let piece = |(buffer, start, byte_len): Place| {
                 Piece::of(leases.get(buffer).ok_or_else(missing)?, start, byte_len).ok_or_else(missing)
@@ -389,8 +390,4 @@ impl Landed<StagedTensor> for StagedUnit {
         };
         Finished { tensors: self.places.into_iter().zip(items).zip(whole).map(finish).collect(), hand_over: None }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
