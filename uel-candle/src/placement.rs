@@ -89,6 +89,19 @@ fn tensor_forever(region: &Region, block: usize, dtype: DType, shape: &[usize]) 
     Ok(tensor)
 }
 
+/// Block number `block` of `region` as a quantized storage; `None` where it was handed out before, or is no whole number of
+/// aligned blocks of `dtype`.
+pub(crate) fn lend(region: &Region, block: usize, dtype: GgmlDType) -> Option<Box<dyn QuantizedType>> {
+    struct Lend<'a>(&'a Region, usize);
+    impl OfBlocks for Lend<'_> {
+        type Made = Option<Box<dyn QuantizedType>>;
+        fn make<T: Element + GgmlType>(self) -> Self::Made {
+            self.0.lend::<T>(self.1).map(|lent| Box::new(lent) as Box<dyn QuantizedType>)
+        }
+    }
+    with_blocks(dtype, Lend(region, block))
+}
+
 /// One tensor's bytes in memory that is recycled from the last one, where the allocator allows it.
 pub(crate) fn recycled(byte_len: usize, largest: u64, reuse: Reuse) -> Option<Buffer> {
     if !MappedAllocator::is_installed() {
@@ -172,14 +185,7 @@ impl MappedFiles {
         dtype: GgmlDType,
         source: &dyn ByteSource,
     ) -> Result<Box<dyn QuantizedType>, NotMapped> {
-        struct Lend<'a>(&'a Region, usize);
-        impl OfBlocks for Lend<'_> {
-            type Made = Option<Box<dyn QuantizedType>>;
-            fn make<T: Element + GgmlType>(self) -> Self::Made {
-                self.0.lend::<T>(self.1).map(|lent| Box::new(lent) as Box<dyn QuantizedType>)
-            }
-        }
-        let make = |region: &Region, block: usize| with_blocks(dtype, Lend(region, block));
+        let make = |region: &Region, block: usize| lend(region, block, dtype);
         // SAFETY: the caller answers for the file.
         unsafe { self.block(index, position, source, false, &make) }
     }

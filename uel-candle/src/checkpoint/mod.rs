@@ -10,6 +10,7 @@ mod quantized;
 mod report;
 mod select;
 mod slice;
+mod tally;
 mod to_device;
 mod verified;
 
@@ -23,6 +24,7 @@ pub(crate) use quantized::{quantized, quantized_to_device};
 pub use report::{CopyReason, LoadReport};
 pub(crate) use select::{Wanted, is_cast};
 pub use slice::IntoBounds;
+pub(crate) use tally::Tally;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
@@ -13,9 +12,10 @@ use uel_core::{Error, Kind, Result, TensorInfo};
 use super::auto::{Choice, Made};
 use super::convert::{candle, too_large};
 use super::load::copy_reason;
-use super::options::{LoadOptions, Mode, Progress};
+use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
+use super::tally::Tally;
 use super::verified::checks;
 use super::Checkpoint;
 use crate::engine::{self, How, Span};
@@ -181,15 +181,9 @@ impl Checkpoint {
             return self.stream_blocks(wanted, options, report);
         }
         let to_cpu = matches!(device, Device::Cpu);
-        let done = AtomicU64::new(0);
         let total: u64 = wanted.iter().map(|want| want.info.byte_len()).fold(0, u64::saturating_add);
-        let arrived = |bytes: u64| {
-            let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = &options.progress {
-                progress(Progress { bytes_done: bytes_done.min(total), bytes_total: total });
-            }
-        };
-        let how = How { threads: self.threads(options, choice), arrived: &arrived };
+        let tally = Tally::new(total, options.progress.as_ref());
+        let how = How { threads: self.threads(options, choice), arrived: &|bytes| tally.add(bytes) };
         let mut placed = Vec::with_capacity(wanted.len());
         // To a device tensors go one by one, so that the CPU holds no more than the largest.
         let groups = wanted.chunks(if to_cpu { wanted.len().max(1) } else { 1 });
@@ -202,7 +196,7 @@ impl Checkpoint {
                 placed.push(tensor.and_then(|tensor| quantized_to_device(tensor, device)).map_err(located)?);
             }
         }
-        report.bytes_read += done.load(Ordering::Relaxed);
+        report.bytes_read += tally.done();
         report.bytes_verified +=
             wanted.iter().filter(|want| !want.hashes.is_empty()).map(|want| want.info.byte_len()).sum::<u64>();
         Ok(placed)

@@ -97,9 +97,7 @@ pub(crate) fn copy_blocks<T: Element>(bytes: &[u8], into: &mut Vec<T>) -> Result
         return Err(Error::new(Kind::Internal, "the bytes must be whole blocks"));
     }
     into.clear();
-    into.try_reserve(blocks).map_err(|error| {
-        Error::new(Kind::OutOfMemory, format!("cannot allocate {} bytes", bytes.len())).with_source(error)
-    })?;
+    into.try_reserve(blocks).map_err(crate::memory::refused(bytes.len()))?;
     spare_bytes(into, bytes.len()).write_copy_of_slice(bytes);
     // SAFETY: the bytes of the first `blocks` blocks were written just now, for `write_copy_of_slice` ends where the lengths
     // differ, and every bit pattern is a valid `Element`.

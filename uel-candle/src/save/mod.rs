@@ -23,13 +23,13 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use candle_core::{Layout, Storage, Tensor};
 use uel_core::{Error, Kind, Result};
 
-use crate::checkpoint::Progress;
+use crate::checkpoint::Tally;
 use crate::engine;
 use crate::sync::{into_inner, lock};
 use bytes::{is_contiguous, meta, settle, with_bytes, with_bytes_of};
@@ -185,13 +185,8 @@ fn write_all(jobs: &[Job<'_>], threads: usize, options: &SaveOptions) -> Result<
             _ => tasks.push((job, None)),
         }
     }
-    let done = AtomicU64::new(0);
-    let wrote = |bytes: u64| {
-        let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(progress) = &options.progress {
-            progress(Progress { bytes_done, bytes_total: total });
-        }
-    };
+    let tally = Tally::new(total, options.progress.as_ref());
+    let wrote = |bytes| tally.add(bytes);
     in_parallel(threads, tasks.len(), &|task| {
         let Some((job, start)) = tasks.get(task) else { return Ok(()) };
         check_wanted(options, job.writer.path())?;

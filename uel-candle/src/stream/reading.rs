@@ -11,7 +11,7 @@ use super::options::StreamOptions;
 use super::plan::{Item, Job, Plan, Unit, jobs};
 use super::road::{self, Roads};
 use super::schedule::{Task, Work};
-use crate::checkpoint::{Checkpoint, Progress, ProgressFn, read_whole};
+use crate::checkpoint::{Checkpoint, Tally, read_whole};
 use crate::engine::worker_panic;
 use crate::host::pool::Waiting;
 #[cfg(feature = "cuda")]
@@ -24,8 +24,7 @@ pub(super) struct Reading<T> {
     pub(super) plan: Arc<Plan>,
     /// One for each device of the plan.
     pub(super) landings: Vec<Box<dyn Landing<T>>>,
-    pub(super) progress: Option<ProgressFn>,
-    pub(super) bytes_done: AtomicU64,
+    pub(super) tally: Tally,
     pub(super) reads: AtomicU64,
     /// Where the reading threads of a stream run.
     #[cfg(feature = "cuda")]
@@ -71,10 +70,9 @@ impl<T: Send + 'static> Reading<T> {
             #[cfg(feature = "cuda")]
             near: near(&plan, &landings),
             checkpoint: checkpoint.clone(),
+            tally: Tally::new(plan.bytes, options.progress.as_ref()),
             plan,
             landings,
-            progress: options.progress.clone(),
-            bytes_done: AtomicU64::new(0),
             reads: AtomicU64::new(0),
         }
     }
@@ -94,7 +92,7 @@ impl<T: Send + 'static> Reading<T> {
         let source = self.checkpoint.source(job.file)?;
         self.reads.fetch_add(1, Ordering::Relaxed);
         open.landed.read(&Read { job, items: self.items(open), source }, scratch)?;
-        self.arrived(job.range.byte_len());
+        self.tally.add(job.range.byte_len());
         Ok(())
     }
 
@@ -106,16 +104,8 @@ impl<T: Send + 'static> Reading<T> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         let host = read_whole(info, want, self.checkpoint.source(stored.file)?, &stored.hashes)?;
         open.landed.put(tensor, host, scratch)?;
-        self.arrived(stored.range.byte_len());
+        self.tally.add(stored.range.byte_len());
         Ok(())
-    }
-
-    fn arrived(&self, bytes: u64) {
-        let done = self.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(progress) = &self.progress {
-            let total = self.plan.bytes;
-            progress(Progress { bytes_done: done.min(total), bytes_total: total });
-        }
     }
 
     fn fault(&self, open: &Open<T>, tensor: usize, error: Error) {

@@ -10,8 +10,9 @@ use uel_core::{Error, Kind, Result};
 
 use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::plan::{Cut, Item, ItemKind, Made, Plan};
-use super::{NamedBatch, Queue, StreamOptions, StreamStats};
-use crate::checkpoint::Checkpoint;
+use super::queue::{NamedBatch, Payload, Queue};
+use super::{StreamOptions, StreamStats};
+use crate::checkpoint::{Checkpoint, candle};
 use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::host::slab::{ALIGN, Piece};
 use crate::save::bytes::with_bytes;
@@ -40,6 +41,8 @@ impl fmt::Debug for StagedTensor {
             .finish()
     }
 }
+
+impl Payload for StagedTensor {}
 
 impl StagedTensor {
     /// A tensor whose bytes lie in one buffer, as many as the shape has.
@@ -88,7 +91,7 @@ impl StagedTensor {
             return super::empty(self.dtype, &self.shape, device);
         }
         let tensor = host::tensor_of_pieces(self.dtype, self.byte_len(), self.pieces(), &self.shape)?;
-        super::moved(tensor, device)
+        tensor.to_device(device).map_err(candle)
     }
 }
 
@@ -138,16 +141,14 @@ impl Checkpoint {
             turn: Mutex::new(0),
             next: Condvar::new(),
         };
-        let mut queue = Queue::start(self, plan, vec![Box::new(landing)], &options)?;
-        queue.buffers = Some((pool.chunk_bytes() as u64, pool.budget() as u64 / 2));
-        Ok(StagedStream { queue, given_up: false })
+        let queue = Queue::start(self, plan, vec![Box::new(landing)], &options)?;
+        Ok(StagedStream { queue: queue.with_buffers(pool.chunk_bytes() as u64, pool.budget() as u64 / 2) })
     }
 }
 
 /// Tensors of a [`Checkpoint`] in buffers of a pool: made by [`Checkpoint::stream_staged`].
 pub struct StagedStream {
     queue: Queue<StagedTensor>,
-    given_up: bool,
 }
 
 impl fmt::Debug for StagedStream {
@@ -167,9 +168,6 @@ impl Iterator for StagedStream {
     type Item = Result<NamedBatch<StagedTensor>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.given_up {
-            return None;
-        }
         let empty = |_: &Plan, item: &Item, staged: Option<StagedTensor>| match (staged, &item.kind) {
             (Some(staged), _) => Ok(staged),
             (None, ItemKind::Empty { dtype, shape }) => {
@@ -180,10 +178,7 @@ impl Iterator for StagedStream {
             }
             (None, ItemKind::Stored(_)) => Err(Error::new(Kind::Internal, "a tensor was not brought")),
         };
-        self.queue.next_batch(empty).unwrap_or_else(|error| {
-            self.given_up = true;
-            Some(Err(error))
-        })
+        self.queue.batch(empty)
     }
 }
 
