@@ -9,7 +9,8 @@ use uel_core::{ByteRange, Error, Kind, Result};
 
 use super::brought::Brought;
 use super::land::{Finished, Landed, Landing, Read, Scratch, again};
-use super::plan::{Cut, Item, Neighbours, Part, Stored, UNIT_BYTES, neighbours};
+use super::jobs::{Cut, Neighbours, Part, neighbours};
+use super::plan::{Item, Stored, UNIT_BYTES};
 use crate::host::blocks::UnfilledBlocks;
 use crate::host::{Unfilled, give_back_free_memory};
 use crate::mapped::recycle::{self, Claim, Reuse};

@@ -6,7 +6,8 @@ use candle_core::Tensor;
 use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
-use super::plan::{CAST_PIECE, Cut, Item, Job, Part, Stored};
+use super::jobs::{CAST_PIECE, Cut, Job, Part};
+use super::plan::{Item, Stored};
 use super::road::Roads;
 use crate::engine::{self, Check};
 use crate::host::pool::Waiting;

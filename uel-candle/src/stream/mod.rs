@@ -3,6 +3,7 @@
 pub(crate) mod brought;
 #[allow(unsafe_code)]
 mod host;
+pub(crate) mod jobs;
 pub(crate) mod land;
 pub(crate) mod options;
 pub(crate) mod plan;
@@ -34,7 +35,7 @@ use brought::Brought;
 use host::OnHost;
 use land::{Finished, Landing, Scratch};
 use plan::{Item, ItemKind, Made, Plan};
-use queue::{NamedBatch, Queue};
+use queue::Queue;
 use reading::{Reading, named};
 use schedule::Work;
 

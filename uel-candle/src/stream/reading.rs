@@ -8,7 +8,8 @@ use uel_core::{Error, Kind, Result};
 
 use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use super::options::StreamOptions;
-use super::plan::{Item, Job, Plan, Unit, jobs};
+use super::jobs::{Job, jobs};
+use super::plan::{Item, Plan, Unit};
 use super::road::{self, Roads};
 use super::schedule::{Task, Work};
 use crate::checkpoint::{Checkpoint, Tally, read_whole};

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use uel_core::{Error, Kind, Result};
 
-use super::plan::{Job, Unit};
+use super::jobs::Job;
+use super::plan::Unit;
 use crate::engine::worker_panic;
 use crate::sync::lock;
 

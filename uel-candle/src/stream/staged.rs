@@ -9,7 +9,8 @@ use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::land::{Finished, Landed, Landing, Read, Scratch, again};
-use super::plan::{Cut, Item, ItemKind, Made, Plan};
+use super::jobs::Cut;
+use super::plan::{Item, ItemKind, Made, Plan};
 use super::queue::{NamedBatch, Payload, Queue};
 use super::{StreamOptions, StreamStats};
 use crate::checkpoint::{Checkpoint, candle};
