@@ -175,9 +175,9 @@ fn alone(tensor: usize, stored: &Stored, cut: Cut, jobs: &mut Vec<Job>) {
 mod tests {
     use candle_core::{DType, Device, Tensor};
 
-    use super::super::plan::ItemKind;
-    use super::super::plan::tests::stored;
     use super::*;
+    use crate::stream::plan::ItemKind;
+    use crate::stream::plan::tests::stored;
 
     const CUT: Cut = Cut { most: 2 << 20, gap: 100, in_file: true };
 

@@ -77,11 +77,7 @@ pub(crate) trait HandOver: Send {
     fn hand_over(&self) -> Result<()>;
 
     /// Does so for memory that nobody wants and that the calling thread is about to free.
-    fn settle(&self) {
-        if let Err(error) = self.hand_over() {
-            tracing::warn!(%error, "cannot wait for copies to a device");
-        }
-    }
+    fn settle(&self);
 }
 
 /// Memory that a reading thread uses again and again.

@@ -6,7 +6,6 @@ use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
-use uel_core::safetensors::write::HASH_CHUNK_BYTES;
 use uel_core::{ByteRange, Error, Kind, Result, TensorIndex};
 
 use super::brought::Dims;
@@ -58,7 +57,7 @@ pub(crate) struct Stored {
     pub(crate) cast: Option<Cast>,
     /// Where the bytes have to be converted as a whole, on the host: what is asked for.
     pub(crate) converted: Option<Box<Wanted>>,
-    /// The hash of each piece of [`HASH_CHUNK_BYTES`]; none where it is not
+    /// The hash of each piece of [`HASH_CHUNK_BYTES`](uel_core::safetensors::write::HASH_CHUNK_BYTES); none where it is not
     /// verified.
     pub(crate) hashes: Box<[u64]>,
     /// Whether the device is to read it by itself.
@@ -313,7 +312,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A tensor of bytes from `start` on.
-    pub(in super::super) fn stored(start: u64, byte_len: usize) -> Item {
+    pub(crate) fn stored(start: u64, byte_len: usize) -> Item {
         let mut item = Item::whole(&Tensor::zeros(byte_len, DType::U8, &Device::Cpu).unwrap()).unwrap();
         if let ItemKind::Stored(stored) = &mut item.kind {
             stored.range = ByteRange::new(start, start + byte_len as u64).unwrap();
