@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
+use super::Checkpoint;
 use super::auto::{Choice, Made};
 use super::convert::{self, Origin, too_large};
 use super::load::{self, copy_reason};
@@ -14,7 +15,6 @@ use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::{Wanted, is_preloaded};
 use super::verified::checks;
-use super::Checkpoint;
 use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;

@@ -9,6 +9,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
+use super::Checkpoint;
 use super::auto::{Choice, Made};
 use super::convert::{candle, too_large};
 use super::load::copy_reason;
@@ -17,7 +18,6 @@ use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
 use super::tally::Tally;
 use super::verified::checks;
-use super::Checkpoint;
 use crate::engine::{self, How, Span};
 use crate::host::blocks::UnfilledBlocks;
 use crate::placement::NotMapped;

@@ -101,6 +101,7 @@ impl HandOver for Copies {
         }
         self.wait()
     }
+
     fn settle(&self) {
         if !seeded::is(seeded::DROPPED_BEFORE_COPIES) {
             settle(&self.link, Some(self));

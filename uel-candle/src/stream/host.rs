@@ -8,8 +8,8 @@ use candle_core::Tensor;
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use super::brought::Brought;
-use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::jobs::{Cut, Neighbours, Part, neighbours};
+use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::plan::{Item, Stored, UNIT_BYTES};
 use crate::host::blocks::UnfilledBlocks;
 use crate::host::{Unfilled, give_back_free_memory};

@@ -241,9 +241,8 @@ fn item(
     };
     let place = |error: Error| checkpoint.located(error, info);
     let too_large = || place(Error::new(Kind::Overflow, "the tensor does not fit this machine's address space"));
-    let hashes = || -> Result<Box<[u64]>> {
-        if verified { Ok(checkpoint.hashes_of(info)?.into()) } else { Ok(Box::default()) }
-    };
+    let hashes =
+        || -> Result<Box<[u64]>> { if verified { Ok(checkpoint.hashes_of(info)?.into()) } else { Ok(Box::default()) } };
     let item = |kind: ItemKind, cast_there: Option<DType>| {
         let listed = matches!(&kind, ItemKind::Stored(stored) if stored.hashes.is_empty()) && info.name() == name;
         (Item { name: (!listed).then(|| name.to_owned()), kind, device, cast_there }, position)

@@ -7,10 +7,10 @@ use candle_core::Device;
 use candle_core::quantized::QTensor;
 use uel_core::{Error, Kind, Result};
 
+use super::StreamStats;
 use super::brought::Brought;
 use super::options::{CastOn, StreamOptions};
 use super::plan::{Item, ItemKind, Made, Plan};
-use super::StreamStats;
 use super::queue::Queue;
 use crate::checkpoint::{Checkpoint, quantized};
 use crate::cuda;

@@ -7,13 +7,13 @@ use std::thread::ThreadId;
 
 use uel_core::{Error, Kind, Result};
 
+use super::StreamStats;
 use super::land::{HandOver, Landing, again};
 use super::options::{BatchSize, StreamOptions};
 use super::plan::{Item, Plan};
 use super::reading::{Reading, named};
 use super::road::Roads;
 use super::schedule::{Bounds, Schedule};
-use super::StreamStats;
 use crate::checkpoint::Checkpoint;
 
 /// Readers are told of this part of the budget at the latest when it was handed out and taken.

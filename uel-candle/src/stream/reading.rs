@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use uel_core::{Error, Kind, Result};
 
+use super::jobs::{Job, jobs};
 use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use super::options::StreamOptions;
-use super::jobs::{Job, jobs};
 use super::plan::{Item, Plan, Unit};
 use super::road::{self, Roads};
 use super::schedule::{Task, Work};
@@ -210,8 +210,7 @@ impl<T: Send + 'static> Work for Reading<T> {
     fn finish(&self, unit: &Unit, open: Open<T>) -> Done<T> {
         let Open { landed, first, faults } = open;
         let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
-        let faults: Vec<Option<Error>> =
-            faults.into_iter().map(into_inner).collect();
+        let faults: Vec<Option<Error>> = faults.into_iter().map(into_inner).collect();
         let whole: Vec<bool> = faults.iter().map(Option::is_none).collect();
         let Finished { mut tensors, hand_over } = landed.finish(items, &whole);
         for (tensor, fault) in tensors.iter_mut().zip(faults) {

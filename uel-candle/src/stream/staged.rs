@@ -8,8 +8,8 @@ use std::time::Duration;
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
-use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::jobs::Cut;
+use super::land::{Finished, Landed, Landing, Read, Scratch, again};
 use super::plan::{Item, ItemKind, Made, Plan};
 use super::queue::{NamedBatch, Payload, Queue};
 use super::{StreamOptions, StreamStats};

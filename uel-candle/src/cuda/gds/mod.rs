@@ -13,8 +13,8 @@ mod library;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::CudaDevice;
 use uel_core::{ByteRange, Result};
