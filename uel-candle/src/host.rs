@@ -115,7 +115,8 @@ pub(crate) fn as_bytes(storage: &CpuStorage) -> &[u8] {
     on_vec!(storage, vec => element_bytes(vec))
 }
 
-fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
+/// The bytes of elements, or of blocks.
+pub(crate) fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
     // SAFETY: an `Element` has no padding, so all bytes of the slice are initialised; bytes have no alignment, and the
     // result borrows the slice.
     unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }

@@ -25,17 +25,14 @@ impl Edit {
     pub fn write(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
         let path = path.as_ref();
         let prepared = match options.format {
-            FileFormat::Gguf => self.clone().with_blocks_again(),
+            // Readers of GGUF files know no ties.
+            FileFormat::Gguf => self.clone().untie().with_blocks_again(),
             _ => self.clone().with_blocks_named(),
         };
         prepared.map_err(|error| error.with_path(path))?.write_as_it_is(path, options)
     }
 
     fn write_as_it_is(&self, path: &Path, options: &SaveOptions) -> Result<SaveReport> {
-        if options.format == FileFormat::Gguf && self.outputs.iter().any(|planned| !planned.aliases.is_empty()) {
-            // Readers of GGUF files know no ties.
-            return self.clone().untie().write_as_it_is(path, options);
-        }
         // Left out without a word they would be lost where the destination is the source.
         if let Some(unreadable) = self.unreadable.first() {
             return Err(unreadable.error().with_expected("tensors that can be read, or this one filtered out"));

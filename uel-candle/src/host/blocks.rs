@@ -105,11 +105,6 @@ pub(crate) fn copy_blocks<T: Element>(bytes: &[u8], into: &mut Vec<T>) -> Result
     Ok(())
 }
 
-/// The bytes of blocks.
-pub(crate) fn bytes_of_blocks<T: Element>(blocks: &[T]) -> &[u8] {
-    super::element_bytes(blocks)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +139,7 @@ mod tests {
         let mut floats: Vec<f32> = vec![1.0];
         for start in 0..4 {
             copy_blocks(&bytes[start..start + 96], &mut floats).unwrap();
-            assert_eq!(bytes_of_blocks(&floats), &bytes[start..start + 96]);
+            assert_eq!(super::super::element_bytes(&floats), &bytes[start..start + 96]);
         }
         assert_eq!(copy_blocks(&bytes, &mut floats).unwrap_err().kind(), Kind::Internal);
     }

@@ -8,7 +8,8 @@ use uel_core::{Error, Kind, Result};
 use super::dtype::{OfBlocks, with_blocks};
 use crate::element::Element;
 use crate::engine;
-use crate::host::blocks::{bytes_of_blocks, copy_blocks};
+use crate::host::blocks::copy_blocks;
+use crate::host::element_bytes;
 use crate::sync::{into_inner, lock};
 
 /// Elements that a thread dequantizes at a time: a multiple of every block, whose floats fit the processor's second-level
@@ -95,7 +96,7 @@ impl OfBlocks for FromFloats<'_> {
     fn make<T: Element + GgmlType>(self) {
         let mut blocks = vec![T::zeros(); self.floats.len() / T::BLCK_SIZE];
         T::from_float(self.floats, &mut blocks);
-        self.into.extend_from_slice(bytes_of_blocks(&blocks));
+        self.into.extend_from_slice(element_bytes(&blocks));
     }
 }
 

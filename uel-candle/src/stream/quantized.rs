@@ -102,11 +102,8 @@ fn make(checkpoint: &Checkpoint, plan: &Plan, item: &Item, brought: Option<Broug
         (None, ItemKind::Given { tensor, .. }) => quantized(tensor, device),
         (None, ItemKind::Empty { .. }) => {
             let (_, info) = checkpoint.find(item.name(checkpoint.index()))?;
-            Brought::empty(checkpoint.blocks_of(info)?)?.into_quantized(
-                checkpoint.blocks_of(info)?,
-                info.shape(),
-                device,
-            )
+            let blocks = checkpoint.blocks_of(info)?;
+            Brought::empty(blocks)?.into_quantized(blocks, info.shape(), device)
         }
         _ => Err(missing()),
     }
