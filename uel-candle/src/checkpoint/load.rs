@@ -75,7 +75,7 @@ impl Checkpoint {
         let began = Instant::now();
         let (wanted, replaced) = self.select(options)?;
         let choice = self.choose(options, &wanted, Made::Tensors)?;
-        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let mut report = choice.report();
         let (wanted, tied) = self.without_tied(wanted);
         let loaded = self.place(&wanted, &choice, options, &mut report)?;
         let mut tensors = HashMap::with_capacity(loaded.len() + tied.len() + replaced.len());

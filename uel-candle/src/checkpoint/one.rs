@@ -218,8 +218,8 @@ impl Checkpoint {
         let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_preloaded(info.dtype())));
         let wanted: Vec<Wanted> =
             loadable.filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None))).collect::<Result<_>>()?;
-        let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
         let choice = Choice::fixed(Mode::Preload);
+        let mut report = choice.report();
         let tensors = self.place(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
         // Tensors are counted when they are handed out.
         report.tensors = 0;

@@ -81,8 +81,10 @@ impl<T: Payload> Queue<T> {
             0 => checkpoint.threads_asked(),
             threads => threads,
         };
-        let many = || crate::engine::threads_for(checkpoint.sources().iter().map(|source| &**source));
-        let threads = if threads == 0 { crate::engine::processors().max(many()) } else { threads };
+        let threads = match threads {
+            0 => crate::engine::processors().max(checkpoint.threads_of_sources()),
+            threads => threads,
+        };
         let bounds = Bounds { budget, tensors_ahead, in_order: options.in_order, threads };
         let plan = Arc::new(plan);
         let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
