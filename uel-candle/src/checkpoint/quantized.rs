@@ -22,7 +22,8 @@ use crate::engine::{self, How, Span};
 use crate::host::blocks::UnfilledBlocks;
 use crate::placement::NotMapped;
 use crate::quantized::ggml_dtype;
-use crate::stream::{Gds, StreamOptions, send};
+use crate::slab::send_here;
+use crate::stream::{Gds, StreamOptions};
 use crate::sync::lock;
 use crate::{cuda, memory};
 
@@ -74,7 +75,7 @@ impl Checkpoint {
         let (position, info) = self.find(name)?;
         let want = self.wanted_blocks(position, info, self.is_verified())?;
         let choice = self.mode_for_one(Made::Quantized);
-        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let mut report = choice.report();
         let kept = match choice.mode {
             Mode::Preload => self.take_preloaded_blocks(position)?,
             _ => None,
@@ -131,7 +132,7 @@ impl Checkpoint {
         }
         let (wanted, replaced) = self.select(options)?;
         let choice = self.choose(options, &wanted, Made::Quantized)?;
-        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let mut report = choice.report();
         let verified = options.verified.unwrap_or(self.is_verified());
         let blocks = wanted.iter().map(|want| {
             let info = self.index().at(want.position);
@@ -330,8 +331,8 @@ impl Checkpoint {
                 wanted.push(self.wanted_blocks(position, info, self.is_verified())?);
             }
         }
-        let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
         let choice = Choice::fixed(Mode::Preload);
+        let mut report = choice.report();
         let tensors = self.place_blocks(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
         // Tensors are counted when they are handed out.
         report.tensors = 0;
@@ -351,7 +352,7 @@ pub(crate) fn quantized_to_device(tensor: QTensor, device: &Device) -> Result<QT
     let bytes = tensor.data().map_err(candle)?;
     if device.is_cuda() {
         let bytes = Tensor::from_slice(&bytes, bytes.len(), &Device::Cpu).map_err(candle)?;
-        let storage = cuda::quantized(&send(&bytes, device)?, tensor.dtype(), tensor.shape().elem_count())?;
+        let storage = cuda::quantized(&send_here(device, bytes.into())?, tensor.dtype(), tensor.shape().elem_count())?;
         return QTensor::new(storage, tensor.shape()).map_err(candle);
     }
     let storage = QStorage::from_data(Cow::Borrowed(&bytes), device, tensor.dtype()).map_err(candle)?;

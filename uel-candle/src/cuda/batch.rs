@@ -199,9 +199,8 @@ impl Filling<'_> {
 }
 
 fn byte_len(dtype: DType, dims: &[usize]) -> Result<usize> {
-    let elements = dims.iter().try_fold(1u64, |count, &dim| count.checked_mul(dim as u64));
-    let bytes = elements.and_then(|elements| crate::dtype::stored(dtype)?.byte_len(elements));
-    bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+    let elements = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+    elements.and_then(|elements| crate::dtype::byte_len(dtype, elements)).ok_or_else(|| {
         Error::new(Kind::UnsupportedDtype, format!("a {dtype:?} tensor ends inside a byte"))
             .with_got(format!("shape {dims:?}"))
     })

@@ -162,20 +162,7 @@ impl Landed<Brought> for DeviceUnit {
             return self.read_in_pieces(read, part);
         }
         // Pieces that are hashed may be larger than a buffer.
-        let mut bytes = crate::host::zeroed(made)?;
-        let mut rest = crate::host::for_reading(&mut bytes);
-        read.parts(scratch, |part| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.byte_len);
-            rest = tail;
-            Ok(head)
-        })?;
-        let mut rest = bytes.as_slice();
-        for part in &read.job.parts {
-            let (head, tail) = rest.split_at(part.byte_len);
-            rest = tail;
-            self.send_bytes(part.tensor, part.at, head)?;
-        }
-        Ok(())
+        read.by_memory(scratch, |part, bytes| self.send_bytes(part.tensor, part.at, bytes))
     }
 
     fn put(&self, tensor: usize, host: Tensor, _: &mut Scratch) -> Result<()> {

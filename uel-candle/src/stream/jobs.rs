@@ -173,7 +173,7 @@ fn alone(tensor: usize, stored: &Stored, cut: Cut, jobs: &mut Vec<Job>) {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Tensor};
+    use candle_core::DType;
 
     use super::*;
     use crate::stream::plan::ItemKind;
@@ -201,10 +201,11 @@ mod tests {
             stored(1164, 36),
             stored(0, 1 << 20),
         ];
-        items.push(Item::whole(&Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap()).unwrap());
-        if let Some(ItemKind::Stored(stored)) = items.last_mut().map(|item| &mut item.kind) {
-            stored.range = ByteRange::new(1211, 1227).unwrap();
+        let mut askew = stored(1211, 16);
+        if let ItemKind::Stored(stored) = &mut askew.kind {
+            stored.dtype = DType::F32;
         }
+        items.push(askew);
         // The third shares bytes, the sixth is large, and the last is not aligned.
         let all = [Neighbours { file: 0, start: 992, end: 1210, tensors: vec![1, 0, 4, 3] }];
         assert_eq!(neighbours(&items, CUT), all);

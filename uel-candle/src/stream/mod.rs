@@ -33,7 +33,7 @@ use crate::checkpoint::{Checkpoint, candle, cast, given};
 use crate::{cuda, placement};
 use brought::Brought;
 use host::OnHost;
-use land::{Finished, Landing, Scratch};
+use land::{Landing, Scratch};
 use plan::{Item, ItemKind, Made, Plan};
 use queue::Queue;
 use reading::{Reading, named};
@@ -262,25 +262,6 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     handed_over.map_err(|error| named(error, item, checkpoint))?;
     let brought = std::mem::take(&mut done.tensors).into_iter().next().flatten().transpose();
     brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item, checkpoint))
-}
-
-/// A tensor's copy on a CUDA device, by way of page-locked buffers.
-///
-/// # Errors
-///
-/// The device's, and [`Kind::UnsupportedDtype`] for views of packed dtypes.
-pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
-    let items = [Item::whole(tensor)?];
-    if items[0].stored().is_none() {
-        return empty(tensor.dtype(), tensor.dims(), device);
-    }
-    let unit = cuda::landing(device, 0, &StreamOptions::new(device), &LargeFiles::new())?.begin(0, &items, 0);
-    unit.put(0, tensor.clone(), &mut Scratch::default())?;
-    let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
-    hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
-    let missing = || Error::new(Kind::Internal, "a tensor was not brought");
-    let stored = items[0].stored().ok_or_else(missing)?;
-    tensors.into_iter().flatten().next().unwrap_or_else(|| Err(missing()))?.into_tensor(stored)
 }
 
 /// What the consumer gets for an item: made here, on its thread, where the reading threads could not.

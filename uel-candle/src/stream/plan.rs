@@ -91,20 +91,6 @@ impl Stored {
 }
 
 impl Item {
-    /// A CPU tensor that is brought as it is.
-    pub(crate) fn whole(tensor: &Tensor) -> Result<Item> {
-        let dtype = tensor.dtype();
-        let bytes = crate::dtype::stored(dtype).and_then(|dtype| dtype.byte_len(tensor.elem_count() as u64));
-        let whole = bytes.and_then(|bytes| Some((usize::try_from(bytes).ok()?, ByteRange::new(0, bytes)?)));
-        let unsupported = || Error::new(Kind::UnsupportedDtype, format!("a {dtype:?} tensor ends inside a byte"));
-        let (byte_len, range) = whole.ok_or_else(unsupported)?;
-        let kind = match byte_len {
-            0 => ItemKind::Empty { dtype, shape: tensor.dims().to_vec() },
-            _ => ItemKind::Stored(Stored::plain(range, tensor.dims(), dtype, byte_len)),
-        };
-        Ok(Item { name: None, kind, device: 0, cast_there: None })
-    }
-
     /// A tensor that replaces or is added to those of the checkpoint.
     fn given(name: &str, tensor: Tensor, dtype: Option<DType>, device: usize) -> Item {
         let dtype = dtype.filter(|&dtype| dtype != tensor.dtype() && is_cast(tensor.dtype()));
@@ -312,11 +298,9 @@ pub(super) mod tests {
 
     /// A tensor of bytes from `start` on.
     pub(crate) fn stored(start: u64, byte_len: usize) -> Item {
-        let mut item = Item::whole(&Tensor::zeros(byte_len, DType::U8, &Device::Cpu).unwrap()).unwrap();
-        if let ItemKind::Stored(stored) = &mut item.kind {
-            stored.range = ByteRange::new(start, start + byte_len as u64).unwrap();
-        }
-        item
+        let range = ByteRange::new(start, start + byte_len as u64).unwrap();
+        let stored = Stored::plain(range, &[byte_len], DType::U8, byte_len);
+        Item { name: None, kind: ItemKind::Stored(stored), device: 0, cast_there: None }
     }
 
     #[test]

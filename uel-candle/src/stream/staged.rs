@@ -1,6 +1,5 @@
 //! Tensors of a stream in the buffers of a pool, for callers who bring them to their devices themselves.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -86,7 +85,7 @@ impl StagedTensor {
     /// [`Kind::OutOfMemory`], and [`Kind::Device`] where the driver refuses.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if device.is_cuda() && !self.pieces.is_empty() {
-            return slab::send_here(device, self.clone());
+            return slab::send_here(device, self.clone().into());
         }
         if self.pieces.is_empty() {
             return super::empty(self.dtype, &self.shape, device);
@@ -342,23 +341,7 @@ impl Landed<StagedTensor> for StagedUnit {
             let mut into = Some(into);
             return read.parts(scratch, |_| into.take().ok_or_else(outside));
         }
-        let mut bytes = host::zeroed(read.job.parts.iter().map(|part| part.byte_len).sum())?;
-        let mut left: VecDeque<_> = VecDeque::with_capacity(read.job.parts.len());
-        let mut rest = host::for_reading(&mut bytes);
-        for part in &read.job.parts {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.byte_len);
-            left.push_back(head);
-            rest = tail;
-        }
-        read.parts(scratch, |_| left.pop_front().ok_or_else(outside))?;
-        drop(left);
-        let mut rest = bytes.as_slice();
-        for part in &read.job.parts {
-            let (head, tail) = rest.split_at(part.byte_len);
-            self.copy_to(part.tensor, part.at, head)?;
-            rest = tail;
-        }
-        Ok(())
+        read.by_memory(scratch, |part, bytes| self.copy_to(part.tensor, part.at, bytes))
     }
 
     fn put(&self, tensor: usize, host: Tensor, _: &mut Scratch) -> Result<()> {
