@@ -92,7 +92,7 @@ impl Emulated {
 
     /// The same, as late as possible for every third of random numbers.
     pub(crate) fn any_seed(&self, seed: u64) {
-        self.seed(if seed % 3 == 0 { 0 } else { seed });
+        self.seed(if seed.is_multiple_of(3) { 0 } else { seed });
     }
 
     /// What there is of GPUDirect Storage: 0 all, 1 the compatibility mode, 2 nothing.

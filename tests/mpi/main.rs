@@ -22,7 +22,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use uel::{Kind, MpiGroup, ProcessGroup, RankFault, Result};
 
-use cases::{Failing, check, loaded, name, two_files, work, write};
+use cases::{Watched, check, loaded, name, two_files, work, write};
 
 /// A run of `mpirun` that takes longer has hung.
 const DEADLINE: Duration = Duration::from_secs(150);
@@ -147,9 +147,9 @@ fn files_of(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// A rank that fails at exchange number `at`.
-fn failing(at: usize, group: MpiGroup, fault: &str) -> Failing<MpiGroup> {
+fn failing(at: usize, group: MpiGroup, fault: &str) -> Watched<MpiGroup> {
     let fault = fault.to_owned();
-    Failing::at(at, group, move |group, error| {
+    Watched::failing(group, at, move |group, error| {
         match fault.as_str() {
             "killed" => {
                 let _ = Command::new("kill").args(["-9", &std::process::id().to_string()]).status();

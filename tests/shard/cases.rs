@@ -216,33 +216,37 @@ pub(crate) fn work(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<()
     Ok(())
 }
 
-/// A rank that fails at one of its exchanges.
-pub(crate) struct Failing<G> {
+/// A rank that does something before each of its exchanges.
+pub(crate) struct Watched<G> {
     inner: G,
-    left: AtomicUsize,
-    fail: Box<Fail<G>>,
+    before: Box<Before<G>>,
 }
 
-/// What a rank does in the place of an exchange that fails; it goes on with the exchange where that is no error.
-type Fail<G> = dyn Fn(&G, Error) -> Result<()> + Send + Sync;
+/// Where it is an error, it comes in the exchange's place.
+type Before<G> = dyn Fn(&G, &[Outgoing<'_>]) -> Result<()> + Send + Sync;
 
-impl<G> Failing<G> {
-    pub(crate) fn at(
-        exchange: usize,
-        inner: G,
-        fail: impl Fn(&G, Error) -> Result<()> + Send + Sync + 'static,
-    ) -> Self {
-        Self { inner, left: AtomicUsize::new(exchange), fail: Box::new(fail) }
+impl<G> Watched<G> {
+    pub(crate) fn new(inner: G, before: impl Fn(&G, &[Outgoing<'_>]) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { inner, before: Box::new(before) }
+    }
+
+    /// A rank that fails at exchange number `at`, as `fail` says.
+    pub(crate) fn failing(inner: G, at: usize, fail: impl Fn(&G, Error) -> Result<()> + Send + Sync + 'static) -> Self {
+        let left = AtomicUsize::new(at);
+        Self::new(inner, move |group, _| {
+            let left = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(1)));
+            if left == Ok(1) { fail(group, Error::new(Kind::Device, "this rank fails here")) } else { Ok(()) }
+        })
     }
 }
 
-impl<G: fmt::Debug> fmt::Debug for Failing<G> {
+impl<G: fmt::Debug> fmt::Debug for Watched<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Failing").field("inner", &self.inner).field("left", &self.left).finish_non_exhaustive()
+        f.debug_struct("Watched").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
-impl<G: ProcessGroup> ProcessGroup for Failing<G> {
+impl<G: ProcessGroup> ProcessGroup for Watched<G> {
     fn rank(&self) -> usize {
         self.inner.rank()
     }
@@ -256,9 +260,7 @@ impl<G: ProcessGroup> ProcessGroup for Failing<G> {
     }
 
     fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
-        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(1))) == Ok(1) {
-            (self.fail)(&self.inner, Error::new(Kind::Device, "this rank fails here"))?;
-        }
+        (self.before)(&self.inner, outgoing)?;
         self.inner.exchange(outgoing, incoming, patience)
     }
 

@@ -11,7 +11,7 @@ use uel::shard::Outgoing;
 use uel::{Error, GroupFiles, GroupLoader, Kind, ProcessGroup, RankFault, Result, ShardPlan, ThreadGroup};
 
 use super::LONG;
-use super::cases::{Failing, loaded, name, two_files, work};
+use super::cases::{Watched, loaded, name, two_files, work};
 
 /// A third of it is what a rank waits for another: enough for threads of a busy machine to come.
 const SHORT: Duration = Duration::from_secs(3);
@@ -167,8 +167,8 @@ enum How {
 }
 
 /// A rank that fails at exchange number `at`.
-fn failing(at: usize, group: ThreadGroup, how: How) -> Failing<ThreadGroup> {
-    Failing::at(at, group, move |group, error| match how {
+fn failing(at: usize, group: ThreadGroup, how: How) -> Watched<ThreadGroup> {
+    Watched::failing(group, at, move |group, error| match how {
         // Without the panic hook, which would print a backtrace for each.
         How::Dies => std::panic::resume_unwind(Box::new("this rank dies")),
         How::Fails => Err(error),
