@@ -297,8 +297,8 @@ impl Edit {
     /// Hands every tensor to `map`, one at a time, and writes what that returns: quantised tensors and their scales, say.
     /// Tensors of dtypes that candle lacks, and blocks that are kept as bytes, are not handed over; they are written as they are.
     ///
-    /// What comes out is not known in advance, so the file is written as by an [`IncrementalWriter`](crate::IncrementalWriter), and cannot be
-    /// sharded in the same step.
+    /// What comes out is not known in advance, so the file is written as by an
+    /// [`IncrementalWriter`](crate::IncrementalWriter), and cannot be sharded in the same step.
     pub fn map(mut self, map: impl Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>> + Send + Sync + 'static) -> Self {
         self.map = Some(Arc::new(map));
         self
