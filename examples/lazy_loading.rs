@@ -11,7 +11,6 @@
 mod model;
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 
 use candle_core::{DType, Device};
 use model::Result;
@@ -21,22 +20,9 @@ use uel::{Checkpoint, Dtype, LoadOptions, MappedAllocator, Mode};
 #[global_allocator]
 static ALLOC: MappedAllocator = MappedAllocator::new();
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("lazy_loading: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let path = match std::env::args_os().nth(1) {
-        Some(path) => path.into(),
-        None => model::folder(scratch.path())?.join("model.safetensors"),
-    };
+    let path = model::asked_for(scratch.path())?;
     let device = Device::Cpu;
     let checkpoint = Checkpoint::options().with_mode(Mode::LowMemory).open(&path)?;
     println!("{}: {} tensors, {} bytes", path.display(), checkpoint.len(), checkpoint.index().total_bytes());

@@ -13,8 +13,6 @@
 #[path = "support/model.rs"]
 mod model;
 
-use std::process::ExitCode;
-
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use model::Result;
@@ -30,22 +28,9 @@ const BLOCK_BYTES: usize = 2 + BLOCK;
 /// How the name of the tensor ends that describes another.
 const DESCRIPTION: &str = ".quantization";
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("quantize_streaming: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let path = match std::env::args_os().nth(1) {
-        Some(path) => path.into(),
-        None => model::folder(scratch.path())?.join("model.safetensors"),
-    };
+    let path = model::asked_for(scratch.path())?;
     let original = Checkpoint::options().with_mode(Mode::LowMemory).open(&path)?;
     let target = scratch.path().join("quantized.safetensors");
     let save = uel::core::save::SaveOptions::new().with_hashes(true);

@@ -7,30 +7,19 @@
 //! URL is that of a file or of an index file: `s3://`, `gs://`, `az://`, `https://`, `http://`, or `hf://OWNER/NAME` for
 //! what the local cache of the Hugging Face hub has. Credentials and regions come from the environment, as for the programs of
 //! those services. Without a URL, the example makes a small checkpoint and serves it on this machine.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 #[path = "support/serve.rs"]
 mod serve;
 
 use std::error::Error;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use uel::Checkpoint;
 use uel::core::source::remote::RemoteOptions;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("remote_inspect: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let served;
     let url = match std::env::args().nth(1) {
         Some(url) => url,

@@ -12,7 +12,6 @@
 mod model;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -34,17 +33,7 @@ const SENTENCES: [&str; 6] = [
     "A recipe for a crusty loaf.",
 ];
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sentence_similarity: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let written = tempfile::tempdir()?;
     let folder = match arguments()? {
         Some(folder) => folder,

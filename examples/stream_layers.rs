@@ -13,7 +13,6 @@
 mod model;
 
 use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -27,22 +26,9 @@ static ALLOC: MappedAllocator = MappedAllocator::new();
 /// Bytes of tensors that the stream holds at most.
 const BUDGET: u64 = 64 << 20;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("stream_layers: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let path = match std::env::args_os().nth(1) {
-        Some(path) => path.into(),
-        None => model::folder(scratch.path())?.join("model.safetensors"),
-    };
+    let path = model::asked_for(scratch.path())?;
     let device = Device::cuda_if_available(0)?;
     let checkpoint = Checkpoint::open(&path)?;
     println!("{}: {} tensors, to {:?}", path.display(), checkpoint.len(), device.location());

@@ -6,11 +6,10 @@
 //! cargo build --release --features mpi --example tensor_parallel
 //! mpirun -n 2 target/release/examples/tensor_parallel              # processes, on one host or several
 //! ```
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,17 +27,7 @@ const LAYERS: usize = 2;
 /// How long a rank may keep the others waiting, three times over.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-fn main() -> ExitCode {
-    match start() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tensor_parallel: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start() -> Result<()> {
+fn main() -> Result<()> {
     #[cfg(feature = "mpi")]
     if std::env::var_os("OMPI_COMM_WORLD_SIZE").is_some() || std::env::var_os("PMI_SIZE").is_some() {
         return run(Arc::new(uel::MpiGroup::world_with_timeout(TIMEOUT)?));

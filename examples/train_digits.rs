@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -29,16 +29,6 @@ type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 const EPOCHS: u64 = 20;
 const TEST: u64 = 297;
 const PIXELS: usize = 64;
-
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("train_digits: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
 
 /// Images of 8 by 8 pixels from 0 to 16, and what they show.
 struct Digits {
@@ -134,7 +124,7 @@ fn accuracy(model: &Model, digits: &Arc<Csv>) -> Result<f32> {
     Ok(right / TEST as f32)
 }
 
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let (digits, are_real) = match fetch() {
         Ok(digits) => (digits, true),
         Err(reason) => {

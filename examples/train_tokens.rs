@@ -7,11 +7,10 @@
 //!
 //! The text is `docs/performance.md`, unless another is named; its bytes are the tokens. The model sees the eight bytes
 //! before the one that it guesses. How well it guesses is compared with what the frequencies of bytes alone would give.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{
@@ -29,16 +28,6 @@ const CONTEXT: usize = 8;
 const WIDTH: usize = 16;
 const BATCH: usize = 16;
 const EPOCHS: u64 = 20;
-
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("train_tokens: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
 
 struct Model {
     variables: VarMap,
@@ -92,7 +81,7 @@ fn train(
     Ok(())
 }
 
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
     let file = std::env::args_os().nth(1).map_or(own, PathBuf::from);
     let text = std::fs::read(&file)?;

@@ -41,9 +41,14 @@ fn every_dtype(folder: &Path) -> (PathBuf, Vec<(String, QTensor)>) {
     };
     let tensors: Vec<(String, QTensor)> = BLOCKS.iter().map(make).collect();
     let path = folder.join("model.gguf");
-    let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    candle_core::quantized::gguf_file::write(&mut File::create(&path).unwrap(), &[], &named).unwrap();
+    write(&path, &tensors);
     (path, tensors)
+}
+
+/// Writes a file by candle's own writer.
+fn write(path: &Path, tensors: &[(String, QTensor)]) {
+    let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    candle_core::quantized::gguf_file::write(&mut File::create(path).unwrap(), &[], &named).unwrap();
 }
 
 fn mapped(path: &Path) -> Checkpoint {
@@ -239,8 +244,7 @@ fn many(path: &Path) -> Vec<(String, GgmlDType, Vec<usize>, Vec<u8>)> {
         let tensor = Tensor::randn(0f32, 1., (rows, 256), &CPU).unwrap();
         tensors.push((format!("blk.{n}.weight"), QTensor::quantize(&tensor, dtype).unwrap()));
     }
-    let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    candle_core::quantized::gguf_file::write(&mut File::create(path).unwrap(), &[], &named).unwrap();
+    write(path, &tensors);
     let plain = |(name, tensor): (String, QTensor)| {
         (name, tensor.dtype(), tensor.shape().dims().to_vec(), tensor.data().unwrap().into_owned())
     };

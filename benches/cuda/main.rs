@@ -89,8 +89,7 @@ fn main() {
     if let Some(worker) = &worker {
         for (module, function) in OTHERS {
             if worker.borrow_mut().has(module) {
-                let path = &path;
-                candidates.push((module.to_owned(), Box::new(move || worker.borrow_mut().run(function, path, ""))));
+                candidates.push((module.to_owned(), Worker::timed(worker, function, &path)));
                 others.push(module);
             } else {
                 println!("{module} cannot be imported, so it is left out");

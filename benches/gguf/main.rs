@@ -18,6 +18,10 @@
 
 #[path = "../load/claims.rs"]
 mod claims;
+#[path = "../load/files.rs"]
+mod files;
+#[path = "../load/loaders.rs"]
+mod loaders;
 #[path = "../load/measure.rs"]
 mod measure;
 
@@ -45,8 +49,7 @@ const SIDE: usize = 4096;
 
 /// A file of at least `bytes` bytes. It is kept for the next run.
 fn file(bytes: u64) -> PathBuf {
-    let folder = std::env::var_os("UEL_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let path = folder.join(format!("blocks-{bytes}.gguf"));
+    let path = files::folder().join(format!("blocks-{bytes}.gguf"));
     if !path.metadata().is_ok_and(|metadata| metadata.len() > bytes) {
         let mut metas = Vec::new();
         let mut total = 0;
@@ -71,15 +74,12 @@ fn file(bytes: u64) -> PathBuf {
         }
         writer.finish().unwrap();
     }
-    // Warm.
-    std::io::copy(&mut File::open(&path).unwrap(), &mut std::io::sink()).unwrap();
+    files::read_through(&path);
     path
 }
 
 fn uel(path: &Path, mode: Mode) -> LoadedQTensors {
-    // SAFETY: nobody changes the benchmark's file while it runs.
-    let checkpoint = unsafe { Checkpoint::options().with_mmap() }.with_mode(mode).open(path).unwrap();
-    checkpoint.load_qtensors(&LoadOptions::new(&Device::Cpu)).unwrap()
+    loaders::open(path, mode).load_qtensors(&LoadOptions::new(&Device::Cpu)).unwrap()
 }
 
 fn content(content: &Content, reader: &mut (impl std::io::Read + std::io::Seek)) -> HashMap<String, QTensor> {
@@ -99,7 +99,7 @@ fn through_content(path: &Path) -> HashMap<String, QTensor> {
 
 fn main() {
     let bytes = std::env::var("UEL_GGUF_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(2_000_000_000);
-    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
+    memcpy_gb_per_s();
     let path = file(bytes);
     for mode in [Mode::Mmap, Mode::Preload] {
         println!("- {mode}: {}", uel(&path, mode).report);

@@ -1,13 +1,13 @@
 //! What is measured, and against what.
 
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use uel::candle::LoadOptions;
 use uel::{Checkpoint, Mode};
 
-use crate::claims::{claim, of, rounds};
-use crate::files::{self, BYTES, InMemory};
+use crate::claims::{asked, claim, of, rounds};
+use crate::files::{self, BYTES, InMemory, warm_bf16_file};
 use crate::loaders;
 use crate::measure::{Candidate, dd_direct, in_turns, memcpy_gb_per_s, timed, while_memory_is_held};
 
@@ -16,23 +16,17 @@ const FEW: u64 = 200;
 const MANY: u64 = 117_410;
 
 pub(crate) fn run(all: &[&str]) {
-    // `cargo bench` adds its own flag.
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if let Some(unknown) = asked.iter().find(|arg| !all.contains(&arg.as_str())) {
-        panic!("there is no case {unknown:?}; there are {all:?}");
-    }
-    let wanted = |case: &&&str| asked.is_empty() || asked.iter().any(|arg| arg == **case);
+    let asked = asked(all, all);
     let memcpy = memcpy_gb_per_s();
-    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {memcpy:.1} GB/s");
-    for case in all.iter().filter(wanted) {
-        match *case {
+    for case in asked {
+        match case {
             "warm" => warm(memcpy),
             "many" => many(),
             "low-memory" => low_memory(memcpy),
             "cold" => cold(),
-            "auto-warm" => auto_in("warm, disk", &warm_file(FEW), false),
-            "auto-tmpfs" => auto_in("tmpfs", &InMemory::copy_of(&warm_file(FEW)).0, false),
-            "auto-cold" => auto_in("cold, disk", &warm_file(FEW), true),
+            "auto-warm" => auto_in("warm, disk", &warm_bf16_file(FEW), false),
+            "auto-tmpfs" => auto_in("tmpfs", &InMemory::copy_of(&warm_bf16_file(FEW)).0, false),
+            "auto-cold" => auto_in("cold, disk", &warm_bf16_file(FEW), true),
             "cast" => cast(),
             "verified" => verified(),
             "small" => small(),
@@ -46,7 +40,7 @@ fn candidate<'a, T>(name: impl Into<String>, work: impl Fn() -> T + 'a) -> Candi
 }
 
 fn warm(memcpy: f64) {
-    let path = warm_file(FEW);
+    let path = warm_bf16_file(FEW);
     let candidates = vec![
         candidate("uel mmap", || loaders::uel(&path, Mode::Mmap)),
         candidate("uel preload", || loaders::uel(&path, Mode::Preload)),
@@ -62,7 +56,7 @@ fn warm(memcpy: f64) {
 }
 
 fn many() {
-    let (few, many) = (warm_file(FEW), warm_file(MANY));
+    let (few, many) = (warm_bf16_file(FEW), warm_bf16_file(MANY));
     let header = std::fs::read(&many).map(|bytes| bytes[..16 << 20].to_vec()).unwrap();
     let candidates = vec![
         candidate("200 tensors, preload", || loaders::uel(&few, Mode::Preload)),
@@ -93,7 +87,7 @@ fn reference_header(file: &[u8]) -> safetensors::tensor::Metadata {
 }
 
 fn low_memory(memcpy: f64) {
-    let path = warm_file(FEW);
+    let path = warm_bf16_file(FEW);
     let touch = |tensor: &_| {
         black_box(loaders::touch(tensor));
     };
@@ -146,12 +140,6 @@ fn cold() {
 }
 
 /// A file that the page cache holds.
-fn warm_file(tensors: u64) -> PathBuf {
-    let path = files::bf16_file(&files::folder(), tensors);
-    files::warm(&path);
-    path
-}
-
 /// Load and one full read of every tensor, in every mode.
 fn auto_in(place: &str, path: &Path, cold: bool) {
     let mode = |name: &str, mode: Mode| -> Candidate<'_> {
@@ -225,7 +213,7 @@ fn small() {
 }
 
 fn cast() {
-    let path = warm_file(FEW);
+    let path = warm_bf16_file(FEW);
     let to_f32 = || {
         let options = LoadOptions::new(&candle_core::Device::Cpu).with_dtype(candle_core::DType::F32);
         loaders::open(&path, Mode::Preload).load(&options).unwrap().tensors

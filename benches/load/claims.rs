@@ -6,6 +6,19 @@ pub(crate) fn rounds(usual: usize) -> usize {
     std::env::var("UEL_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
 }
 
+/// The cases that the program is asked for, in the order of `all`; where it is asked for none, the `usual` ones.
+pub(crate) fn asked<'a>(all: &[&'a str], usual: &[&'a str]) -> Vec<&'a str> {
+    // `cargo bench` adds its own flag.
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let Some(unknown) = asked.iter().find(|arg| !all.contains(&arg.as_str())) {
+        panic!("there is no case {unknown:?}; there are {all:?}");
+    }
+    if asked.is_empty() {
+        return usual.to_vec();
+    }
+    all.iter().copied().filter(|case| asked.iter().any(|arg| arg == case)).collect()
+}
+
 pub(crate) fn of<'a>(times: &'a [Times], name: &str) -> &'a Times {
     times.iter().find(|times| times.name == name).expect(name)
 }

@@ -56,6 +56,13 @@ pub(crate) fn bf16_file_of(folder: &Path, bytes: u64, tensors: u64) -> PathBuf {
     path
 }
 
+/// [`bf16_file`] in the benchmarks' folder, and in the page cache as a first load leaves it there.
+pub(crate) fn warm_bf16_file(tensors: u64) -> PathBuf {
+    let path = bf16_file(&folder(), tensors);
+    warm(&path);
+    path
+}
+
 /// The same tensors as in [`bf16_file`], saved by UEL with their hashes. It is kept for the next run.
 pub(crate) fn hashed_file(folder: &Path, tensors: u64) -> PathBuf {
     let path = folder.join(format!("bf16-{BYTES}-{tensors}-hashed.safetensors"));

@@ -1,5 +1,6 @@
 //! A Python process that reads and writes files, and says how long it took.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -48,6 +49,15 @@ impl Worker {
         writeln!(self.to, "has {module}").unwrap();
         self.to.flush().unwrap();
         self.answer() == "True"
+    }
+
+    /// What measures how long it takes to do `what` with a file.
+    pub(crate) fn timed<'a>(
+        worker: &'a RefCell<Self>,
+        what: &'a str,
+        path: &'a Path,
+    ) -> Box<dyn FnMut() -> Duration + 'a> {
+        Box::new(move || worker.borrow_mut().run(what, path, ""))
     }
 
     /// How long it took, by its own clock.

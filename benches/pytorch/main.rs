@@ -18,6 +18,10 @@
 
 #[path = "../load/claims.rs"]
 mod claims;
+#[path = "../load/files.rs"]
+mod files;
+#[path = "../load/loaders.rs"]
+mod loaders;
 #[path = "../load/measure.rs"]
 mod measure;
 #[path = "../python/worker.rs"]
@@ -30,6 +34,7 @@ use std::time::Duration;
 
 use candle_core::{Device, pickle};
 use claims::{claim, of, rounds};
+use loaders::open;
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
 use uel::core::source::FileSource;
 use uel::core::source::decorators::RecordingSource;
@@ -45,23 +50,16 @@ const MANY: u64 = 10_000;
 
 /// A file of `count` bf16 tensors, saved by torch. It is kept for the next run.
 fn file(worker: &RefCell<Worker>, count: u64) -> PathBuf {
-    let folder = std::env::var_os("UEL_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let path = folder.join(format!("bf16-{BYTES}-{count}.pth"));
+    let path = files::folder().join(format!("bf16-{BYTES}-{count}.pth"));
     if !path.metadata().is_ok_and(|metadata| metadata.len() > BYTES / 10 * 9) {
         worker.borrow_mut().run("make", &path, &count.to_string());
     }
-    // Warm.
-    std::io::copy(&mut std::fs::File::open(&path).unwrap(), &mut std::io::sink()).unwrap();
+    files::read_through(&path);
     path
 }
 
-fn open(path: &Path, mode: Mode) -> Checkpoint {
-    // SAFETY: nobody changes the benchmark's files while it runs.
-    unsafe { Checkpoint::options().with_mmap() }.with_mode(mode).open(path).unwrap()
-}
-
 fn main() {
-    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
+    memcpy_gb_per_s();
     let worker = RefCell::new(Worker::start().expect("UEL_TORCH names a Python with torch and zipslicer"));
     opening(&worker);
     loading(&worker);
@@ -69,10 +67,7 @@ fn main() {
 
 fn opening(worker: &RefCell<Worker>) {
     let path = file(worker, MANY);
-    let python = |what: &'static str| -> Box<dyn FnMut() -> Duration> {
-        let path = path.clone();
-        Box::new(move || worker.borrow_mut().run(what, &path, ""))
-    };
+    let python = |what| Worker::timed(worker, what, &path);
     // candle's reader is not among them: it refuses such a file ("Invalid Central Directory header").
     let candidates: Vec<Candidate<'_>> = vec![
         ("uel open".into(), Box::new(|| timed(|| open(&path, Mode::LowMemory)).1)),
@@ -104,10 +99,7 @@ fn one_tensor(path: &Path) {
 
 fn loading(worker: &RefCell<Worker>) {
     let path = file(worker, FEW);
-    let python = |what: &'static str| -> Box<dyn FnMut() -> Duration> {
-        let path = path.clone();
-        Box::new(move || worker.borrow_mut().run(what, &path, ""))
-    };
+    let python = |what| Worker::timed(worker, what, &path);
     let uel = |mode: Mode| -> Box<dyn FnMut() -> Duration> {
         let path = path.clone();
         Box::new(move || timed(|| open(&path, mode).load_all(&Device::Cpu).unwrap()).1)

@@ -28,12 +28,12 @@ mod worker;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use claims::{claim, of, rounds};
+use claims::{asked, claim, of, rounds};
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
 use uel::{
     BackgroundSaver, Checkpoint, Direct, Durability, Edit, IncrementalOptions, IncrementalWriter, SaveOptions, Snapshot,
@@ -47,13 +47,10 @@ const TENSORS: u64 = 200;
 
 fn main() {
     let all = ["fast", "large", "synced", "edit", "async", "hashes"];
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if let Some(unknown) = asked.iter().find(|arg| !all.contains(&arg.as_str())) {
-        panic!("there is no case {unknown:?}; there are {all:?}");
-    }
-    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
-    for case in all.iter().filter(|case| asked.is_empty() || asked.iter().any(|arg| arg == **case)) {
-        match *case {
+    let asked = asked(&all, &all);
+    memcpy_gb_per_s();
+    for case in asked {
+        match case {
             "fast" => fast(),
             "large" => large(),
             "synced" => synced(),
@@ -67,16 +64,6 @@ fn main() {
 
 /// Tensors of 100 MB, as the layers of models of some billion parameters are.
 const LARGE_TENSORS: u64 = 20;
-
-fn source() -> PathBuf {
-    source_of(TENSORS)
-}
-
-fn source_of(tensors: u64) -> PathBuf {
-    let path = files::bf16_file(&files::folder(), tensors);
-    files::warm(&path);
-    path
-}
 
 /// The tensors of the file in memory of their own.
 fn tensors(path: &Path) -> HashMap<String, Tensor> {
@@ -121,7 +108,7 @@ fn uel_incremental(tensors: &HashMap<String, Tensor>, target: &Path, durability:
 }
 
 fn fast() {
-    let source = source();
+    let source = files::warm_bf16_file(TENSORS);
     let tensors = tensors(&source);
     let worker = RefCell::new(Worker::start());
     let direct = |target: &Path, durability| {
@@ -170,7 +157,7 @@ fn fast() {
 }
 
 fn large() {
-    let tensors = tensors(&source_of(LARGE_TENSORS));
+    let tensors = tensors(&files::warm_bf16_file(LARGE_TENSORS));
     let candidates = vec![
         writing("dd bs=8M", |target| dd(target, &[])),
         writing("uel save, nothing synced", |target| uel_save(&tensors, target, Durability::Fast)),
@@ -184,7 +171,7 @@ fn large() {
 }
 
 fn synced() {
-    let tensors = tensors(&source());
+    let tensors = tensors(&files::warm_bf16_file(TENSORS));
     let candidates = vec![
         writing("dd bs=8M conv=fsync", |target| dd(target, &["conv=fsync"])),
         writing("uel save, atomic", |target| uel_save(&tensors, target, Durability::Atomic)),
@@ -197,7 +184,7 @@ fn synced() {
 }
 
 fn edit() {
-    let path = source();
+    let path = files::warm_bf16_file(TENSORS);
     let checkpoint = Checkpoint::open(&path).unwrap();
     let fast = SaveOptions::new().with_durability(Durability::Fast);
     let cp = |target: &Path| run("cp", &[path.display().to_string(), target.display().to_string()]);
@@ -215,7 +202,7 @@ fn edit() {
 
 /// How long the caller of a save in the background waits.
 fn background() {
-    let tensors = tensors(&source());
+    let tensors = tensors(&files::warm_bf16_file(TENSORS));
     let copying = BackgroundSaver::new();
     let taking = BackgroundSaver::new().with_snapshot(Snapshot::Take);
     let blocked = |saver: &BackgroundSaver, target: &Path| -> Duration {
@@ -250,7 +237,7 @@ fn background() {
 }
 
 fn hashes() {
-    let tensors = tensors(&source());
+    let tensors = tensors(&files::warm_bf16_file(TENSORS));
     let save = |target: &Path, hashes| {
         let options = SaveOptions::new().with_durability(Durability::Fast).with_hashes(hashes);
         drop(uel::save_with(tensors.iter(), target, &options).unwrap());

@@ -1,25 +1,19 @@
 //! Streams to the CPU.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Device;
 use uel::{Checkpoint, Mode, StreamOptions, StreamStats};
 
 use crate::claims::{claim, of, rounds};
-use crate::files::{self, BYTES};
+use crate::files::{BYTES, warm_bf16_file};
 use crate::loaders;
 use crate::measure::{Candidate, in_turns, timed};
 use crate::worker::Worker;
 
 const FEW: u64 = 200;
 const MANY: u64 = 117_410;
-
-fn warm_file(tensors: u64) -> PathBuf {
-    let path = files::bf16_file(&files::folder(), tensors);
-    files::warm(&path);
-    path
-}
 
 /// Opens, streams every tensor in its order, and drops it.
 fn stream(path: &Path, budget: u64) -> StreamStats {
@@ -38,7 +32,7 @@ fn streamed<'a>(name: &str, path: &'a Path, budget: u64) -> Candidate<'a> {
 }
 
 pub(crate) fn against_preload() {
-    let path = warm_file(FEW);
+    let path = warm_bf16_file(FEW);
     let candidates: Vec<Candidate<'_>> = vec![
         streamed("stream, 256 MiB", &path, 256 << 20),
         streamed("stream, 64 MiB", &path, 64 << 20),
@@ -56,7 +50,7 @@ pub(crate) fn against_preload() {
 }
 
 pub(crate) fn many() {
-    let (few, many) = (warm_file(FEW), warm_file(MANY));
+    let (few, many) = (warm_bf16_file(FEW), warm_bf16_file(MANY));
     let opened = [&few, &many].map(|path| Checkpoint::open(path).unwrap());
     let [few_opened, many_opened] = &opened;
     let only = |name: &str, checkpoint: &Checkpoint| -> Candidate<'_> {
@@ -84,10 +78,10 @@ pub(crate) fn against_python() {
     let worker = Worker::start().expect("UEL_TORCH names a Python with torch and unifiedefficientloader");
     let worker = RefCell::new(worker);
     assert!(worker.borrow_mut().has("unifiedefficientloader"), "there is no unifiedefficientloader");
-    let path = warm_file(FEW);
+    let path = warm_bf16_file(FEW);
     let candidates: Vec<Candidate<'_>> = vec![
         streamed("stream, 256 MiB", &path, 256 << 20),
-        ("async_stream".to_owned(), Box::new(|| worker.borrow_mut().run("async_stream", &path, ""))),
+        ("async_stream".to_owned(), Worker::timed(&worker, "async_stream", &path)),
     ];
     let times = in_turns("2 GB of bf16 in 200 tensors, page cache warm", BYTES, rounds(5), candidates);
     let (uel, other) = (of(&times, "stream, 256 MiB"), of(&times, "async_stream"));

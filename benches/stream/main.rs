@@ -34,18 +34,14 @@ mod worker;
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
 fn main() {
-    // `cargo bench` adds its own flag.
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let cases = if asked.is_empty() { vec!["cpu".to_owned(), "many".to_owned()] } else { asked };
-    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", measure::memcpy_gb_per_s());
-    for case in cases {
-        match case.as_str() {
+    let asked = claims::asked(&["cpu", "many", "python"], &["cpu", "many"]);
+    measure::memcpy_gb_per_s();
+    for case in asked {
+        match case {
             "cpu" => cpu::against_preload(),
             "many" => cpu::many(),
             "python" => cpu::against_python(),
-            other => {
-                panic!("there is no case {other:?}; there are cpu, many and python")
-            }
+            other => panic!("no case {other}"),
         }
     }
 }

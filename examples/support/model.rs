@@ -19,6 +19,15 @@ pub(crate) fn folder(scratch: &Path) -> Result<PathBuf> {
     })
 }
 
+/// The checkpoint that the program's first argument names; without one, that in [`folder`].
+#[allow(dead_code, reason = "not every example takes one")]
+pub(crate) fn asked_for(scratch: &Path) -> Result<PathBuf> {
+    match std::env::args_os().nth(1) {
+        Some(path) => Ok(path.into()),
+        None => Ok(folder(scratch)?.join("model.safetensors")),
+    }
+}
+
 /// The folder that `scripts/fetch-minilm` prints; it downloads the model if it is not there yet.
 fn fetch_minilm() -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/fetch-minilm");

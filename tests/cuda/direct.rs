@@ -5,12 +5,11 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use uel::{BatchSize, Checkpoint, Gds, HostPool, Kind, LoadOptions, PoolOptions, Road, SaveOptions, StreamOptions};
 
-use crate::emulated::{Emulated, OUT_OF_MEMORY, Turn};
+use crate::emulated::{Emulated, OUT_OF_MEMORY, Turn, refusal};
 use crate::scenario::bytes_of;
-use crate::stream::{DeviceKind, FAILED, cases};
+use crate::stream::{DeviceKind, cases, for_any};
 
 /// Random schedules for each that streams have.
 const SHARE: u32 = 5;
@@ -115,8 +114,7 @@ fn any_schedule() -> impl Strategy<Value = Schedule> {
     let asked = prop_oneof![30 => 0..5usize, 30 => 6..10usize, 1 => Just(5usize)];
     let code = prop::sample::select(&[INVALID_MAPPING_SIZE, 5027, 5011, 5, OUT_OF_MEMORY][..]);
     let cufile = (prop::sample::select(&CUFILE[..]), 1..6u64, code);
-    let driver = (prop::sample::select(&DRIVER[..]), 1..20u64)
-        .prop_map(|(name, n)| (name, n, if name.contains("Alloc") { OUT_OF_MEMORY } else { FAILED }));
+    let driver = (prop::sample::select(&DRIVER[..]), 1..20u64).prop_map(|(name, n)| (name, n, refusal(name)));
     (
         prop::collection::vec(asked, 0..6),
         (1..5usize, 1..4usize, any::<bool>()),
@@ -203,25 +201,19 @@ fn run(schedule: &Schedule, device: &Device) {
 
 #[test]
 fn any_schedule_of_direct_reads_brings_the_bytes_of_the_file() {
-    let config = Config { cases: cases() / SHARE, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let any = (any_schedule(), any::<u64>(), prop::sample::select(&DeviceKind::ALL[..]));
-    let outcome = runner.run(&any, |(schedule, seed, kind)| {
+    for_any(cases() / SHARE, &any, |(schedule, seed, kind)| {
         let _turn = Turn::begin();
         {
             let device = kind.device();
             if let Some(emulated) = Emulated::get() {
-                emulated.seed(if seed % 3 == 0 { 0 } else { seed });
+                emulated.any_seed(seed);
                 emulated.cufile_mode(schedule.mode);
             }
             run(&schedule, &device);
         }
         uel::trim_devices();
-        Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 fn plain() -> Schedule {

@@ -11,6 +11,14 @@ const SCHEDULES: u64 = 16;
 /// `CUDA_ERROR_OUT_OF_MEMORY`
 pub(crate) const OUT_OF_MEMORY: u32 = 2;
 
+/// `CUDA_ERROR_LAUNCH_FAILED`, for want of a better one.
+const FAILED: u32 = 719;
+
+/// What a function of the driver says when it refuses.
+pub(crate) fn refusal(function: &str) -> u32 {
+    if function.contains("Alloc") { OUT_OF_MEMORY } else { FAILED }
+}
+
 /// The control functions of the emulated driver.
 // Tests use them as they need.
 #[allow(dead_code)]
@@ -82,6 +90,11 @@ impl Emulated {
         (self.seed)(seed);
     }
 
+    /// The same, as late as possible for every third of random numbers.
+    pub(crate) fn any_seed(&self, seed: u64) {
+        self.seed(if seed.is_multiple_of(3) { 0 } else { seed });
+    }
+
     /// What there is of GPUDirect Storage: 0 all, 1 the compatibility mode, 2 nothing.
     pub(crate) fn cufile_mode(&self, mode: i32) {
         (self.cufile_mode)(mode);
@@ -92,6 +105,11 @@ impl Emulated {
         let function = function.map(|name| CString::new(name).expect("a function's name"));
         // SAFETY: the name is a C string or null.
         unsafe { (self.fail_nth)(function.as_ref().map_or(std::ptr::null(), |name| name.as_ptr()), n, code) };
+    }
+
+    /// Makes the n-th call from now of a function be refused.
+    pub(crate) fn refuse(&self, function: &str, n: u64) {
+        self.fail_nth(Some(function), n, refusal(function));
     }
 
     /// Takes back what is still to fail; gives how many calls that were.

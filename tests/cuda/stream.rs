@@ -6,14 +6,14 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use uel::{BatchSize, Checkpoint, Dtype, HostPool, Kind, PoolOptions, StreamOptions};
 
-use crate::emulated::{Emulated, OUT_OF_MEMORY, Turn};
+use crate::emulated::{Emulated, Turn};
 use crate::scenario::{self, Scenario, bytes_of, plain};
 
 /// Random schedules in all, where `UEL_CUDA_SCHEDULES` does not say another number.
 const SCHEDULES: u32 = 10_000;
 
-/// Functions of the driver that streams call.
-const FALLIBLE: [&str; 8] = [
+/// Functions of the driver that streams and batches call.
+pub(crate) const FALLIBLE: [&str; 8] = [
     "cuEventCreate",
     "cuMemAllocAsync",
     "cuMemHostAlloc",
@@ -23,9 +23,6 @@ const FALLIBLE: [&str; 8] = [
     "cuStreamCreate",
     "cuMemcpyHtoDAsync_v2",
 ];
-
-/// `CUDA_ERROR_LAUNCH_FAILED`, for want of a better one.
-pub(crate) const FAILED: u32 = 719;
 
 /// What a device's stream is, and whether cudarc keeps order by itself.
 #[derive(Clone, Copy, Debug)]
@@ -62,25 +59,32 @@ pub(crate) fn cases() -> u32 {
     asked.unwrap_or(if Emulated::get().is_some() { SCHEDULES } else { 500 })
 }
 
+/// Runs `test` with so many random values, the same in every run; panics with the simplest that it fails for.
+pub(crate) fn for_any<S: Strategy>(cases: u32, any: &S, test: impl Fn(S::Value)) {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let outcome = runner.run(any, |value| {
+        test(value);
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
 #[test]
 fn any_schedule_brings_each_tensor_once_in_its_place() {
     let injection = prop::option::weighted(0.2, (prop::sample::select(&FALLIBLE[..]), 1..60u64));
     let any = (scenario::any_scenario(12, 60_000), any::<u64>(), prop::sample::select(&DeviceKind::ALL[..]), injection);
-    let config = Config { cases: cases(), failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let outcome = runner.run(&any, |(mut scenario, seed, kind, injection)| {
+    for_any(cases(), &any, |(mut scenario, seed, kind, injection)| {
         let _turn = Turn::begin();
         {
             let device = kind.device();
             if let Some(emulated) = Emulated::get() {
-                emulated.seed(if seed % 3 == 0 { 0 } else { seed });
+                emulated.any_seed(seed);
                 if let Some((function, n)) = injection {
                     scenario.injected = true;
-                    emulated.fail_nth(
-                        Some(function),
-                        n,
-                        if function.contains("Alloc") { OUT_OF_MEMORY } else { FAILED },
-                    );
+                    emulated.refuse(function, n);
                 }
             }
             let kept = scenario::run_then(&scenario, &device, || {
@@ -93,11 +97,7 @@ fn any_schedule_brings_each_tensor_once_in_its_place() {
             drop(kept);
         }
         uel::trim_devices();
-        Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 /// What a failed call costs is one tensor, or the tensors of one unit, or the stream; never memory.
@@ -124,7 +124,7 @@ fn a_driver_that_refuses_any_one_call_leaks_nothing() {
             let _turn = Turn::begin();
             let device = Device::new_cuda(0).expect("a device");
             let before = emulated.calls(function);
-            emulated.fail_nth(Some(function), n, if function.contains("Alloc") { OUT_OF_MEMORY } else { FAILED });
+            emulated.refuse(function, n);
             drop(scenario::run_then(&scenario, &device, || {
                 emulated.fail_none();
             }));

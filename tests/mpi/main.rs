@@ -16,15 +16,13 @@ mod cases;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
-use uel::shard::{Incoming, Outgoing};
-use uel::{Dtype, Error, GroupFiles, GroupLoader, Kind, MpiGroup, ProcessGroup, RankFault, Result, ShardPlan};
+use uel::{Kind, MpiGroup, ProcessGroup, RankFault, Result};
 
-use cases::{check, name, write};
+use cases::{Watched, check, loaded, name, two_files, work, write};
 
 /// A run of `mpirun` that takes longer has hung.
 const DEADLINE: Duration = Duration::from_secs(150);
@@ -139,7 +137,7 @@ fn run(scenario: &str, at: usize, folder: &Path, group: MpiGroup) -> Result<()> 
             files.tensor(&name(usize::from(rank == last), 0)).map(drop)
         }
         _ if rank != victim => work(Arc::new(group), &paths),
-        fault => work(Arc::new(Failing { inner: group, left: AtomicUsize::new(at), fault: fault.to_owned() }), &paths),
+        fault => work(Arc::new(failing(at, group, fault)), &paths),
     }
 }
 
@@ -148,72 +146,21 @@ fn files_of(folder: &Path) -> Vec<PathBuf> {
     (0..).map(path).take_while(|path| path.exists()).collect()
 }
 
-fn loaded(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<GroupFiles> {
-    let mut loader = GroupLoader::new(group);
-    loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);
-    loader.load_files()
-}
-
-/// All that a program would do.
-fn work(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<()> {
-    let files = loaded(group, paths)?;
-    files.tensor(&name(0, 0))?;
-    files.sharded(&name(0, 0), 1)?;
-    files.push(&name(1, 0), 0)?;
-    files.load_plan(&ShardPlan::new().with_rows("*.1.0.*")?)?;
-    Ok(())
-}
-
-/// A rank that fails at one of its exchanges.
-#[derive(Debug)]
-struct Failing {
-    inner: MpiGroup,
-    left: AtomicUsize,
-    fault: String,
-}
-
-impl ProcessGroup for Failing {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn timeout(&self) -> Duration {
-        self.inner.timeout()
-    }
-
-    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
-        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(1))) == Ok(1) {
-            let error = Error::new(Kind::Device, "this rank fails here");
-            match self.fault.as_str() {
-                "killed" => {
-                    let _ = Command::new("kill").args(["-9", &std::process::id().to_string()]).status();
-                    std::thread::sleep(DEADLINE);
-                }
-                "silent" => std::thread::sleep(self.timeout()),
-                "leaves" => std::panic::resume_unwind(Box::new("this rank panics")),
-                _ => {}
+/// A rank that fails at exchange number `at`.
+fn failing(at: usize, group: MpiGroup, fault: &str) -> Watched<MpiGroup> {
+    let fault = fault.to_owned();
+    Watched::failing(group, at, move |group, error| {
+        match fault.as_str() {
+            "killed" => {
+                let _ = Command::new("kill").args(["-9", &std::process::id().to_string()]).status();
+                std::thread::sleep(DEADLINE);
             }
-            return Err(error);
+            "silent" => std::thread::sleep(group.timeout()),
+            "leaves" => std::panic::resume_unwind(Box::new("this rank panics")),
+            _ => {}
         }
-        self.inner.exchange(outgoing, incoming, patience)
-    }
-
-    fn abort(&self, cause: &Error) {
-        self.inner.abort(cause);
-    }
-
-    fn fault(&self) -> Option<RankFault> {
-        self.inner.fault()
-    }
-}
-
-fn two_files(folder: &Path) {
-    let large = (Dtype::F32, vec![1000, 601]);
-    write(&vec![vec![large, (Dtype::U8, vec![9])], vec![(Dtype::F16, vec![6, 4])]], folder);
+        Err(error)
+    })
 }
 
 #[test]

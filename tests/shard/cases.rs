@@ -1,14 +1,18 @@
 //! Made-up checkpoints in several files, and what every rank of a group has to get from them. Used with threads as ranks here,
 //! and with processes in the test binary `mpi`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use uel::core::source::decorators::RecordingSource;
 use uel::core::source::{ByteSource, FileSource};
-use uel::{Checkpoint, Dtype, GroupFiles, GroupLoader, ProcessGroup, Result};
+use uel::shard::{Incoming, Outgoing};
+use uel::{Checkpoint, Dtype, Error, GroupFiles, GroupLoader, Kind, ProcessGroup, RankFault, Result, ShardPlan};
 
 pub(crate) const CPU: Device = Device::Cpu;
 
@@ -179,4 +183,92 @@ pub(crate) fn check(group: Arc<dyn ProcessGroup>, paths: &[PathBuf], seed: usize
     }
     assert_eq!(sum(read())?, total);
     Ok(files)
+}
+
+/// Two files, of which the first has a tensor that takes several messages.
+pub(crate) fn two_files(folder: &Path) -> Vec<PathBuf> {
+    let large = (Dtype::F32, vec![1000, 601]);
+    write(&vec![vec![large, (Dtype::U8, vec![9])], vec![(Dtype::F16, vec![6, 4])]], folder)
+}
+
+/// Loads two files, each by the rank of its number.
+///
+/// # Errors
+///
+/// Those of the group.
+pub(crate) fn loaded(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<GroupFiles> {
+    let mut loader = GroupLoader::new(group);
+    loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);
+    loader.load_files()
+}
+
+/// All that a program would do with [`two_files`].
+///
+/// # Errors
+///
+/// Those of the group.
+pub(crate) fn work(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<()> {
+    let files = loaded(group, paths)?;
+    files.tensor(&name(0, 0))?;
+    files.sharded(&name(0, 0), 1)?;
+    files.push(&name(1, 0), 0)?;
+    files.load_plan(&ShardPlan::new().with_rows("*.1.0.*")?)?;
+    Ok(())
+}
+
+/// A rank that does something before each of its exchanges.
+pub(crate) struct Watched<G> {
+    inner: G,
+    before: Box<Before<G>>,
+}
+
+/// Where it is an error, it comes in the exchange's place.
+type Before<G> = dyn Fn(&G, &[Outgoing<'_>]) -> Result<()> + Send + Sync;
+
+impl<G> Watched<G> {
+    pub(crate) fn new(inner: G, before: impl Fn(&G, &[Outgoing<'_>]) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { inner, before: Box::new(before) }
+    }
+
+    /// A rank that fails at exchange number `at`, as `fail` says.
+    pub(crate) fn failing(inner: G, at: usize, fail: impl Fn(&G, Error) -> Result<()> + Send + Sync + 'static) -> Self {
+        let left = AtomicUsize::new(at);
+        Self::new(inner, move |group, _| {
+            let left = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(1)));
+            if left == Ok(1) { fail(group, Error::new(Kind::Device, "this rank fails here")) } else { Ok(()) }
+        })
+    }
+}
+
+impl<G: fmt::Debug> fmt::Debug for Watched<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<G: ProcessGroup> ProcessGroup for Watched<G> {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.inner.timeout()
+    }
+
+    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
+        (self.before)(&self.inner, outgoing)?;
+        self.inner.exchange(outgoing, incoming, patience)
+    }
+
+    fn abort(&self, cause: &Error) {
+        self.inner.abort(cause);
+    }
+
+    fn fault(&self) -> Option<RankFault> {
+        self.inner.fault()
+    }
 }

@@ -1,45 +1,23 @@
 //! Ranks that fail, die, fall silent or ask for something else: every rank returns an error that names the one at fault.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use uel::core::source::decorators::FaultSource;
 use uel::core::source::{ByteSource, FileSource};
-use uel::shard::{Incoming, Outgoing};
-use uel::{Dtype, Error, GroupFiles, GroupLoader, Kind, ProcessGroup, RankFault, Result, ShardPlan, ThreadGroup};
+use uel::shard::Outgoing;
+use uel::{Error, GroupFiles, GroupLoader, Kind, ProcessGroup, RankFault, Result, ShardPlan, ThreadGroup};
 
 use super::LONG;
-use super::cases::{name, write};
+use super::cases::{Watched, loaded, name, two_files, work};
 
 /// A third of it is what a rank waits for another: enough for threads of a busy machine to come.
 const SHORT: Duration = Duration::from_secs(3);
 
 /// What a deadline may be missed by.
 const SLACK: Duration = Duration::from_secs(2);
-
-fn two_files(folder: &Path) -> Vec<PathBuf> {
-    let large = (Dtype::F32, vec![1000, 601]);
-    write(&vec![vec![large, (Dtype::U8, vec![9])], vec![(Dtype::F16, vec![6, 4])]], folder)
-}
-
-fn loaded(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<GroupFiles> {
-    let mut loader = GroupLoader::new(group);
-    loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);
-    loader.load_files()
-}
-
-/// All that a program would do.
-fn work(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<()> {
-    let files = loaded(group, paths)?;
-    files.tensor(&name(0, 0))?;
-    files.sharded(&name(0, 0), 1)?;
-    files.push(&name(1, 0), 0)?;
-    files.load_plan(&ShardPlan::new().with_rows("*.1.0.*")?)?;
-    Ok(())
-}
 
 /// The rank that all outcomes name, with one kind of error.
 fn named<T>(outcomes: &[Result<T>]) -> (usize, Kind) {
@@ -188,51 +166,21 @@ enum How {
     Aborts,
 }
 
-/// A rank that fails at one of its exchanges.
-#[derive(Debug)]
-struct Failing {
-    inner: ThreadGroup,
-    left: AtomicUsize,
-    how: How,
-}
-
-impl ProcessGroup for Failing {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn timeout(&self) -> Duration {
-        self.inner.timeout()
-    }
-
-    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
-        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(1))) == Ok(1) {
-            let error = Error::new(Kind::Device, "this rank fails here");
-            match self.how {
-                // Without the panic hook, which would print a backtrace for each.
-                How::Dies => std::panic::resume_unwind(Box::new("this rank dies")),
-                How::Fails => return Err(error),
-                How::IsSilent => {
-                    std::thread::sleep(self.timeout());
-                    return Err(error);
-                }
-                How::Aborts => self.inner.abort(&error),
-            }
+/// A rank that fails at exchange number `at`.
+fn failing(at: usize, group: ThreadGroup, how: How) -> Watched<ThreadGroup> {
+    Watched::failing(group, at, move |group, error| match how {
+        // Without the panic hook, which would print a backtrace for each.
+        How::Dies => std::panic::resume_unwind(Box::new("this rank dies")),
+        How::Fails => Err(error),
+        How::IsSilent => {
+            std::thread::sleep(group.timeout());
+            Err(error)
         }
-        self.inner.exchange(outgoing, incoming, patience)
-    }
-
-    fn abort(&self, cause: &Error) {
-        self.inner.abort(cause);
-    }
-
-    fn fault(&self) -> Option<RankFault> {
-        self.inner.fault()
-    }
+        How::Aborts => {
+            group.abort(&error);
+            Ok(())
+        }
+    })
 }
 
 /// Runs `work` on `ranks` ranks, of which `rank` fails at exchange number `at`; whether it came so far.
@@ -241,7 +189,7 @@ fn fails_at(paths: &[PathBuf], ranks: usize, rank: usize, at: usize, how: How, t
         let began = Instant::now();
         let is_it = group.rank() == rank;
         let outcome = match is_it {
-            true => work(Arc::new(Failing { inner: group, left: AtomicUsize::new(at), how }), paths),
+            true => work(Arc::new(failing(at, group, how)), paths),
             false => work(Arc::new(group), paths),
         };
         assert!(is_it || began.elapsed() < timeout + SLACK, "{how:?} at {at}: {:?}", began.elapsed());

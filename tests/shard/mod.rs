@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
-use uel::shard::{Incoming, Outgoing};
-use uel::{Dtype, Error, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
+use uel::{Dtype, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
 
-use cases::{CPU, bytes, check, safetensors, write};
+use cases::{CPU, Watched, bytes, check, safetensors, write};
 
 /// Long enough for a busy machine.
 const LONG: Duration = Duration::from_secs(120);
@@ -169,39 +168,13 @@ fn a_part_that_cannot_be_made_fails_on_every_rank() {
     assert_eq!(all(outcomes.unwrap()).len(), 2);
 }
 
-/// Counts the bytes that a rank sends.
-#[derive(Debug)]
-struct Counting {
-    inner: ThreadGroup,
-    sent: Arc<AtomicUsize>,
-}
-
-impl ProcessGroup for Counting {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn timeout(&self) -> Duration {
-        self.inner.timeout()
-    }
-
-    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
-        let sent: usize = outgoing.iter().map(|message| message.bytes.len()).sum();
-        self.sent.fetch_add(sent, Ordering::Relaxed);
-        self.inner.exchange(outgoing, incoming, patience)
-    }
-
-    fn abort(&self, cause: &Error) {
-        self.inner.abort(cause);
-    }
-
-    fn fault(&self) -> Option<RankFault> {
-        self.inner.fault()
-    }
+/// A rank whose bytes that it sends are counted.
+fn counting(inner: ThreadGroup, sent: &Arc<AtomicUsize>) -> Watched<ThreadGroup> {
+    let sent = Arc::clone(sent);
+    Watched::new(inner, move |_, outgoing| {
+        sent.fetch_add(outgoing.iter().map(|message| message.bytes.len()).sum(), Ordering::Relaxed);
+        Ok(())
+    })
 }
 
 /// The bytes that are sent are the fewer of the stored and the cast ones, and a part goes to its rank alone.
@@ -221,7 +194,7 @@ fn casts_are_made_where_fewer_bytes_are_sent() {
         for (parts, ranks) in [(false, 3), (true, 2)] {
             let outcomes = ThreadGroup::run(ranks, LONG, |group| {
                 let (rank, sent) = (group.rank(), Arc::new(AtomicUsize::new(0)));
-                let mut loader = GroupLoader::new(Arc::new(Counting { inner: group, sent: Arc::clone(&sent) }));
+                let mut loader = GroupLoader::new(Arc::new(counting(group, &sent)));
                 if let Some(dtype) = asked {
                     loader = loader.with_dtype(dtype);
                 }

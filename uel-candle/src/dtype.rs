@@ -89,6 +89,11 @@ pub fn stored(dtype: DType) -> Option<Dtype> {
     })
 }
 
+/// The bytes of so many elements; `None` where the last ends inside a byte, or the number overflows.
+pub(crate) fn byte_len(dtype: DType, elements: usize) -> Option<usize> {
+    usize::try_from(stored(dtype)?.byte_len(elements as u64)?).ok()
+}
+
 /// The candle dtype whose bytes are those of `dtype`, or an error that says what to do instead.
 pub(crate) fn candle_dtype(dtype: Dtype) -> Result<(DType, bool)> {
     match mapping(dtype) {

@@ -11,12 +11,13 @@ use std::any::Any;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use crate::cast::Cast;
+use crate::sync::{into_inner, lock};
 use check::take_group;
 
 /// Reads are cut at multiples of this in the file: one huge page, so that two threads do not fault in the same one.
@@ -172,7 +173,7 @@ fn execute(tasks: Vec<Task<'_>>, how: How<'_>) -> Result<()> {
     let work = || {
         let mut scratch = Vec::new();
         while !failed.load(Ordering::Relaxed) {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let next = lock(&queue).next();
             let Some((position, task)) = next else { return };
             let byte_len = task.byte_len();
             let (source, offset) = task.place();
@@ -183,7 +184,7 @@ fn execute(tasks: Vec<Task<'_>>, how: How<'_>) -> Result<()> {
                 Ok(()) => (how.arrived)(byte_len),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
-                    let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut first = lock(&first_error);
                     if first.as_ref().is_none_or(|(at, _)| position < *at) {
                         *first = Some((position, error));
                     }
@@ -193,7 +194,7 @@ fn execute(tasks: Vec<Task<'_>>, how: How<'_>) -> Result<()> {
         }
     };
     on_threads(threads, &work);
-    match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    match into_inner(first_error) {
         Some((_, error)) => Err(error),
         None => Ok(()),
     }

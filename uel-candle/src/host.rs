@@ -14,7 +14,8 @@ use uel_core::{Error, Kind, Result};
 use crate::cast::Cast;
 use crate::dtype::{MakeVec, storage};
 use crate::element::Element;
-use crate::placement;
+use crate::{memory, placement};
+use filling::Filling;
 
 /// From this size on, memory is advised to use huge pages: below, the pages at the edges weigh too much.
 const HUGE_ADVICE_FROM: usize = 4 << 20;
@@ -58,9 +59,7 @@ impl MakeVec for Reserve {
             return Err(Error::new(Kind::Internal, "a storage must hold a whole number of elements"));
         }
         let mut vec = Vec::new();
-        vec.try_reserve_exact(self.byte_len / size_of::<T>()).map_err(|error| {
-            Error::new(Kind::OutOfMemory, format!("cannot allocate {} bytes", self.byte_len)).with_source(error)
-        })?;
+        vec.try_reserve_exact(self.byte_len / size_of::<T>()).map_err(memory::refused(self.byte_len))?;
         advise_huge(vec.spare_capacity_mut());
         Ok(vec)
     }
@@ -116,7 +115,8 @@ pub(crate) fn as_bytes(storage: &CpuStorage) -> &[u8] {
     on_vec!(storage, vec => element_bytes(vec))
 }
 
-fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
+/// The bytes of elements, or of blocks.
+pub(crate) fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
     // SAFETY: an `Element` has no padding, so all bytes of the slice are initialised; bytes have no alignment, and the
     // result borrows the slice.
     unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
@@ -129,9 +129,7 @@ fn element_bytes<T: Element>(elements: &[T]) -> &[u8] {
 /// [`Kind::OutOfMemory`] where the allocator refuses.
 pub(crate) fn zeroed(byte_len: usize) -> Result<Vec<u8>> {
     let mut room: Vec<u8> = Vec::new();
-    room.try_reserve_exact(byte_len).map_err(|error| {
-        Error::new(Kind::OutOfMemory, format!("cannot allocate {byte_len} bytes")).with_source(error)
-    })?;
+    room.try_reserve_exact(byte_len).map_err(memory::refused(byte_len))?;
     // Refused sizes are known now; the zeroed allocation of the same size can be had too.
     drop(room);
     let mut bytes = vec![0; byte_len];
@@ -243,11 +241,7 @@ pub(crate) fn cast_into(cast: Cast, bytes: &[u8], into: &mut Vec<u8>) -> Result<
 ///
 /// [`Kind::OutOfMemory`], and [`Kind::Internal`] where `bytes` are no whole number of elements.
 pub(crate) fn tensor_of(dtype: DType, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
-    let mut unfilled = Unfilled::new(dtype, bytes.len())?;
-    unfilled.as_uninit_mut().write_copy_of_slice(bytes);
-    // SAFETY: all bytes were copied just now: `write_copy_of_slice` ends where the lengths differ.
-    let storage = unsafe { unfilled.assume_filled() };
-    Ok(placement::tensor(storage, shape))
+    tensor_of_pieces(dtype, bytes.len(), std::iter::once(bytes), shape)
 }
 
 /// A CPU tensor over a copy of `pieces`, which have `byte_len` bytes together.
@@ -261,20 +255,11 @@ pub(crate) fn tensor_of_pieces<'a>(
     pieces: impl Iterator<Item = &'a [u8]>,
     shape: &[usize],
 ) -> Result<Tensor> {
-    let wrong = || Error::new(Kind::Internal, "the pieces of a tensor have another length than the tensor");
-    let mut unfilled = Unfilled::new(dtype, byte_len)?;
-    let mut rest = unfilled.as_uninit_mut();
+    let mut filling = Filling::new(dtype, byte_len)?;
     for piece in pieces {
-        let (head, tail) = std::mem::take(&mut rest).split_at_mut_checked(piece.len()).ok_or_else(wrong)?;
-        head.write_copy_of_slice(piece);
-        rest = tail;
+        filling.push(None, piece)?;
     }
-    if !rest.is_empty() {
-        return Err(wrong());
-    }
-    // SAFETY: the pieces were copied one behind the other, and nothing of the storage is left.
-    let storage = unsafe { unfilled.assume_filled() };
-    Ok(placement::tensor(storage, shape))
+    Ok(placement::tensor(filling.finish()?, shape))
 }
 
 /// Asks for huge pages behind `memory`. Page faults are the cost of filling fresh memory, and transparent huge pages

@@ -32,6 +32,7 @@ mod save;
 pub mod shard;
 pub mod slab;
 mod stream;
+mod sync;
 mod transfer;
 mod var_builder;
 mod view;

@@ -1,5 +1,7 @@
 //! How much memory the machine has.
 
+use std::collections::TryReserveError;
+
 use uel_core::{Error, Kind, Result};
 
 /// Below this many bytes nobody asks: reading the system's answer takes longer than the load.
@@ -26,6 +28,11 @@ pub(crate) fn check(bytes: u64) -> Result<()> {
     Err(Error::new(Kind::OutOfMemory, "more than all memory is to be loaded; load it in parts, or map it")
         .with_expected(format!("at most {most} bytes"))
         .with_got(format!("{bytes} bytes")))
+}
+
+/// What it means that an allocator refuses `byte_len` bytes.
+pub(crate) fn refused(byte_len: usize) -> impl FnOnce(TryReserveError) -> Error {
+    move |error| Error::new(Kind::OutOfMemory, format!("cannot allocate {byte_len} bytes")).with_source(error)
 }
 
 /// The memory that programs can have without swapping, where the system tells.

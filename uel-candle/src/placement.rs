@@ -1,6 +1,6 @@
 //! Where tensors' bytes go on the CPU: storages of their own, parts of a large buffer, or a mapped file.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use candle_core::op::BackpropOp;
 use candle_core::quantized::{GgmlDType, GgmlType, QuantizedType};
@@ -14,6 +14,7 @@ use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::Reuse;
 use crate::mapped::region::{Buffer, Region};
 use crate::quantized::dtype::{OfBlocks, with_blocks};
+use crate::sync::lock;
 
 /// A CPU tensor over `storage`.
 pub(crate) fn tensor(storage: CpuStorage, shape: &[usize]) -> Tensor {
@@ -86,6 +87,19 @@ fn tensor_forever(region: &Region, block: usize, dtype: DType, shape: &[usize]) 
     let tensor = tensor(storage(dtype, Take { region, block, forever: true })?, shape);
     std::mem::forget(tensor.clone());
     Ok(tensor)
+}
+
+/// Block number `block` of `region` as a quantized storage; `None` where it was handed out before, or is no whole number of
+/// aligned blocks of `dtype`.
+pub(crate) fn lend(region: &Region, block: usize, dtype: GgmlDType) -> Option<Box<dyn QuantizedType>> {
+    struct Lend<'a>(&'a Region, usize);
+    impl OfBlocks for Lend<'_> {
+        type Made = Option<Box<dyn QuantizedType>>;
+        fn make<T: Element + GgmlType>(self) -> Self::Made {
+            self.0.lend::<T>(self.1).map(|lent| Box::new(lent) as Box<dyn QuantizedType>)
+        }
+    }
+    with_blocks(dtype, Lend(region, block))
 }
 
 /// One tensor's bytes in memory that is recycled from the last one, where the allocator allows it.
@@ -171,14 +185,7 @@ impl MappedFiles {
         dtype: GgmlDType,
         source: &dyn ByteSource,
     ) -> Result<Box<dyn QuantizedType>, NotMapped> {
-        struct Lend<'a>(&'a Region, usize);
-        impl OfBlocks for Lend<'_> {
-            type Made = Option<Box<dyn QuantizedType>>;
-            fn make<T: Element + GgmlType>(self) -> Self::Made {
-                self.0.lend::<T>(self.1).map(|lent| Box::new(lent) as Box<dyn QuantizedType>)
-            }
-        }
-        let make = |region: &Region, block: usize| with_blocks(dtype, Lend(region, block));
+        let make = |region: &Region, block: usize| lend(region, block, dtype);
         // SAFETY: the caller answers for the file.
         unsafe { self.block(index, position, source, false, &make) }
     }
@@ -245,10 +252,6 @@ impl Drop for MappedFiles {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Maps all tensors of one file, or nothing where the system refuses.

@@ -113,8 +113,7 @@ impl Slabs {
     /// a byte.
     pub fn byte_len(fields: impl IntoIterator<Item = (DType, usize)>) -> Option<usize> {
         fields.into_iter().try_fold(0usize, |used, (dtype, elements)| {
-            let byte_len = usize::try_from(dtype::stored(dtype)?.byte_len(elements as u64)?).ok()?;
-            used.checked_next_multiple_of(ALIGN)?.checked_add(byte_len)
+            used.checked_next_multiple_of(ALIGN)?.checked_add(dtype::byte_len(dtype, elements)?)
         })
     }
 
@@ -161,12 +160,16 @@ impl Slabs {
     }
 }
 
-/// A staged tensor on a CUDA device, for the calling thread.
-pub(crate) fn send_here(device: &Device, staged: StagedTensor) -> Result<Tensor> {
-    let missing = || Error::new(Kind::Internal, "a tensor was not brought");
-    let (tensors, copies) = cuda::send_batch(device, vec![Outgoing::Staged(staged)], &|| Err(missing()))?;
+/// A tensor's copy on a CUDA device, for the calling thread. What lies in no buffer goes through those that streams to the
+/// device share.
+///
+/// # Errors
+///
+/// As those of [`Slabs::send`], and [`Kind::UnsupportedDtype`] for views of packed dtypes.
+pub(crate) fn send_here(device: &Device, field: Outgoing) -> Result<Tensor> {
+    let (tensors, copies) = cuda::send_batch(device, vec![field], &|| cuda::lease(device))?;
     let sent = Sent { arrival: Arrival(Some(copies)), tensors };
-    sent.hand_over()?.pop().ok_or_else(missing)
+    sent.hand_over()?.pop().ok_or_else(|| Error::new(Kind::Internal, "a tensor was not brought"))
 }
 
 /// Tensors whose bytes may still be on their way.

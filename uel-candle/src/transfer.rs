@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use uel_core::Result;
 
 use crate::checkpoint::candle;
-use crate::{cuda, stream};
+use crate::{cuda, slab};
 
 /// Copies to and from devices since the program started, or since [`reset_transfer_stats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub fn transfer_to_gpu_pinned(tensor: &Tensor, device: &Device) -> Result<Tensor
     }
     // Between the contexts of two devices, cudarc's copy may run before the tensor is written, or after it is freed.
     if device.is_cuda() && !tensor.device().is_metal() && !cuda::share_context(tensor.device(), device) {
-        return stream::send(tensor, device);
+        return slab::send_here(device, tensor.clone().into());
     }
     count::fallback();
     tensor.to_device(device).map_err(candle)

@@ -2,11 +2,12 @@
 //! implementation agrees or the difference is a documented one, and that none costs much memory.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+#[path = "common/counting.rs"]
+mod counting;
 mod hostile;
 
+use counting::peak;
 use hostile::{Case, Expect, cases, file, tensor};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -15,56 +16,6 @@ use uel_core::{ByteRange, Result};
 
 /// What decoding may take beyond the input.
 const MEMORY: usize = 10_000_000;
-
-/// Counts the bytes that each thread has allocated.
-struct Counting;
-
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    // Allocations at the end of a thread's life are of no interest.
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + bytes);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
-    });
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting neither allocates nor panics.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps to the contract of `alloc`, which is the same for the system's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the block came from `System` with this layout, as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize);
-        // SAFETY: the block came from `System` with this layout, as the caller promises.
-        let moved = unsafe { System.realloc(pointer, layout, size) };
-        count(-(layout.size() as isize));
-        moved
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The result of `work`, and how many bytes more than before it held at its peak.
-fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = LIVE.get();
-    PEAK.set(before);
-    let result = work();
-    (result, (PEAK.get() - before).max(0) as usize)
-}
 
 fn header_bytes(bytes: &[u8]) -> Result<&[u8]> {
     let range = header_range(bytes.first_chunk().copied().unwrap_or_default(), bytes.len() as u64)?;

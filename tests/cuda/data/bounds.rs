@@ -2,12 +2,11 @@
 
 use candle_core::Device;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use uel::data::{Batch, DataLoader, Result};
 
 use super::{Noisy, builder, expected, seen};
 use crate::emulated::{Emulated, Turn};
-use crate::stream::cases;
+use crate::stream::{cases, for_any};
 
 /// Random schedules for each that streams have.
 const SHARE: u32 = 20;
@@ -25,14 +24,12 @@ const BUFFER: u64 = 4 << 20;
 /// than the budget, or one slab, and no more slabs than there are workers and one.
 #[test]
 fn bytes_in_flight_stay_within_the_budget() {
-    let config = Config { cases: cases() / SHARE, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let any = (1..120u64, 1..600usize, 1..20usize, 1..100_000u64, 1..6usize, any::<bool>(), any::<u64>());
-    let outcome = runner.run(&any, |(len, width, batch, budget, workers, rows, seed)| {
+    for_any(cases() / SHARE, &any, |(len, width, batch, budget, workers, rows, seed)| {
         let _turn = Turn::begin();
         {
             let device = Device::new_cuda(0).expect("a device");
-            let Some(emulated) = Emulated::get() else { return Ok(()) };
+            let Some(emulated) = Emulated::get() else { return };
             emulated.seed(seed);
             let before = emulated.number("/live/device_bytes");
             let dataset = Noisy::new(len, width, rows);
@@ -61,11 +58,7 @@ fn bytes_in_flight_stay_within_the_budget() {
             }
         }
         uel::trim_devices();
-        Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 /// Kept over epochs, and after the loader and the device's handle are gone, batches are as they were; and the loader goes on

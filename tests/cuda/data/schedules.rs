@@ -4,28 +4,15 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use uel::data::sampler::{BatchSampler, Batches, DistributedSampler, RandomSampler, SequentialSampler, Tail};
 use uel::data::{Batch, DataLoader, DataLoaderBuilder, LoaderState, OnError, Result};
 
 use super::{Faults, Noisy, expected, is_drivers, is_on, seen};
-use crate::emulated::{Emulated, OUT_OF_MEMORY, Turn};
-use crate::stream::{DeviceKind, FAILED, cases};
+use crate::emulated::{Emulated, Turn};
+use crate::stream::{DeviceKind, FALLIBLE, cases, for_any};
 
 /// Random schedules for each that streams have.
 const SHARE: u32 = 2;
-
-/// Functions of the driver that batches need.
-const FALLIBLE: [&str; 8] = [
-    "cuEventCreate",
-    "cuMemAllocAsync",
-    "cuMemHostAlloc",
-    "cuEventRecord",
-    "cuEventSynchronize",
-    "cuStreamWaitEvent",
-    "cuStreamCreate",
-    "cuMemcpyHtoDAsync_v2",
-];
 
 /// Which samples come in which batches.
 #[derive(Clone, Copy, Debug)]
@@ -209,7 +196,7 @@ impl Case {
         let mut kept = Vec::new();
         let (first, second) = (self.on(self.workers, device), self.on(self.other_workers, device));
         if let (Some(emulated), Some((function, n))) = (Emulated::get(), self.failure) {
-            emulated.fail_nth(Some(function), n, if function.contains("Alloc") { OUT_OF_MEMORY } else { FAILED });
+            emulated.refuse(function, n);
         }
         let run = |kept: &mut Vec<Result<Batch>>| -> Result<()> {
             let mut left = first.epoch(0)?;
@@ -247,15 +234,13 @@ impl Case {
 
 #[test]
 fn any_loader_brings_the_batches_of_the_cpu() {
-    let config = Config { cases: cases() / SHARE, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let any = (any_case(), any::<u64>(), prop::sample::select(&DeviceKind::ALL[..]));
-    let outcome = runner.run(&any, |(case, seed, kind)| {
+    for_any(cases() / SHARE, &any, |(case, seed, kind)| {
         let _turn = Turn::begin();
         {
             let device = kind.device();
             if let Some(emulated) = Emulated::get() {
-                emulated.seed(if seed % 3 == 0 { 0 } else { seed });
+                emulated.any_seed(seed);
             }
             if case.elsewhere {
                 std::thread::scope(|scope| scope.spawn(|| case.run(&device)).join()).expect("the consumer's thread");
@@ -264,9 +249,5 @@ fn any_loader_brings_the_batches_of_the_cpu() {
             }
         }
         uel::trim_devices();
-        Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }

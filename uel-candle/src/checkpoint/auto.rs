@@ -5,6 +5,7 @@ use uel_core::{ByteRange, Error, Kind, Result, TensorInfo};
 
 use super::one::TO_DEVICE;
 use super::options::{LoadOptions, Mode};
+use super::report::LoadReport;
 use super::select::Wanted;
 use super::{Checkpoint, MmapFallback};
 use crate::mapped::MappedAllocator;
@@ -56,9 +57,19 @@ impl Choice {
     fn of(mode: Mode, reason: impl Into<String>, threads: usize) -> Self {
         Self { mode, reason: reason.into(), threads, fill: false }
     }
+
+    /// The report of a load that has not begun.
+    pub(super) fn report(&self) -> LoadReport {
+        LoadReport { chosen: self.mode, reason: self.reason.clone(), ..LoadReport::default() }
+    }
 }
 
 impl Checkpoint {
+    /// How many threads the sources ask for; 0 where they ask for none.
+    pub(crate) fn threads_of_sources(&self) -> usize {
+        engine::threads_for(self.sources().iter().map(|source| &**source))
+    }
+
     pub(super) fn choose(&self, options: &LoadOptions, wanted: &[Wanted], made: Made) -> Result<Choice> {
         let mode = options.mode.unwrap_or(self.inner.options.mode);
         if mode == Mode::Mmap {
@@ -75,7 +86,7 @@ impl Checkpoint {
         // Asking takes longer than it would save of a small load.
         let held = if bytes < MAP_FROM { None } else { self.residency(wanted.iter().map(|want| want.position)) };
         let cold = if held.is_some_and(|held| held < RESIDENT) { COLD_THREADS } else { 0 };
-        let threads = cold.max(engine::threads_for(self.sources().iter().map(|source| &**source)));
+        let threads = cold.max(self.threads_of_sources());
         if options.device.is_cuda() {
             return Ok(Choice::of(Mode::LowMemory, TO_DEVICE, threads));
         }
@@ -101,7 +112,7 @@ impl Checkpoint {
             match self.map_or_not(self.index().total_bytes(), held, made) {
                 Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, COLD_THREADS) },
                 Err(reason) => {
-                    let threads = engine::threads_for(self.sources().iter().map(|source| &**source));
+                    let threads = self.threads_of_sources();
                     Choice::of(Mode::LowMemory, reason, threads)
                 }
             }

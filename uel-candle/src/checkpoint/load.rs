@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -12,11 +12,12 @@ use uel_core::{ByteRange, Dtype, Error, PlanOptions, ReadPlan, Result, TensorInf
 
 use super::auto::{Choice, Made};
 use super::convert::{self, candle, too_large};
-use super::options::{LoadOptions, Mode, Progress};
+use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
+use super::tally::Tally;
 use super::verified::checks;
-use super::{Checkpoint, MmapFallback, lock};
+use super::{Checkpoint, MmapFallback};
 use crate::engine::{self, How, Pass, Scatter, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
@@ -24,6 +25,7 @@ use crate::mapped::region::Buffer;
 use crate::memory;
 use crate::placement::{self, NotMapped};
 use crate::stream;
+use crate::sync::{into_inner, lock};
 
 /// Unwanted bytes between two wanted tensors that are read along when many tensors are loaded into one buffer.
 const BUFFER_GAP: u64 = 64 << 10;
@@ -73,7 +75,7 @@ impl Checkpoint {
         let began = Instant::now();
         let (wanted, replaced) = self.select(options)?;
         let choice = self.choose(options, &wanted, Made::Tensors)?;
-        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let mut report = choice.report();
         let (wanted, tied) = self.without_tied(wanted);
         let loaded = self.place(&wanted, &choice, options, &mut report)?;
         let mut tensors = HashMap::with_capacity(loaded.len() + tied.len() + replaced.len());
@@ -186,14 +188,8 @@ impl Checkpoint {
         }
         memory::check(total)?;
         let total = total.saturating_add(bytes_of(&mapped));
-        let done = AtomicU64::new(0);
-        let arrived = |bytes: u64| {
-            let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = &options.progress {
-                progress(Progress { bytes_done: bytes_done.min(total), bytes_total: total });
-            }
-        };
-        let how = How { threads: self.threads(options, choice), arrived: &arrived };
+        let tally = Tally::new(total, options.progress.as_ref());
+        let how = How { threads: self.threads(options, choice), arrived: &|bytes| tally.add(bytes) };
         if !mapped.is_empty() {
             let infos = mapped.iter().filter_map(|&at| self.index().at(wanted[at].position).zip(Some(of(&hashes, at))));
             self.fill_page_cache(infos, how)?;
@@ -205,7 +201,7 @@ impl Checkpoint {
             let _reading = tracing::debug_span!("read", tensors = converted.len()).entered();
             self.convert(wanted, &converted, &hashes, options, how, &mut placed)?;
         }
-        report.bytes_read = done.load(Ordering::Relaxed);
+        report.bytes_read = tally.done();
         report.bytes_verified = if verified { total } else { 0 };
         all_placed(placed)
     }
@@ -438,7 +434,7 @@ impl Checkpoint {
         };
         let threads = if to_cpu { engine::threads(how.threads).min(converted.len()) } else { 1 };
         engine::on_threads(threads, &work);
-        let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut results = into_inner(results);
         results.sort_by_key(|(at, _)| *at);
         for (at, read) in results {
             placed[at] = Some(read?);

@@ -5,12 +5,14 @@ mod auto;
 mod convert;
 mod filter;
 mod load;
+mod names;
 mod one;
 mod options;
 mod quantized;
 mod report;
 mod select;
 mod slice;
+mod tally;
 mod to_device;
 mod verified;
 
@@ -24,11 +26,12 @@ pub(crate) use quantized::{quantized, quantized_to_device};
 pub use report::{CopyReason, LoadReport};
 pub(crate) use select::{Wanted, is_cast};
 pub use slice::IntoBounds;
+pub(crate) use tally::Tally;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
@@ -43,6 +46,7 @@ use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo};
 use crate::mapped::recycle::Claim;
 use crate::placement::MappedFiles;
 use crate::shard::FileBytes;
+use crate::sync::lock;
 use crate::view::{TensorView, Views};
 
 /// A checkpoint in one or many safetensors or PyTorch files, and how its tensors become candle tensors.
@@ -179,15 +183,6 @@ impl Checkpoint {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The names of all tensors: those of the files in the order of their bytes, then those that were added. Aliases of
-    /// tied weights are not among them.
-    pub fn names(&self) -> Vec<String> {
-        let index = self.index();
-        let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        let added = overlay.keys().filter(|name| index.position(name).is_none()).cloned();
-        index.iter().map(|info| info.name().to_owned()).chain(added).collect()
-    }
-
     /// How many tensors the files hold.
     pub fn len(&self) -> usize {
         self.index().len()
@@ -196,21 +191,6 @@ impl Checkpoint {
     /// Whether the files hold no tensor.
     pub fn is_empty(&self) -> bool {
         self.index().is_empty()
-    }
-
-    /// Whether there is a tensor called `name`, in the files or added, or tied to that name.
-    pub fn contains(&self, name: &str) -> bool {
-        self.position(name).is_some() || self.replaced(name).is_some()
-    }
-
-    /// The dtype, shape and place of the tensor called `name`, as the file has it. Under an alias, the name in it is that of
-    /// the tensor that was kept.
-    ///
-    /// # Errors
-    ///
-    /// [`Kind::UnknownTensor`] where the files have none of that name, with names that come close.
-    pub fn info(&self, name: &str) -> Result<TensorInfo<'_>> {
-        self.find(name).map(|(_, info)| info)
     }
 
     /// All tensors of the files, in the order of their bytes.
@@ -349,29 +329,6 @@ impl Checkpoint {
         self.inner.options.threads
     }
 
-    /// Replaces the tensor called `name`, or adds one: from here on it is handed out instead of the file's.
-    pub fn replace(&self, name: impl Into<String>, tensor: Tensor) {
-        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), tensor);
-    }
-
-    /// Takes a replaced or added tensor back: the file's is handed out again, where there is one.
-    pub fn restore(&self, name: &str) -> Option<Tensor> {
-        self.inner.overlay.write().unwrap_or_else(PoisonError::into_inner).remove(name)
-    }
-
-    /// Where the tensor called `name` stands in the index, or the one that its file keeps for this name.
-    fn position(&self, name: &str) -> Option<usize> {
-        self.index().position(name).or_else(|| self.kept(name))
-    }
-
-    /// The tensor that is tied to `name`, which no tensor is called.
-    pub(crate) fn kept(&self, name: &str) -> Option<usize> {
-        (0..self.sources().len()).find_map(|file| {
-            let position = self.index().position(self.file_metadata(file)?.get(name)?)?;
-            self.index().at(position).filter(|info| info.file() == file).map(|_| position)
-        })
-    }
-
     /// Releases what UEL holds for a tensor that the caller is done with: a preloaded copy that was not handed out,
     /// its part of a mapping, and its pages in the page cache. Tensors that were handed out stay valid, and the
     /// tensor can be loaded again. An unknown name is no error.
@@ -412,25 +369,6 @@ impl Checkpoint {
         Arc::as_ptr(&self.inner).addr()
     }
 
-    /// Whether any tensor was replaced or added.
-    pub(crate) fn is_changed(&self) -> bool {
-        !self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    pub(crate) fn replaced(&self, name: &str) -> Option<Tensor> {
-        let overlay = self.inner.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        if overlay.is_empty() {
-            return None;
-        }
-        // What replaces a tensor replaces it under all its names.
-        let kept = || self.position(name).and_then(|position| self.index().at(position));
-        overlay.get(name).or_else(|| overlay.get(kept()?.name())).cloned()
-    }
-
-    pub(crate) fn replaced_dims(&self, name: &str) -> Option<Vec<usize>> {
-        self.replaced(name).map(|tensor| tensor.dims().to_vec())
-    }
-
     pub(crate) fn source(&self, file: usize) -> Result<&dyn ByteSource> {
         let source = self.sources().get(file).map(|source| &**source);
         source.ok_or_else(|| {
@@ -449,57 +387,6 @@ impl Checkpoint {
         }
     }
 
-    pub(crate) fn find(&self, name: &str) -> Result<(usize, TensorInfo<'_>)> {
-        let index = self.index();
-        let found = self.position(name).and_then(|position| Some((position, index.at(position)?)));
-        found.ok_or_else(|| self.unknown(name))
-    }
-
-    /// The error for a name that is not there. Most such names have a prefix too many or too few.
-    #[cold]
-    fn unknown(&self, name: &str) -> Error {
-        for file in self.pytorch() {
-            if let Some(unreadable) = file.unreadable().iter().find(|unreadable| unreadable.name == name) {
-                let error = unreadable.error();
-                return match file.sources().first() {
-                    Some(source) => error.with_path(source.path()),
-                    None => error,
-                };
-            }
-        }
-        const SHOWN: usize = 3;
-        let ends_with_part = |long: &str, short: &str| {
-            long.strip_suffix(short).is_some_and(|rest| rest.ends_with('.')) && !short.is_empty()
-        };
-        let last = name.rsplit_once('.').map_or(name, |(_, last)| last);
-        let mut close: BTreeSet<(u8, &str)> = BTreeSet::new();
-        for info in self.index().iter() {
-            let candidate = info.name();
-            let distance = match () {
-                () if ends_with_part(candidate, name) || ends_with_part(name, candidate) => 0,
-                () if candidate.eq_ignore_ascii_case(name) => 0,
-                () if last != name && candidate.len() == name.len() && ends_with_part(candidate, last) => 1,
-                () => continue,
-            };
-            close.insert((distance, candidate));
-            if close.len() > SHOWN {
-                close.pop_last();
-            }
-        }
-        let mut message = format!("there is no such tensor among the {}", self.index().len());
-        if let Some(kept) = self.kept(name).and_then(|position| self.index().at(position)) {
-            message.push_str(&format!("; the name is tied to {}", quoted(kept.name())));
-        } else if !close.is_empty() {
-            let close: Vec<String> = close.iter().map(|(_, name)| quoted(name)).collect();
-            message.push_str(&format!("; there is {}", close.join(", ")));
-        }
-        let error = Error::new(Kind::UnknownTensor, message).with_tensor(name);
-        match self.inner.files.index_file().or_else(|| self.sources().first().map(|source| source.path())) {
-            Some(path) => error.with_path(path),
-            None => error,
-        }
-    }
-
     /// Everything, as candle tensors on `device`: [`load`](Self::load) with the defaults.
     ///
     /// # Errors
@@ -508,16 +395,4 @@ impl Checkpoint {
     pub fn load_all(&self, device: &Device) -> Result<HashMap<String, Tensor>> {
         self.load(&LoadOptions::new(device)).map(|loaded| loaded.tensors)
     }
-}
-
-/// A name for a message that lists some: the beginning of it, where it is very long.
-fn quoted(name: &str) -> String {
-    const SHOWN_BYTES: usize = 200;
-    let end = name.floor_char_boundary(SHOWN_BYTES);
-    let more = if end < name.len() { "…" } else { "" };
-    format!("{:?}{more}", name.get(..end).unwrap_or_default())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
+use super::Checkpoint;
 use super::auto::{Choice, Made};
 use super::convert::{self, Origin, too_large};
 use super::load::{self, copy_reason};
@@ -14,12 +15,12 @@ use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::{Wanted, is_preloaded};
 use super::verified::checks;
-use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
 use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::{Claim, Reuse};
 use crate::memory;
+use crate::sync::lock;
 use crate::transfer::transfer_to_gpu_pinned;
 use crate::{placement, stream};
 
@@ -221,8 +222,8 @@ impl Checkpoint {
         let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_preloaded(info.dtype())));
         let wanted: Vec<Wanted> =
             loadable.filter_map(|at| Some(Wanted::new(at, index.at(at)?.dtype(), None))).collect::<Result<_>>()?;
-        let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
         let choice = Choice::fixed(Mode::Preload);
+        let mut report = choice.report();
         let tensors = self.place(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
         // Tensors are counted when they are handed out.
         report.tensors = 0;

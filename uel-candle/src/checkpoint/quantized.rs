@@ -3,26 +3,28 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorInfo};
 
+use super::Checkpoint;
 use super::auto::{Choice, Made};
 use super::convert::{candle, too_large};
 use super::load::copy_reason;
-use super::options::{LoadOptions, Mode, Progress};
+use super::options::{LoadOptions, Mode};
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
+use super::tally::Tally;
 use super::verified::checks;
-use super::{Checkpoint, lock};
 use crate::engine::{self, How, Span};
 use crate::host::blocks::UnfilledBlocks;
 use crate::placement::NotMapped;
 use crate::quantized::ggml_dtype;
-use crate::stream::{Gds, StreamOptions, send};
+use crate::slab::send_here;
+use crate::stream::{Gds, StreamOptions};
+use crate::sync::lock;
 use crate::{cuda, memory};
 
 /// What a load of quantized tensors brought.
@@ -73,7 +75,7 @@ impl Checkpoint {
         let (position, info) = self.find(name)?;
         let want = self.wanted_blocks(position, info, self.is_verified())?;
         let choice = self.mode_for_one(Made::Quantized);
-        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let mut report = choice.report();
         let kept = match choice.mode {
             Mode::Preload => self.take_preloaded_blocks(position)?,
             _ => None,
@@ -130,7 +132,7 @@ impl Checkpoint {
         }
         let (wanted, replaced) = self.select(options)?;
         let choice = self.choose(options, &wanted, Made::Quantized)?;
-        let mut report = LoadReport { chosen: choice.mode, reason: choice.reason.clone(), ..LoadReport::default() };
+        let mut report = choice.report();
         let verified = options.verified.unwrap_or(self.is_verified());
         let blocks = wanted.iter().map(|want| {
             let info = self.index().at(want.position);
@@ -180,15 +182,9 @@ impl Checkpoint {
             return self.stream_blocks(wanted, options, report);
         }
         let to_cpu = matches!(device, Device::Cpu);
-        let done = AtomicU64::new(0);
         let total: u64 = wanted.iter().map(|want| want.info.byte_len()).fold(0, u64::saturating_add);
-        let arrived = |bytes: u64| {
-            let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = &options.progress {
-                progress(Progress { bytes_done: bytes_done.min(total), bytes_total: total });
-            }
-        };
-        let how = How { threads: self.threads(options, choice), arrived: &arrived };
+        let tally = Tally::new(total, options.progress.as_ref());
+        let how = How { threads: self.threads(options, choice), arrived: &|bytes| tally.add(bytes) };
         let mut placed = Vec::with_capacity(wanted.len());
         // To a device tensors go one by one, so that the CPU holds no more than the largest.
         let groups = wanted.chunks(if to_cpu { wanted.len().max(1) } else { 1 });
@@ -201,7 +197,7 @@ impl Checkpoint {
                 placed.push(tensor.and_then(|tensor| quantized_to_device(tensor, device)).map_err(located)?);
             }
         }
-        report.bytes_read += done.load(Ordering::Relaxed);
+        report.bytes_read += tally.done();
         report.bytes_verified +=
             wanted.iter().filter(|want| !want.hashes.is_empty()).map(|want| want.info.byte_len()).sum::<u64>();
         Ok(placed)
@@ -335,8 +331,8 @@ impl Checkpoint {
                 wanted.push(self.wanted_blocks(position, info, self.is_verified())?);
             }
         }
-        let mut report = LoadReport { chosen: Mode::Preload, reason: "asked for".to_owned(), ..LoadReport::default() };
         let choice = Choice::fixed(Mode::Preload);
+        let mut report = choice.report();
         let tensors = self.place_blocks(&wanted, &choice, &LoadOptions::new(&Device::Cpu), &mut report)?;
         // Tensors are counted when they are handed out.
         report.tensors = 0;
@@ -356,7 +352,7 @@ pub(crate) fn quantized_to_device(tensor: QTensor, device: &Device) -> Result<QT
     let bytes = tensor.data().map_err(candle)?;
     if device.is_cuda() {
         let bytes = Tensor::from_slice(&bytes, bytes.len(), &Device::Cpu).map_err(candle)?;
-        let storage = cuda::quantized(&send(&bytes, device)?, tensor.dtype(), tensor.shape().elem_count())?;
+        let storage = cuda::quantized(&send_here(device, bytes.into())?, tensor.dtype(), tensor.shape().elem_count())?;
         return QTensor::new(storage, tensor.shape()).map_err(candle);
     }
     let storage = QStorage::from_data(Cow::Borrowed(&bytes), device, tensor.dtype()).map_err(candle)?;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use candle_core::{DType, Tensor};
 use uel_core::{Dtype, Error, Kind, Result};
 
+use super::Checkpoint;
+use super::names::quoted;
 use super::options::LoadOptions;
-use super::{Checkpoint, quoted};
 use crate::cast::Cast;
 use crate::dtype::{Mapping, candle_dtype, mapping};
 
@@ -118,7 +119,7 @@ impl Checkpoint {
     }
 
     fn all_replaced(&self) -> BTreeMap<String, Tensor> {
-        self.inner.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.overlay().clone()
     }
 }
 

@@ -7,15 +7,14 @@ use candle_core::{CudaDevice, DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
-use super::landing::{Copies, wait_for_room};
-use super::link::{Copied, Link, driver};
-use super::seeded;
+use super::copies::{Copies, Going, settle};
+use super::landing::wait_for_room;
+use super::link::Link;
 use crate::host::copy_past_caches;
 use crate::host::pool::Lease;
 use crate::save::bytes::with_bytes;
 use crate::slab::Outgoing;
 use crate::stream::land::HandOver;
-use crate::transfer::count;
 
 /// Begins to copy `fields` to a device. Those that lie in no buffer are brought through such as `lease` gives, after the
 /// others, whose buffers are given up before.
@@ -42,13 +41,13 @@ pub(super) fn send(
         Some(event) => event,
         None => Arc::new(link.after_copies()?),
     };
-    let copies = Copies { stream: device.cuda_stream(), event };
+    let copies = Copies::up_to(event, link, device);
     copies.hand_over_early()?;
     let tensors = std::mem::take(&mut batch.slots).into_iter().map(|slot| match slot {
         Slot::Room { buffer, shape, .. } => buffer.into_tensor(device, &shape),
         Slot::There(tensor) => tensor,
     });
-    Ok((tensors.collect(), Box::new(OnTheirWay { link: Arc::clone(link), copies })))
+    Ok((tensors.collect(), Box::new(copies)))
 }
 
 /// Where a field goes.
@@ -133,12 +132,9 @@ impl Drop for Landing {
             return;
         }
         // An error or a panic came in between: the memory is freed on this thread's queue, after the copies into it.
-        match self.link.after_copies() {
-            Ok(event) => {
-                let copies = Copies { stream: self.device.cuda_stream(), event: Arc::new(event) };
-                OnTheirWay { link: Arc::clone(&self.link), copies }.settle();
-            }
-            Err(_) => settle(&self.link),
+        match Copies::so_far(&self.link, &self.device) {
+            Ok(copies) => copies.settle(),
+            Err(_) => settle(&self.link, None),
         }
     }
 }
@@ -202,82 +198,9 @@ impl Filling<'_> {
     }
 }
 
-/// Buffers out of which copies are begun. Whatever happens, they go back only after them.
-struct Going<'a> {
-    link: &'a Link,
-    /// Each with the bytes that are copied out of it.
-    leases: Vec<(Arc<Lease>, usize)>,
-}
-
-impl<'a> Going<'a> {
-    fn new(link: &'a Link) -> Self {
-        Self { link, leases: Vec::new() }
-    }
-
-    fn keep(&mut self, lease: &Arc<Lease>, byte_len: usize) {
-        match self.leases.iter_mut().find(|(kept, _)| Arc::ptr_eq(kept, lease)) {
-            Some((_, bytes)) => *bytes += byte_len,
-            None => self.leases.push((Arc::clone(lease), byte_len)),
-        }
-    }
-
-    /// Lets the buffers go back after the copies; the event behind these, where there are any.
-    fn end(mut self) -> Result<Option<Arc<CudaEvent>>> {
-        if self.leases.is_empty() {
-            return Ok(None);
-        }
-        let event = Arc::new(self.link.after_copies()?);
-        for (lease, bytes) in self.leases.drain(..) {
-            if lease.is_pinned() {
-                count::pinned(bytes as u64);
-            }
-            if !seeded::is(seeded::EARLY_RETURN) {
-                lease.keep_until(Box::new(Copied(Arc::clone(&event))));
-            }
-        }
-        Ok(Some(event))
-    }
-}
-
-impl Drop for Going<'_> {
-    fn drop(&mut self) {
-        if !self.leases.is_empty() && self.link.copies().synchronize().is_err() {
-            self.leases.iter().for_each(|(lease, _)| lease.lose());
-        }
-    }
-}
-
-/// The copies of a batch.
-struct OnTheirWay {
-    link: Arc<Link>,
-    copies: Copies,
-}
-
-impl HandOver for OnTheirWay {
-    fn hand_over(&self) -> Result<()> {
-        self.copies.hand_over()
-    }
-
-    fn settle(&self) {
-        if seeded::is(seeded::DROPPED_BEFORE_COPIES) {
-            return;
-        }
-        if self.copies.wait().is_err() {
-            settle(&self.link);
-        }
-    }
-}
-
-fn settle(link: &Link) {
-    if let Err(error) = link.copies().synchronize().map_err(driver("cannot wait for the copies")) {
-        tracing::warn!(%error, "cannot wait for copies to a device");
-    }
-}
-
 fn byte_len(dtype: DType, dims: &[usize]) -> Result<usize> {
-    let elements = dims.iter().try_fold(1u64, |count, &dim| count.checked_mul(dim as u64));
-    let bytes = elements.and_then(|elements| crate::dtype::stored(dtype)?.byte_len(elements));
-    bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+    let elements = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+    elements.and_then(|elements| crate::dtype::byte_len(dtype, elements)).ok_or_else(|| {
         Error::new(Kind::UnsupportedDtype, format!("a {dtype:?} tensor ends inside a byte"))
             .with_got(format!("shape {dims:?}"))
     })

@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
+use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::{CudaDevice, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::buffer::Buffer;
+use super::copies::{Copies, Going, settle};
 use super::gds::DirectFiles;
 use super::link::{Link, driver};
 use super::seeded;
@@ -15,10 +16,11 @@ use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::near::Processors;
 use crate::save::bytes::with_bytes;
 use crate::stream::brought::Brought;
+use crate::stream::jobs::{Cut, Part};
 use crate::stream::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
-use crate::stream::plan::{Cut, Item, Part, Stored};
+use crate::stream::plan::{Item, Stored};
 use crate::stream::road::Roads;
-use crate::transfer::count;
+use crate::sync::{into_inner, lock};
 
 /// A device, and the buffers through which it is reached.
 pub(super) struct OnDevice {
@@ -160,20 +162,7 @@ impl Landed<Brought> for DeviceUnit {
             return self.read_in_pieces(read, part);
         }
         // Pieces that are hashed may be larger than a buffer.
-        let mut bytes = crate::host::zeroed(made)?;
-        let mut rest = crate::host::for_reading(&mut bytes);
-        read.parts(scratch, |part| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.byte_len);
-            rest = tail;
-            Ok(head)
-        })?;
-        let mut rest = bytes.as_slice();
-        for part in &read.job.parts {
-            let (head, tail) = rest.split_at(part.byte_len);
-            rest = tail;
-            self.send_bytes(part.tensor, part.at, head)?;
-        }
-        Ok(())
+        read.by_memory(scratch, |part, bytes| self.send_bytes(part.tensor, part.at, bytes))
     }
 
     fn put(&self, tensor: usize, host: Tensor, _: &mut Scratch) -> Result<()> {
@@ -189,12 +178,12 @@ impl Landed<Brought> for DeviceUnit {
         let hand_over = self.end();
         if hand_over.is_err() || whole.contains(&false) {
             // Memory that is not handed out is freed here.
-            self.wait_here(hand_over.as_ref().ok());
+            settle(&self.link, hand_over.as_ref().ok());
         }
         let slots = std::mem::take(&mut self.slots);
         let finish = |((slot, item), &whole): ((Mutex<Slot>, &Item), &bool)| {
             let stored = item.stored()?;
-            let slot = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let slot = into_inner(slot);
             Some(match (slot, &hand_over) {
                 (Slot::Room(buffer), Ok(_)) if whole => {
                     Ok(Brought::Tensor(buffer.into_tensor(&self.device, &stored.shape)))
@@ -259,21 +248,20 @@ impl DeviceUnit {
     /// Begins the copies of parts of a buffer, each given as tensor, place in the tensor, place in the buffer, and bytes; the
     /// buffer goes back to its pool after them.
     fn send(&self, lease: Lease, parts: impl Iterator<Item = (usize, usize, usize, usize)>) -> Result<()> {
-        let sending = Sending { lease: Some(lease), link: &self.link };
-        let mut sent = 0;
+        let lease = Arc::new(lease);
+        let mut going = Going::new(&self.link);
         for (tensor, at, from, byte_len) in parts {
             let outside = || Error::new(Kind::Internal, "a part of a read lies outside of its buffer");
-            let lease = sending.lease.as_ref().ok_or_else(outside)?;
+            going.keep(&lease, byte_len);
             let bytes = lease.bytes().get(from..from + byte_len).ok_or_else(outside)?;
             let mut slot = self.slot(tensor)?;
             let Slot::Room(buffer) = &mut *slot else { return Err(refusal(&slot)) };
             // SAFETY: the bytes are page-locked, as all of this pool are. The buffer goes back with an event that is recorded
             // after the copy, and until that is over nobody gets it; where no event can be recorded, it waits or is given up.
             unsafe { buffer.copy_in(self.link.copies(), at, bytes) }?;
-            sent += byte_len;
         }
-        count::pinned(sent as u64);
-        sending.end()
+        drop(lease);
+        going.end().map(drop)
     }
 
     /// Copies `bytes` to the device through buffers.
@@ -290,22 +278,12 @@ impl DeviceUnit {
 
     fn slot(&self, tensor: usize) -> Result<MutexGuard<'_, Slot>> {
         let slot = self.slots.get(tensor).ok_or_else(|| Error::new(Kind::Internal, "no such tensor"))?;
-        Ok(slot.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Makes this thread's queue, on which it may free memory, wait for the copies into it, and so for its allocation, which
-    /// another thread's queue may have done.
-    fn wait_here(&self, copies: Option<&Copies>) {
-        let waits = copies.is_some_and(|copies| copies.wait().is_ok());
-        if !waits && let Err(error) = self.link.copies().synchronize() {
-            tracing::warn!(%error, "cannot wait for copies to a device");
-        }
+        Ok(lock(slot))
     }
 
     /// What orders the copies so far before the work of whoever gets the tensors.
     fn end(&self) -> Result<Copies> {
-        let stream = self.device.cuda_stream();
-        let copies = Copies { stream, event: Arc::new(self.link.after_copies()?) };
+        let copies = Copies::so_far(&self.link, &self.device)?;
         copies.hand_over_early()?;
         Ok(copies)
     }
@@ -325,71 +303,9 @@ impl Drop for DeviceUnit {
             .iter_mut()
             .any(|slot| matches!(slot.get_mut().unwrap_or_else(PoisonError::into_inner), Slot::Room(_)));
         if left {
-            self.wait_here(self.end().ok().as_ref());
+            settle(&self.link, self.end().ok().as_ref());
         }
         // The context that this made current is the one to free them in.
         self.slots.clear();
-    }
-}
-
-/// A buffer out of which copies are begun. Whatever happens, it goes back only after them.
-struct Sending<'a> {
-    lease: Option<Lease>,
-    link: &'a Link,
-}
-
-impl Sending<'_> {
-    /// Sends the buffer back to its pool, to be used again after the copies.
-    fn end(mut self) -> Result<()> {
-        let copied = self.link.copied()?;
-        if let Some(lease) = self.lease.take()
-            && !seeded::is(seeded::EARLY_RETURN)
-        {
-            lease.keep_until(Box::new(copied));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Sending<'_> {
-    fn drop(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
-        // An error or a panic came in between. It is rare, so the whole stream is waited for.
-        match self.link.copies().synchronize() {
-            Ok(()) => {}
-            Err(_) => lease.lose(),
-        }
-    }
-}
-
-/// The copies of a unit, or of a batch.
-pub(super) struct Copies {
-    pub(super) stream: Arc<CudaStream>,
-    pub(super) event: Arc<CudaEvent>,
-}
-
-impl Copies {
-    /// Does on a reader's thread what is the consumer's to do, where a test asks for that fault.
-    pub(super) fn hand_over_early(&self) -> Result<()> {
-        if seeded::is(seeded::HAND_OVER_BY_READER) {
-            self.stream.wait(&self.event).map_err(driver("cannot wait for an event"))?;
-        }
-        Ok(())
-    }
-
-    /// Makes what the calling thread submits from now on wait for the copies.
-    pub(super) fn wait(&self) -> Result<()> {
-        // Where the stream cannot be made to wait, this thread waits: nothing it submits later comes before the copies.
-        let waits = self.stream.wait(&self.event).or_else(|_| self.event.synchronize());
-        waits.map_err(driver("cannot wait for the copies"))
-    }
-}
-
-impl HandOver for Copies {
-    fn hand_over(&self) -> Result<()> {
-        if seeded::is(seeded::NO_HAND_OVER) || seeded::is(seeded::HAND_OVER_BY_READER) {
-            return Ok(());
-        }
-        self.wait()
     }
 }

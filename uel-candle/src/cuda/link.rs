@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_int};
 use std::fmt;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use candle_core::{CudaDevice, DType, Device, Tensor};
@@ -14,6 +14,7 @@ use uel_core::{Error, Kind, Result};
 use crate::host::chunk::{Chunk, MakeChunk, Memory};
 use crate::host::pool::{Completion, HostPool, PoolOptions};
 use crate::near::{self, Processors};
+use crate::sync::lock;
 
 /// The contexts that are in use. An entry holds its context by the copy stream alone, so that one that nobody else holds can
 /// be told.
@@ -133,10 +134,6 @@ fn release_unused(links: &mut Vec<Arc<Link>>) {
         };
         pool_is_used || Arc::strong_count(link) > 1 || Arc::strong_count(link.copies.context()) > holders
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The processors on the NUMA node of a context's device.

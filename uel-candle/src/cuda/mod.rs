@@ -17,6 +17,8 @@
 mod batch;
 #[cfg(feature = "cuda")]
 mod buffer;
+#[cfg(feature = "cuda")]
+mod copies;
 #[cfg(all(any(test, feature = "gds"), target_os = "linux"))]
 mod descriptor;
 #[cfg(feature = "cuda")]

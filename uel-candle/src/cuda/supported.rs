@@ -65,6 +65,11 @@ pub(crate) fn send_batch(
     batch::send(&Link::of(on)?, on, fields, lease)
 }
 
+/// A buffer of the pool that streams to a CUDA device share.
+pub(crate) fn lease(device: &Device) -> Result<Lease> {
+    Link::of(cuda(device)?)?.pool()?.lease()
+}
+
 /// Whether two devices are of one context, so that candle copies between them in order.
 pub(crate) fn share_context(one: &Device, other: &Device) -> bool {
     match (one, other) {

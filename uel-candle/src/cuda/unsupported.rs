@@ -36,6 +36,11 @@ pub(crate) fn send_batch(
     Err(without(device))
 }
 
+/// A buffer of the pool that streams to a CUDA device share.
+pub(crate) fn lease(device: &Device) -> Result<Lease> {
+    Err(without(device))
+}
+
 /// Whether two devices are of one context.
 pub(crate) fn share_context(_: &Device, _: &Device) -> bool {
     false

@@ -11,7 +11,7 @@ use uel_core::{Dtype, Error, Kind, Result};
 use super::{CPU, Change, Edit, Planned};
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::dict::{dict_to_tensor, tensor_to_dict};
-use crate::save::bytes::with_bytes;
+use crate::save::bytes::append_bytes;
 
 /// The name of the dict tensor that says what the bytes are: `{"NAME": {"dtype": "Q4_K", "shape": [ROWS, COLUMNS]}, …}`.
 pub const BLOCKS_NAME: &str = "__blocks__";
@@ -169,10 +169,7 @@ fn parse(what: &Value) -> Option<(Dtype, Vec<usize>)> {
 /// A checkpoint of one tensor that is no file.
 fn in_memory(name: &str, tensor: &Tensor) -> Result<Checkpoint> {
     let mut bytes = Vec::new();
-    with_bytes(tensor, &mut |piece| {
-        bytes.extend_from_slice(piece);
-        Ok(())
-    })?;
+    append_bytes(tensor, &mut bytes)?;
     let header = json!({name: {"dtype": "U8", "shape": [bytes.len()], "data_offsets": [0, bytes.len()]}}).to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());

@@ -13,7 +13,7 @@ use crate::dtype::candle_dtype;
 use crate::engine::read_to_scratch;
 use crate::host::cast_into;
 use crate::quantized::{floats, ggml_dtype};
-use crate::save::bytes::with_bytes;
+use crate::save::bytes::append_bytes;
 use crate::save::output::Writer;
 use crate::save::sink::Sink;
 
@@ -148,9 +148,8 @@ impl Pieces {
         }
         crate::memory::check(byte_len)?;
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(usize::try_from(byte_len).unwrap_or(usize::MAX)).map_err(|error| {
-            Error::new(Kind::OutOfMemory, format!("cannot allocate {byte_len} bytes")).with_source(error)
-        })?;
+        let most = usize::try_from(byte_len).unwrap_or(usize::MAX);
+        bytes.try_reserve_exact(most).map_err(crate::memory::refused(most))?;
         self.each(planned, &mut |part| {
             bytes.extend_from_slice(part);
             Ok(())
@@ -183,10 +182,7 @@ impl Pieces {
             None => {
                 let tensor = crate::host::tensor_of(from, bytes, &[count])?;
                 let tensor = cast(tensor, Some(to))?;
-                with_bytes(&tensor, &mut |bytes| {
-                    self.made.extend_from_slice(bytes);
-                    Ok(())
-                })?;
+                append_bytes(&tensor, &mut self.made)?;
             }
         }
         Ok(&self.made)
@@ -275,10 +271,7 @@ impl Pieces {
             return cast_into(quick, &bytes, &mut self.made);
         }
         let tensor = Tensor::from_slice(floats, floats.len(), &CPU).map_err(candle)?;
-        with_bytes(&cast(tensor, Some(to))?, &mut |bytes| {
-            self.made.extend_from_slice(bytes);
-            Ok(())
-        })
+        append_bytes(&cast(tensor, Some(to))?, &mut self.made)
     }
 
     pub(super) fn made(&self) -> &[u8] {

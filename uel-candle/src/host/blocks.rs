@@ -97,19 +97,12 @@ pub(crate) fn copy_blocks<T: Element>(bytes: &[u8], into: &mut Vec<T>) -> Result
         return Err(Error::new(Kind::Internal, "the bytes must be whole blocks"));
     }
     into.clear();
-    into.try_reserve(blocks).map_err(|error| {
-        Error::new(Kind::OutOfMemory, format!("cannot allocate {} bytes", bytes.len())).with_source(error)
-    })?;
+    into.try_reserve(blocks).map_err(crate::memory::refused(bytes.len()))?;
     spare_bytes(into, bytes.len()).write_copy_of_slice(bytes);
     // SAFETY: the bytes of the first `blocks` blocks were written just now, for `write_copy_of_slice` ends where the lengths
     // differ, and every bit pattern is a valid `Element`.
     unsafe { into.set_len(blocks) };
     Ok(())
-}
-
-/// The bytes of blocks.
-pub(crate) fn bytes_of_blocks<T: Element>(blocks: &[T]) -> &[u8] {
-    super::element_bytes(blocks)
 }
 
 #[cfg(test)]
@@ -146,7 +139,7 @@ mod tests {
         let mut floats: Vec<f32> = vec![1.0];
         for start in 0..4 {
             copy_blocks(&bytes[start..start + 96], &mut floats).unwrap();
-            assert_eq!(bytes_of_blocks(&floats), &bytes[start..start + 96]);
+            assert_eq!(super::super::element_bytes(&floats), &bytes[start..start + 96]);
         }
         assert_eq!(copy_blocks(&bytes, &mut floats).unwrap_err().kind(), Kind::Internal);
     }

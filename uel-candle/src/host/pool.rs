@@ -15,6 +15,7 @@ use candle_core::Device;
 use uel_core::{Error, Kind, Result};
 
 use super::chunk::{Chunk, HugePages, MakeChunk};
+use crate::sync::lock;
 
 /// Bytes of one chunk, where nothing else is said. Copies to a device reach their rate at 1 to 4 MiB.
 const DEFAULT_CHUNK: usize = 4 << 20;
@@ -378,7 +379,7 @@ impl HostPool {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A chunk that nobody uses, without waiting.
@@ -499,7 +500,7 @@ impl Lease {
     }
 
     fn ends(&self) -> MutexGuard<'_, Vec<Box<dyn Completion>>> {
-        self.until.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.until)
     }
 }
 

@@ -2,7 +2,7 @@
 //! reading into fresh pages, which the system must zero first.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::region;
 use super::reserve::Stretch;
@@ -50,7 +50,7 @@ struct Kept {
 }
 
 fn lock() -> MutexGuard<'static, Kept> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+    crate::sync::lock(&KEPT)
 }
 
 impl Kept {

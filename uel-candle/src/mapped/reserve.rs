@@ -2,7 +2,7 @@
 
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::region::Inner as Region;
 
@@ -120,7 +120,7 @@ impl Stretch {
 }
 
 fn lock() -> MutexGuard<'static, Space> {
-    SPACE.lock().unwrap_or_else(PoisonError::into_inner)
+    crate::sync::lock(&SPACE)
 }
 
 /// Reserves the range and its table. Address space alone costs no memory; the table's pages come as they are used.

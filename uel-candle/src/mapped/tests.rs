@@ -7,7 +7,7 @@ use std::alloc::Layout;
 use std::fs::File;
 use std::io::Write;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use uel_core::ByteRange;
 
 #[global_allocator]
@@ -16,7 +16,7 @@ static ALLOC: MappedAllocator = MappedAllocator::new();
 /// Tests that look at what the process as a whole holds run one at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    crate::sync::lock(&ALONE)
 }
 
 /// A file of `words` 32-bit words, word n being n.

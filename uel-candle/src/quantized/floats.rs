@@ -1,6 +1,6 @@
 //! Blocks to floats and floats to blocks, by candle's own functions.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use candle_core::quantized::{GgmlDType, GgmlType};
 use uel_core::{Error, Kind, Result};
@@ -8,7 +8,9 @@ use uel_core::{Error, Kind, Result};
 use super::dtype::{OfBlocks, with_blocks};
 use crate::element::Element;
 use crate::engine;
-use crate::host::blocks::{bytes_of_blocks, copy_blocks};
+use crate::host::blocks::copy_blocks;
+use crate::host::element_bytes;
+use crate::sync::{into_inner, lock};
 
 /// Elements that a thread dequantizes at a time: a multiple of every block, whose floats fit the processor's second-level
 /// cache.
@@ -54,16 +56,16 @@ impl OfBlocks for ToFloats<'_> {
         let work = || {
             let mut blocks: Vec<T> = Vec::new();
             loop {
-                let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let next = lock(&pieces).next();
                 let Some((bytes, floats)) = next else { return };
                 match copy_blocks(bytes, &mut blocks) {
                     Ok(()) => T::to_float(&blocks, floats),
-                    Err(error) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
+                    Err(error) => *lock(&failed) = Some(error),
                 }
             }
         };
         engine::on_threads(threads, &work);
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        into_inner(failed).map_or(Ok(()), Err)
     }
 }
 
@@ -94,7 +96,7 @@ impl OfBlocks for FromFloats<'_> {
     fn make<T: Element + GgmlType>(self) {
         let mut blocks = vec![T::zeros(); self.floats.len() / T::BLCK_SIZE];
         T::from_float(self.floats, &mut blocks);
-        self.into.extend_from_slice(bytes_of_blocks(&blocks));
+        self.into.extend_from_slice(element_bytes(&blocks));
     }
 }
 

@@ -1,13 +1,14 @@
 //! Checkpoints as the weights of quantized models.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::quantized::QTensor;
 use candle_core::{Device, Shape};
 use uel_core::{Error, Kind, Result};
 
 use crate::Checkpoint;
+use crate::sync::lock;
 
 /// The quantized tensors of a checkpoint by path, as candle-transformers' `quantized_var_builder::VarBuilder` has them, and
 /// with its methods.
@@ -96,7 +97,7 @@ impl QVarBuilder {
     }
 
     fn load(&self, name: String) -> Result<Arc<QTensor>> {
-        let loaded = || self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = || lock(&self.loaded);
         if let Some(tensor) = loaded().get(&name) {
             return Ok(Arc::clone(tensor));
         }

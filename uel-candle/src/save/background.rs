@@ -13,6 +13,7 @@ use uel_core::{Error, Kind, Result};
 use super::bytes::{is_contiguous, meta, with_bytes};
 use super::{Content, PIECE_BYTES, SaveOptions, SaveReport, TensorMeta, in_parallel, prepare, write_contents};
 use crate::checkpoint::{Progress, candle};
+use crate::sync::lock;
 use crate::{engine, host, memory};
 
 /// How tensors are kept from changing while they are written.
@@ -190,7 +191,7 @@ impl BackgroundSaver {
         };
         let thread = std::thread::Builder::new().name("uel-save".to_owned()).spawn(run);
         let thread = thread.map_err(|error| Error::io("start a thread that saves", &path, error))?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        lock(&self.threads).push(thread);
         // An error means that the thread ended, which its result will say.
         let _ = is_locked.recv();
         Ok(SaveHandle { path, state, result })
@@ -198,7 +199,7 @@ impl BackgroundSaver {
 
     /// Waits until fewer saves than allowed are under way, counts one more, and gives memory to copy to.
     fn begin(&self) -> Option<Vec<u8>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).retain(|thread| !thread.is_finished());
+        lock(&self.threads).retain(|thread| !thread.is_finished());
         let mut state = self.shared.lock();
         while state.in_flight >= self.max_in_flight {
             state = self.shared.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -223,7 +224,7 @@ impl Drop for BackgroundSaver {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -344,7 +345,7 @@ impl Copied {
         }
         in_parallel(engine::threads(0), tasks.len(), &|at| {
             let Some((tensor, start, into)) = tasks.get(at) else { return Ok(()) };
-            let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut into = lock(into);
             copy(tensor, *start, &mut into)
         })?;
         drop(tasks);

@@ -43,6 +43,18 @@ pub(crate) fn with_bytes(tensor: &Tensor, take: &mut dyn FnMut(&[u8]) -> Result<
     with_bytes_of(&storage, layout, take)
 }
 
+/// Appends the bytes of a tensor in row-major order to `into`.
+///
+/// # Errors
+///
+/// As [`with_bytes`].
+pub(crate) fn append_bytes(tensor: &Tensor, into: &mut Vec<u8>) -> Result<()> {
+    with_bytes(tensor, &mut |part| {
+        into.extend_from_slice(part);
+        Ok(())
+    })
+}
+
 /// As [`with_bytes`], for whoever holds the lock of the storage already: asking for it once more would wait for those who
 /// wait for it to be released.
 pub(crate) fn with_bytes_of(
@@ -161,11 +173,7 @@ mod tests {
 
     fn bytes_of(tensor: &Tensor) -> Vec<u8> {
         let mut bytes = Vec::new();
-        with_bytes(tensor, &mut |part| {
-            bytes.extend_from_slice(part);
-            Ok(())
-        })
-        .unwrap();
+        append_bytes(tensor, &mut bytes).unwrap();
         bytes
     }
 

@@ -23,14 +23,15 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{Layout, Storage, Tensor};
 use uel_core::{Error, Kind, Result};
 
-use crate::checkpoint::Progress;
+use crate::checkpoint::Tally;
 use crate::engine;
+use crate::sync::{into_inner, lock};
 use bytes::{is_contiguous, meta, settle, with_bytes, with_bytes_of};
 use output::{Output, Target, Writer};
 use sink::Sink;
@@ -184,13 +185,8 @@ fn write_all(jobs: &[Job<'_>], threads: usize, options: &SaveOptions) -> Result<
             _ => tasks.push((job, None)),
         }
     }
-    let done = AtomicU64::new(0);
-    let wrote = |bytes: u64| {
-        let bytes_done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(progress) = &options.progress {
-            progress(Progress { bytes_done, bytes_total: total });
-        }
-    };
+    let tally = Tally::new(total, options.progress.as_ref());
+    let wrote = |bytes| tally.add(bytes);
     in_parallel(threads, tasks.len(), &|task| {
         let Some((job, start)) = tasks.get(task) else { return Ok(()) };
         check_wanted(options, job.writer.path())?;
@@ -225,13 +221,13 @@ pub(crate) fn in_parallel(threads: usize, count: usize, work: &(dyn Fn(usize) ->
             let outcome = catch_unwind(AssertUnwindSafe(|| work(at))).unwrap_or_else(|panic| Err(panicked(&*panic)));
             if let Err(found) = outcome {
                 failed.store(true, Ordering::Relaxed);
-                error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+                lock(&error).get_or_insert(found);
             }
             // No other work is begun here: it could wait for a lock that this save holds.
         }
     };
     engine::on_threads(engine::threads(threads).min(count).max(1), &run);
-    error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    into_inner(error).map_or(Ok(()), Err)
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use uel_core::Result;
 
-use super::bytes::{meta, with_bytes};
+use super::bytes::{append_bytes, meta};
 
 /// Replaces the tensor called `name` of a file in place, which is worth it where the file is too large to be written again.
 /// Dtype and shape must be those of the file. Nobody may read the file meanwhile, mapped tensors of it least of all.
@@ -30,10 +30,6 @@ pub fn patch(path: impl AsRef<Path>, name: &str, tensor: &Tensor) -> Result<()> 
     let path = path.as_ref();
     let meta = meta(name, tensor).map_err(|error| error.with_path(path))?;
     let mut bytes = Vec::new();
-    with_bytes(tensor, &mut |part| {
-        bytes.extend_from_slice(part);
-        Ok(())
-    })
-    .map_err(|error| error.with_tensor(name).with_path(path))?;
+    append_bytes(tensor, &mut bytes).map_err(|error| error.with_tensor(name).with_path(path))?;
     uel_core::safetensors::patch(path, name, meta.dtype, &meta.shape, &bytes)
 }

@@ -1,7 +1,6 @@
 //! A training program's variables, to a file and back.
 
 use std::path::Path;
-use std::sync::PoisonError;
 
 use candle_core::Var;
 use candle_nn::VarMap;
@@ -10,6 +9,7 @@ use uel_core::{Error, Kind, Result};
 use super::{SaveOptions, SaveReport, save_with};
 use crate::Checkpoint;
 use crate::checkpoint::candle;
+use crate::sync::lock;
 
 /// Saves all variables of a `VarMap`.
 ///
@@ -31,7 +31,7 @@ use crate::checkpoint::candle;
 pub fn save_var_map(variables: &VarMap, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
     // The lock is not held while the save runs: progress may look at the map.
     let variables: Vec<(String, Var)> = {
-        let variables = variables.data().lock().unwrap_or_else(PoisonError::into_inner);
+        let variables = lock(variables.data());
         variables.iter().map(|(name, variable)| (name.clone(), variable.clone())).collect()
     };
     save_with(variables.iter().map(|(name, variable)| (name, variable.as_tensor())), path, options)
@@ -45,7 +45,7 @@ pub fn save_var_map(variables: &VarMap, path: impl AsRef<Path>, options: &SaveOp
 /// is changed then. Whatever loading says.
 pub fn load_var_map(variables: &VarMap, path: impl AsRef<Path>) -> Result<()> {
     let checkpoint = Checkpoint::open(path)?;
-    let variables = variables.data().lock().unwrap_or_else(PoisonError::into_inner);
+    let variables = lock(variables.data());
     for (name, variable) in variables.iter() {
         let info = checkpoint.info(name)?;
         if info.shape() != variable.dims() {

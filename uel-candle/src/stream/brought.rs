@@ -4,16 +4,15 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, GgmlType, QStorage, QTensor, QuantizedType};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
 use candle_core::{CpuStorage, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
 use super::plan::Stored;
+use super::queue::Payload;
 use crate::checkpoint::{candle, quantized_to_device};
-use crate::element::Element;
 use crate::host::blocks::no_blocks;
 use crate::mapped::region::Region;
-use crate::quantized::dtype::{OfBlocks, with_blocks};
 use crate::{cuda, placement};
 
 /// The bytes of one tensor, where they will stay.
@@ -52,7 +51,7 @@ impl Brought {
                 return QTensor::new(storage, shape).map_err(candle);
             }
             Brought::Quantized(blocks) => blocks,
-            Brought::Block(region, block) => with_blocks(dtype, Lend(&region, block))
+            Brought::Block(region, block) => placement::lend(&region, block, dtype)
                 .ok_or_else(|| Error::new(Kind::Internal, "a block was handed out before"))?,
             Brought::Storage(_) => return Err(Error::new(Kind::Internal, "a storage is no quantized one")),
         };
@@ -60,13 +59,11 @@ impl Brought {
     }
 }
 
-struct Lend<'a>(&'a Region, usize);
-
-impl OfBlocks for Lend<'_> {
-    type Made = Option<Box<dyn QuantizedType>>;
-
-    fn make<T: Element + GgmlType>(self) -> Self::Made {
-        self.0.lend::<T>(self.1).map(|lent| Box::new(lent) as Box<dyn QuantizedType>)
+impl Payload for Brought {
+    fn discard(self) {
+        if let Brought::Tensor(tensor) = self {
+            cuda::release(tensor);
+        }
     }
 }
 

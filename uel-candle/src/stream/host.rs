@@ -8,8 +8,9 @@ use candle_core::Tensor;
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use super::brought::Brought;
+use super::jobs::{Cut, Neighbours, Part, neighbours};
 use super::land::{Finished, Landed, Landing, Read, Scratch, again};
-use super::plan::{Cut, Item, Neighbours, Part, Stored, UNIT_BYTES, neighbours};
+use super::plan::{Item, Stored, UNIT_BYTES};
 use crate::host::blocks::UnfilledBlocks;
 use crate::host::{Unfilled, give_back_free_memory};
 use crate::mapped::recycle::{self, Claim, Reuse};
@@ -58,9 +59,7 @@ impl OnHost {
             taken: AtomicU64::new(0),
         }
     }
-}
 
-impl OnHost {
     /// What the heap holds beside what is in use counts where the budget is nearly used up. Then readers wait for the consumer
     /// in any case, so that giving back costs nobody time; at other times it would cost page faults.
     fn watch_heap(&self, tensors: &[HostTensor], held: u64) {
@@ -262,9 +261,7 @@ impl HostUnit {
         // before `finish`, so that the slice is the only reference to these bytes.
         Ok(unsafe { std::slice::from_raw_parts_mut(tensor.start.add(part.at), part.byte_len) })
     }
-}
 
-impl HostUnit {
     /// The memory of the whole range of a read, gaps included, where all its tensors share such.
     #[allow(clippy::mut_from_ref)]
     fn place_of_all(&self, read: &Read<'_>) -> Option<&mut [MaybeUninit<u8>]> {

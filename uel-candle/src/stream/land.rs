@@ -6,10 +6,11 @@ use candle_core::Tensor;
 use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
-use super::plan::{CAST_PIECE, Cut, Item, Job, Part, Stored};
+use super::jobs::{CAST_PIECE, Cut, Job, Part};
+use super::plan::{Item, Stored};
 use super::road::Roads;
 use crate::engine::{self, Check};
-use crate::host::pool::Waiting;
+use crate::host::{self, pool::Waiting};
 #[cfg(feature = "cuda")]
 use crate::near::Processors;
 
@@ -76,11 +77,7 @@ pub(crate) trait HandOver: Send {
     fn hand_over(&self) -> Result<()>;
 
     /// Does so for memory that nobody wants and that the calling thread is about to free.
-    fn settle(&self) {
-        if let Err(error) = self.hand_over() {
-            tracing::warn!(%error, "cannot wait for copies to a device");
-        }
-    }
+    fn settle(&self);
 }
 
 /// Memory that a reading thread uses again and again.
@@ -150,6 +147,33 @@ impl Read<'_> {
                 }
                 _ => return Err(outside(part)),
             }
+        }
+        Ok(())
+    }
+
+    /// Reads to memory of its own, and hands each part to `take`: where it cannot be brought to its place at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`parts`](Self::parts), and those of `take`.
+    pub(crate) fn by_memory(
+        &self,
+        scratch: &mut Scratch,
+        mut take: impl FnMut(&Part, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut bytes = host::zeroed(self.job.parts.iter().map(|part| part.byte_len).sum())?;
+        let mut rest = host::for_reading(&mut bytes);
+        self.parts(scratch, |part| {
+            let split = std::mem::take(&mut rest).split_at_mut_checked(part.byte_len);
+            let (head, tail) = split.ok_or_else(|| outside(part))?;
+            rest = tail;
+            Ok(head)
+        })?;
+        let mut rest = bytes.as_slice();
+        for part in &self.job.parts {
+            let (head, tail) = rest.split_at_checked(part.byte_len).ok_or_else(|| outside(part))?;
+            rest = tail;
+            take(part, head)?;
         }
         Ok(())
     }

@@ -3,10 +3,12 @@
 pub(crate) mod brought;
 #[allow(unsafe_code)]
 mod host;
+pub(crate) mod jobs;
 pub(crate) mod land;
 pub(crate) mod options;
 pub(crate) mod plan;
 mod quantized;
+mod queue;
 mod reading;
 pub(crate) mod road;
 mod schedule;
@@ -17,11 +19,10 @@ pub use quantized::{QBatch, QTensorStream};
 pub use road::{FileRoad, Gds, Road, Roads};
 pub use staged::{StagedStream, StagedTensor};
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::ThreadId;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
@@ -32,10 +33,11 @@ use crate::checkpoint::{Checkpoint, candle, cast, given};
 use crate::{cuda, placement};
 use brought::Brought;
 use host::OnHost;
-use land::{Finished, HandOver, Landing, Scratch, again};
+use land::{Landing, Scratch};
 use plan::{Item, ItemKind, Made, Plan};
+use queue::Queue;
 use reading::{Reading, named};
-use schedule::{Bounds, Schedule, Work};
+use schedule::Work;
 
 /// Tensors with their names, in order.
 pub type Batch = Vec<(String, Tensor)>;
@@ -96,7 +98,7 @@ impl Checkpoint {
         let casts_there = |device: &Device, from, to| cuda::casts_there(device, from, to, options.cast_on);
         let mut plan = Plan::new(self, names, options, Made::Tensors, casts_there)?;
         let landings = self.landings(&mut plan, options)?;
-        Ok(TensorStream { queue: Queue::start(self, plan, landings, options)?, given_up: false })
+        Ok(TensorStream { queue: Queue::start(self, plan, landings, options)? })
     }
 
     /// One landing for each device of the plan, which learns what they bring by themselves.
@@ -145,7 +147,6 @@ pub(crate) type LargeFiles<'a> = BTreeMap<usize, &'a dyn ByteSource>;
 /// The iterator ends after the last tensor. After an error it goes on with the next tensor.
 pub struct TensorStream {
     queue: Queue<Brought>,
-    given_up: bool,
 }
 
 impl fmt::Debug for TensorStream {
@@ -157,7 +158,7 @@ impl fmt::Debug for TensorStream {
 impl TensorStream {
     /// How many tensors are still to come, errors among them.
     pub fn left(&self) -> usize {
-        self.queue.plan.items.len() - self.queue.taken
+        self.queue.left()
     }
 
     /// What the stream has done so far.
@@ -168,7 +169,7 @@ impl TensorStream {
     /// By which road the large tensors of each file came to a CUDA device so far, and why; nothing where UEL was built without
     /// its feature `gds`, nothing large goes to such a device, or [`Gds::Never`] was asked for.
     pub fn roads(&self) -> Roads {
-        self.queue.schedule.work().roads()
+        self.queue.roads()
     }
 
     /// The same tensors, one at a time, whatever the size of a batch.
@@ -196,23 +197,11 @@ impl Iterator for TensorStream {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Result<Batch>> {
-        if self.given_up {
-            return None;
-        }
-        self.queue.next_batch(make).unwrap_or_else(|error| {
-            self.given_up = true;
-            Some(Err(error))
-        })
+        self.queue.batch(make)
     }
 }
 
 impl std::iter::FusedIterator for TensorStream {}
-
-impl Drop for TensorStream {
-    fn drop(&mut self) {
-        self.queue.release_ready();
-    }
-}
 
 /// Tensors of a [`TensorStream`], one at a time.
 #[derive(Debug)]
@@ -236,13 +225,7 @@ impl Iterator for Tensors {
     type Item = Result<(String, Tensor)>;
 
     fn next(&mut self) -> Option<Result<(String, Tensor)>> {
-        if self.stream.given_up {
-            return None;
-        }
-        self.stream.queue.next_one(make).unwrap_or_else(|error| {
-            self.stream.given_up = true;
-            Some(Err(error))
-        })
+        self.stream.queue.one(make)
     }
 }
 
@@ -281,25 +264,6 @@ pub(crate) fn bring(checkpoint: &Checkpoint, name: &str, dtype: Option<DType>, d
     brought.and_then(|brought| make(&reading.plan, item, brought)).map_err(|error| named(error, item, checkpoint))
 }
 
-/// A tensor's copy on a CUDA device, by way of page-locked buffers.
-///
-/// # Errors
-///
-/// The device's, and [`Kind::UnsupportedDtype`] for views of packed dtypes.
-pub(crate) fn send(tensor: &Tensor, device: &Device) -> Result<Tensor> {
-    let items = [Item::whole(tensor)?];
-    if items[0].stored().is_none() {
-        return empty(tensor.dtype(), tensor.dims(), device);
-    }
-    let unit = cuda::landing(device, 0, &StreamOptions::new(device), &LargeFiles::new())?.begin(0, &items, 0);
-    unit.put(0, tensor.clone(), &mut Scratch::default())?;
-    let Finished { tensors, hand_over } = unit.finish(&items, &[true]);
-    hand_over.map_or(Ok(()), |hand_over| hand_over.hand_over())?;
-    let missing = || Error::new(Kind::Internal, "a tensor was not brought");
-    let stored = items[0].stored().ok_or_else(missing)?;
-    tensors.into_iter().flatten().next().unwrap_or_else(|| Err(missing()))?.into_tensor(stored)
-}
-
 /// What the consumer gets for an item: made here, on its thread, where the reading threads could not.
 fn make(plan: &Plan, item: &Item, brought: Option<Brought>) -> Result<Tensor> {
     let device = plan.devices.get(item.device).unwrap_or(&Device::Cpu);
@@ -325,276 +289,5 @@ pub(crate) fn empty(dtype: DType, shape: &[usize], device: &Device) -> Result<Te
     match device {
         Device::Cuda(_) => cuda::empty(device, dtype, shape),
         _ => tensor.to_device(device).map_err(candle),
-    }
-}
-
-/// A tensor on another device.
-fn moved(tensor: Tensor, device: &Device) -> Result<Tensor> {
-    tensor.to_device(device).map_err(candle)
-}
-
-/// Readers are told of this part of the budget at the latest when it was handed out and taken.
-const OWED: u64 = 64;
-
-type NamedBatch<U> = Vec<(String, U)>;
-
-/// The consumer's side of a schedule: finished units in, batches out.
-struct Queue<T: Send + 'static> {
-    schedule: Schedule<Reading<T>>,
-    plan: Arc<Plan>,
-    batch: BatchSize,
-    /// Where tensors come in buffers: the bytes of one, and how many bytes of buffers a batch may hold, so that those of the
-    /// next can be filled.
-    buffers: Option<(u64, u64)>,
-    in_order: bool,
-    /// What orders the last copies to each device before their use, and the thread for which it did.
-    hand_overs: BTreeMap<usize, Box<dyn HandOver>>,
-    handed_over_on: Option<ThreadId>,
-    /// What ended the stream, to be said after the batch that was at hand.
-    broken: Option<Error>,
-    /// Tensors that have come, with their items.
-    ready: VecDeque<(usize, Option<Result<T>>)>,
-    /// Bytes and tensors of the batch that was handed out last.
-    handed: (u64, usize),
-    /// What was handed out before and the readers have not been told of, and how many bytes of it there may be: each time
-    /// costs a lock.
-    owed: (u64, usize),
-    owed_at_most: u64,
-    /// Items that were handed out, errors among them.
-    taken: usize,
-    tensors: usize,
-}
-
-impl<T: Send + 'static> Drop for Queue<T> {
-    fn drop(&mut self) {
-        // Tensors that nobody took are freed here.
-        if !self.ready.is_empty()
-            && let Err(error) = self.hand_over_here()
-        {
-            tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
-        }
-    }
-}
-
-impl Queue<Brought> {
-    /// Frees what has come and nobody took.
-    fn release_ready(&mut self) {
-        if !self.ready.is_empty()
-            && let Err(error) = self.hand_over_here()
-        {
-            tracing::warn!(%error, "cannot wait for the copies of a stream that was dropped");
-        }
-        for (_, brought) in self.ready.drain(..) {
-            if let Some(Ok(Brought::Tensor(tensor))) = brought {
-                cuda::release(tensor);
-            }
-        }
-    }
-}
-
-impl<T: Send + 'static> Queue<T> {
-    fn start(
-        checkpoint: &Checkpoint,
-        plan: Plan,
-        landings: Vec<Box<dyn Landing<T>>>,
-        options: &StreamOptions,
-    ) -> Result<Self> {
-        let (budget, tensors_ahead) = options.ahead();
-        let threads = match options.threads {
-            0 => checkpoint.threads_asked(),
-            threads => threads,
-        };
-        let many = || crate::engine::threads_for(checkpoint.sources().iter().map(|source| &**source));
-        let threads = if threads == 0 { crate::engine::processors().max(many()) } else { threads };
-        let bounds = Bounds { budget, tensors_ahead, in_order: options.in_order, threads };
-        let plan = Arc::new(plan);
-        let reading = Reading::new(checkpoint, Arc::clone(&plan), landings, options);
-        let schedule = Schedule::start(reading, plan.units.clone(), bounds)?;
-        let (batch, ready) = (options.batch, VecDeque::new());
-        Ok(Self {
-            schedule,
-            plan,
-            batch,
-            buffers: None,
-            in_order: options.in_order,
-            hand_overs: BTreeMap::new(),
-            handed_over_on: None,
-            broken: None,
-            ready,
-            handed: (0, 0),
-            owed: (0, 0),
-            owed_at_most: budget / OWED,
-            taken: 0,
-            tensors: 0,
-        })
-    }
-
-    /// Lets go of what was handed out last.
-    fn begin_next(&mut self) -> Result<()> {
-        let (bytes, tensors) = std::mem::take(&mut self.handed);
-        self.owed = (self.owed.0.saturating_add(bytes), self.owed.1 + tensors);
-        if self.owed.0 >= self.owed_at_most {
-            self.settle();
-        }
-        if let Some(error) = self.broken.take() {
-            return Err(error);
-        }
-        self.hand_over_here()
-    }
-
-    /// Tells the readers what was handed out and taken.
-    fn settle(&mut self) {
-        let (bytes, tensors) = std::mem::take(&mut self.owed);
-        if tensors > 0 {
-            self.schedule.release(bytes, tensors);
-        }
-    }
-
-    /// The next tensor, or the error in its place; `None` after the last.
-    ///
-    /// # Errors
-    ///
-    /// Where the stream cannot go on at all.
-    fn next_one<U>(
-        &mut self,
-        mut make: impl FnMut(&Plan, &Item, Option<T>) -> Result<U>,
-    ) -> Result<Option<Result<(String, U)>>> {
-        self.begin_next()?;
-        let Some((at, brought)) = self.pop()? else { return Ok(None) };
-        let missing = || Error::new(Kind::Internal, "a tensor that nobody asked for");
-        let item = self.plan.items.get(at).ok_or_else(missing)?;
-        self.handed = (item.cost(), 1);
-        self.taken += 1;
-        let checkpoint = &self.schedule.work().checkpoint;
-        Ok(Some(match brought.transpose().and_then(|brought| make(&self.plan, item, brought)) {
-            Ok(made) => {
-                self.tensors += 1;
-                Ok((item.name(checkpoint.index()).to_owned(), made))
-            }
-            Err(error) => Err(named(error, item, checkpoint)),
-        }))
-    }
-
-    /// The next batch, or the error in the next tensor's place; `None` after the last.
-    ///
-    /// # Errors
-    ///
-    /// Where the stream cannot go on at all.
-    fn next_batch<U>(
-        &mut self,
-        mut make: impl FnMut(&Plan, &Item, Option<T>) -> Result<U>,
-    ) -> Result<Option<Result<NamedBatch<U>>>> {
-        self.begin_next()?;
-        let plan = Arc::clone(&self.plan);
-        let mut batch = Vec::new();
-        let mut used = 0;
-        loop {
-            if !batch.is_empty() && self.is_full_before(&plan, batch.len(), used) {
-                break;
-            }
-            let (at, brought) = match self.pop() {
-                Ok(Some(next)) => next,
-                Ok(None) => break,
-                Err(error) if batch.is_empty() => return Err(error),
-                Err(error) => {
-                    self.broken = Some(error);
-                    break;
-                }
-            };
-            let Some(item) = plan.items.get(at) else { continue };
-            let cost = item.cost();
-            let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
-            let in_buffers = self.buffers.map_or(0, |(one, _)| cost.div_ceil(one) * one);
-            let full = full || self.buffers.is_some_and(|(_, most)| used + in_buffers > most);
-            let fault = matches!(brought, Some(Err(_)));
-            if !batch.is_empty() && (full || fault) {
-                self.ready.push_front((at, brought));
-                break;
-            }
-            used += in_buffers;
-            self.handed = (self.handed.0.saturating_add(cost), self.handed.1 + 1);
-            match brought.transpose().and_then(|brought| make(&plan, item, brought)) {
-                Ok(tensor) => batch.push((item.name(self.schedule.work().checkpoint.index()).to_owned(), tensor)),
-                Err(error) if batch.is_empty() => {
-                    self.taken += 1;
-                    return Ok(Some(Err(named(error, item, &self.schedule.work().checkpoint))));
-                }
-                Err(error) => {
-                    self.handed = (self.handed.0.saturating_sub(cost), self.handed.1 - 1);
-                    self.ready.push_front((at, Some(Err(error))));
-                    break;
-                }
-            }
-            if matches!(self.batch, BatchSize::Tensors(most) if batch.len() >= most.max(1)) {
-                break;
-            }
-        }
-        self.taken += batch.len();
-        self.tensors += batch.len();
-        Ok((!batch.is_empty()).then_some(Ok(batch)))
-    }
-
-    /// Whether a batch is to be handed out before the next tensor is waited for, where that is known.
-    fn is_full_before(&self, plan: &Plan, tensors: usize, used: u64) -> bool {
-        if !self.in_order {
-            // Its own buffers may be those that the next tensor waits for.
-            return self.buffers.is_some() && self.ready.is_empty();
-        }
-        let cost = plan.items.get(self.taken + tensors).map_or(0, Item::cost);
-        let full = matches!(self.batch, BatchSize::Bytes(most) if self.handed.0.saturating_add(cost) > most);
-        full || self.buffers.is_some_and(|(one, most)| used + cost.div_ceil(one) * one > most)
-    }
-
-    /// Makes the queue of the calling thread wait for the copies of the tensors at hand, where another thread's does.
-    fn hand_over_here(&mut self) -> Result<()> {
-        if self.hand_overs.is_empty() {
-            return Ok(());
-        }
-        let here = std::thread::current().id();
-        if self.handed_over_on == Some(here) {
-            return Ok(());
-        }
-        self.hand_overs.values().try_for_each(|hand_over| hand_over.hand_over())?;
-        self.handed_over_on = Some(here);
-        Ok(())
-    }
-
-    /// The next tensor that has come, with its item; waits for it. `None` after the last.
-    fn pop(&mut self) -> Result<Option<(usize, Option<Result<T>>)>> {
-        loop {
-            if let Some(next) = self.ready.pop_front() {
-                return Ok(Some(next));
-            }
-            // Whoever waits for readers must not keep them waiting.
-            self.settle();
-            let Some((_, mut done)) = self.schedule.next()? else { return Ok(None) };
-            let mut handed_over = self.hand_over_here();
-            if let Some(hand_over) = done.hand_over.take() {
-                handed_over = handed_over.and_then(|()| hand_over.hand_over());
-                // Later copies to a device come after earlier ones, so its last event is enough.
-                let device = self.plan.items.get(done.first).map_or(0, |item| item.device);
-                self.hand_overs.insert(device, hand_over);
-                self.handed_over_on = Some(std::thread::current().id());
-            }
-            let tensors = std::mem::take(&mut done.tensors).into_iter().map(|tensor| match &handed_over {
-                Ok(()) => tensor,
-                // Each tensor of the unit gets the error, which has no copies.
-                Err(error) => tensor.map(|tensor| tensor.and_then(|_| Err(again(error)))),
-            });
-            self.ready.extend((done.first..).zip(tensors));
-        }
-    }
-
-    fn stats(&self) -> StreamStats {
-        let counts = self.schedule.counts();
-        let work = self.schedule.work();
-        StreamStats {
-            tensors: self.tensors,
-            bytes_read: work.bytes_done.load(Ordering::Relaxed),
-            reads: work.reads.load(Ordering::Relaxed),
-            high_water_bytes: counts.high_water,
-            waited: counts.waited,
-            direct_bytes: work.roads().values().map(|road| road.direct_bytes).fold(0, u64::saturating_add),
-        }
     }
 }

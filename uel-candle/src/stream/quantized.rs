@@ -7,10 +7,11 @@ use candle_core::Device;
 use candle_core::quantized::QTensor;
 use uel_core::{Error, Kind, Result};
 
+use super::StreamStats;
 use super::brought::Brought;
 use super::options::{CastOn, StreamOptions};
 use super::plan::{Item, ItemKind, Made, Plan};
-use super::{Queue, StreamStats};
+use super::queue::Queue;
 use crate::checkpoint::{Checkpoint, quantized};
 use crate::cuda;
 
@@ -55,7 +56,7 @@ impl Checkpoint {
         let mut plan = Plan::new(self, names, options, Made::Quantized, casts_there)?;
         let landings = self.landings(&mut plan, options)?;
         let queue = Queue::start(self, plan, landings, options)?;
-        Ok(QTensorStream { checkpoint: self.clone(), queue, given_up: false })
+        Ok(QTensorStream { checkpoint: self.clone(), queue })
     }
 }
 
@@ -63,7 +64,6 @@ impl Checkpoint {
 pub struct QTensorStream {
     checkpoint: Checkpoint,
     queue: Queue<Brought>,
-    given_up: bool,
 }
 
 impl fmt::Debug for QTensorStream {
@@ -83,25 +83,13 @@ impl Iterator for QTensorStream {
     type Item = Result<QBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.given_up {
-            return None;
-        }
         let checkpoint = &self.checkpoint;
         let make = |plan: &Plan, item: &Item, brought| make(checkpoint, plan, item, brought).map(Arc::new);
-        self.queue.next_batch(make).unwrap_or_else(|error| {
-            self.given_up = true;
-            Some(Err(error))
-        })
+        self.queue.batch(make)
     }
 }
 
 impl std::iter::FusedIterator for QTensorStream {}
-
-impl Drop for QTensorStream {
-    fn drop(&mut self) {
-        self.queue.release_ready();
-    }
-}
 
 fn make(checkpoint: &Checkpoint, plan: &Plan, item: &Item, brought: Option<Brought>) -> Result<QTensor> {
     let device = plan.devices.get(item.device).unwrap_or(&Device::Cpu);
@@ -114,11 +102,8 @@ fn make(checkpoint: &Checkpoint, plan: &Plan, item: &Item, brought: Option<Broug
         (None, ItemKind::Given { tensor, .. }) => quantized(tensor, device),
         (None, ItemKind::Empty { .. }) => {
             let (_, info) = checkpoint.find(item.name(checkpoint.index()))?;
-            Brought::empty(checkpoint.blocks_of(info)?)?.into_quantized(
-                checkpoint.blocks_of(info)?,
-                info.shape(),
-                device,
-            )
+            let blocks = checkpoint.blocks_of(info)?;
+            Brought::empty(blocks)?.into_quantized(blocks, info.shape(), device)
         }
         _ => Err(missing()),
     }

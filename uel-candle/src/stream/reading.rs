@@ -2,20 +2,22 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use uel_core::{Error, Kind, Result};
 
+use super::jobs::{Job, jobs};
 use super::land::{Finished, HandOver, Landed, Landing, Read, Scratch, again};
 use super::options::StreamOptions;
-use super::plan::{Item, Job, Plan, Unit, jobs};
+use super::plan::{Item, Plan, Unit};
 use super::road::{self, Roads};
 use super::schedule::{Task, Work};
-use crate::checkpoint::{Checkpoint, Progress, ProgressFn, read_whole};
+use crate::checkpoint::{Checkpoint, Tally, read_whole};
 use crate::engine::worker_panic;
 use crate::host::pool::Waiting;
 #[cfg(feature = "cuda")]
 use crate::near::Processors;
+use crate::sync::{into_inner, lock};
 
 /// The work of a stream whose tensors become `T`.
 pub(super) struct Reading<T> {
@@ -23,8 +25,7 @@ pub(super) struct Reading<T> {
     pub(super) plan: Arc<Plan>,
     /// One for each device of the plan.
     pub(super) landings: Vec<Box<dyn Landing<T>>>,
-    pub(super) progress: Option<ProgressFn>,
-    pub(super) bytes_done: AtomicU64,
+    pub(super) tally: Tally,
     pub(super) reads: AtomicU64,
     /// Where the reading threads of a stream run.
     #[cfg(feature = "cuda")]
@@ -70,10 +71,9 @@ impl<T: Send + 'static> Reading<T> {
             #[cfg(feature = "cuda")]
             near: near(&plan, &landings),
             checkpoint: checkpoint.clone(),
+            tally: Tally::new(plan.bytes, options.progress.as_ref()),
             plan,
             landings,
-            progress: options.progress.clone(),
-            bytes_done: AtomicU64::new(0),
             reads: AtomicU64::new(0),
         }
     }
@@ -93,7 +93,7 @@ impl<T: Send + 'static> Reading<T> {
         let source = self.checkpoint.source(job.file)?;
         self.reads.fetch_add(1, Ordering::Relaxed);
         open.landed.read(&Read { job, items: self.items(open), source }, scratch)?;
-        self.arrived(job.range.byte_len());
+        self.tally.add(job.range.byte_len());
         Ok(())
     }
 
@@ -105,16 +105,8 @@ impl<T: Send + 'static> Reading<T> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         let host = read_whole(info, want, self.checkpoint.source(stored.file)?, &stored.hashes)?;
         open.landed.put(tensor, host, scratch)?;
-        self.arrived(stored.range.byte_len());
+        self.tally.add(stored.range.byte_len());
         Ok(())
-    }
-
-    fn arrived(&self, bytes: u64) {
-        let done = self.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(progress) = &self.progress {
-            let total = self.plan.bytes;
-            progress(Progress { bytes_done: done.min(total), bytes_total: total });
-        }
     }
 
     fn fault(&self, open: &Open<T>, tensor: usize, error: Error) {
@@ -125,11 +117,11 @@ impl<T: Send + 'static> Reading<T> {
             Some(info) => self.checkpoint.located(error, info),
             None => error,
         };
-        fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        lock(fault).get_or_insert(error);
     }
 
     fn is_faulty(open: &Open<T>, tensor: usize) -> bool {
-        open.faults.get(tensor).is_some_and(|fault| fault.lock().unwrap_or_else(PoisonError::into_inner).is_some())
+        open.faults.get(tensor).is_some_and(|fault| lock(fault).is_some())
     }
 }
 
@@ -218,8 +210,7 @@ impl<T: Send + 'static> Work for Reading<T> {
     fn finish(&self, unit: &Unit, open: Open<T>) -> Done<T> {
         let Open { landed, first, faults } = open;
         let items = self.plan.items.get(unit.items.clone()).unwrap_or_default();
-        let faults: Vec<Option<Error>> =
-            faults.into_iter().map(|fault| fault.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+        let faults: Vec<Option<Error>> = faults.into_iter().map(into_inner).collect();
         let whole: Vec<bool> = faults.iter().map(Option::is_none).collect();
         let Finished { mut tensors, hand_over } = landed.finish(items, &whole);
         for (tensor, fault) in tensors.iter_mut().zip(faults) {

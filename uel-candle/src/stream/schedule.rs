@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 
 use uel_core::{Error, Kind, Result};
 
-use super::plan::{Job, Unit};
+use super::jobs::Job;
+use super::plan::Unit;
 use crate::engine::worker_panic;
+use crate::sync::lock;
 
 /// What readers do with units and jobs. None of it is called with the lock held, and a panic in it is caught.
 pub(super) trait Work: Send + Sync + 'static {
@@ -378,8 +380,4 @@ impl<W: Work> Shared<W> {
         }
         state
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,20 +1,22 @@
 //! Tensors of a stream in the buffers of a pool, for callers who bring them to their devices themselves.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use uel_core::{Error, Kind, Result};
 
+use super::jobs::Cut;
 use super::land::{Finished, Landed, Landing, Read, Scratch, again};
-use super::plan::{Cut, Item, ItemKind, Made, Plan};
-use super::{NamedBatch, Queue, StreamOptions, StreamStats};
-use crate::checkpoint::Checkpoint;
+use super::plan::{Item, ItemKind, Made, Plan};
+use super::queue::{NamedBatch, Payload, Queue};
+use super::{StreamOptions, StreamStats};
+use crate::checkpoint::{Checkpoint, candle};
 use crate::host::pool::{HostPool, Lease, Waiting};
 use crate::host::slab::{ALIGN, Piece};
 use crate::save::bytes::with_bytes;
+use crate::sync::{into_inner, lock};
 use crate::{host, slab};
 
 /// Who waits for a turn looks this often whether it is wanted still.
@@ -39,6 +41,8 @@ impl fmt::Debug for StagedTensor {
             .finish()
     }
 }
+
+impl Payload for StagedTensor {}
 
 impl StagedTensor {
     /// A tensor whose bytes lie in one buffer, as many as the shape has.
@@ -81,13 +85,13 @@ impl StagedTensor {
     /// [`Kind::OutOfMemory`], and [`Kind::Device`] where the driver refuses.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if device.is_cuda() && !self.pieces.is_empty() {
-            return slab::send_here(device, self.clone());
+            return slab::send_here(device, self.clone().into());
         }
         if self.pieces.is_empty() {
             return super::empty(self.dtype, &self.shape, device);
         }
         let tensor = host::tensor_of_pieces(self.dtype, self.byte_len(), self.pieces(), &self.shape)?;
-        super::moved(tensor, device)
+        tensor.to_device(device).map_err(candle)
     }
 }
 
@@ -137,16 +141,14 @@ impl Checkpoint {
             turn: Mutex::new(0),
             next: Condvar::new(),
         };
-        let mut queue = Queue::start(self, plan, vec![Box::new(landing)], &options)?;
-        queue.buffers = Some((pool.chunk_bytes() as u64, pool.budget() as u64 / 2));
-        Ok(StagedStream { queue, given_up: false })
+        let queue = Queue::start(self, plan, vec![Box::new(landing)], &options)?;
+        Ok(StagedStream { queue: queue.with_buffers(pool.chunk_bytes() as u64, pool.budget() as u64 / 2) })
     }
 }
 
 /// Tensors of a [`Checkpoint`] in buffers of a pool: made by [`Checkpoint::stream_staged`].
 pub struct StagedStream {
     queue: Queue<StagedTensor>,
-    given_up: bool,
 }
 
 impl fmt::Debug for StagedStream {
@@ -166,9 +168,6 @@ impl Iterator for StagedStream {
     type Item = Result<NamedBatch<StagedTensor>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.given_up {
-            return None;
-        }
         let empty = |_: &Plan, item: &Item, staged: Option<StagedTensor>| match (staged, &item.kind) {
             (Some(staged), _) => Ok(staged),
             (None, ItemKind::Empty { dtype, shape }) => {
@@ -179,10 +178,7 @@ impl Iterator for StagedStream {
             }
             (None, ItemKind::Stored(_)) => Err(Error::new(Kind::Internal, "a tensor was not brought")),
         };
-        self.queue.next_batch(empty).unwrap_or_else(|error| {
-            self.given_up = true;
-            Some(Err(error))
-        })
+        self.queue.batch(empty)
     }
 }
 
@@ -345,23 +341,7 @@ impl Landed<StagedTensor> for StagedUnit {
             let mut into = Some(into);
             return read.parts(scratch, |_| into.take().ok_or_else(outside));
         }
-        let mut bytes = host::zeroed(read.job.parts.iter().map(|part| part.byte_len).sum())?;
-        let mut left: VecDeque<_> = VecDeque::with_capacity(read.job.parts.len());
-        let mut rest = host::for_reading(&mut bytes);
-        for part in &read.job.parts {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(part.byte_len);
-            left.push_back(head);
-            rest = tail;
-        }
-        read.parts(scratch, |_| left.pop_front().ok_or_else(outside))?;
-        drop(left);
-        let mut rest = bytes.as_slice();
-        for part in &read.job.parts {
-            let (head, tail) = rest.split_at(part.byte_len);
-            self.copy_to(part.tensor, part.at, head)?;
-            rest = tail;
-        }
-        Ok(())
+        read.by_memory(scratch, |part, bytes| self.copy_to(part.tensor, part.at, bytes))
     }
 
     fn put(&self, tensor: usize, host: Tensor, _: &mut Scratch) -> Result<()> {
@@ -374,11 +354,11 @@ impl Landed<StagedTensor> for StagedUnit {
     }
 
     fn finish(self: Box<Self>, items: &[Item], whole: &[bool]) -> Finished<StagedTensor> {
-        let unlocked = |lease: Mutex<Lease>| Arc::new(lease.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let unlocked = |lease: Mutex<Lease>| Arc::new(into_inner(lease));
         let leases: Vec<Arc<Lease>> = self.buffers.into_iter().map(unlocked).collect();
         let finish = |((place, item), &whole): ((Mutex<Result<Places>>, &Item), &bool)| {
             let stored = item.stored()?;
-            let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let place = into_inner(place);
             let missing = || Error::new(Kind::Internal, "a tensor is not whole");
             let piece = |(buffer, start, byte_len): Place| {
                 Piece::of(leases.get(buffer).ok_or_else(missing)?, start, byte_len).ok_or_else(missing)
@@ -389,8 +369,4 @@ impl Landed<StagedTensor> for StagedUnit {
         };
         Finished { tensors: self.places.into_iter().zip(items).zip(whole).map(finish).collect(), hand_over: None }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

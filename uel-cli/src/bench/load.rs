@@ -2,7 +2,7 @@
 
 use super::report::{Compared, Medians, Report, write_text};
 use super::run::{Answer, Measured, RUN_COMMAND};
-use super::{LoadArgs, Peer, cache, memcpy};
+use super::{LoadArgs, Peer, cache, median, memcpy};
 use crate::progress::Progress;
 use crate::{Stop, to_stdout, write_json};
 use std::ffi::OsString;
@@ -212,26 +212,9 @@ fn report(
     })
 }
 
-/// The middle value, or the mean of the middle two.
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let upper = *values.get(values.len() / 2)?;
-    if values.len() % 2 == 1 {
-        return Some(upper);
-    }
-    values.get(values.len() / 2 - 1).map(|lower| (lower + upper) / 2.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(vec![]), None);
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
-    }
 
     #[test]
     #[cfg(unix)]

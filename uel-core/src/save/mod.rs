@@ -1,5 +1,6 @@
 //! What every format's writers have in common: what is written, how, and files that are replaced as a set.
 
+pub(crate) mod body;
 pub(crate) mod gathered;
 mod options;
 pub(crate) mod set;

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::super::descriptor::keeping_descriptor_0;
 use crate::stream::road::Gds;
@@ -159,7 +159,7 @@ impl Drop for Opened {
 static OPEN: Mutex<Option<Arc<Opened>>> = Mutex::new(None);
 
 fn lock() -> MutexGuard<'static, Option<Arc<Opened>>> {
-    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+    crate::sync::lock(&OPEN)
 }
 
 /// The library, opened, or why it is not used.

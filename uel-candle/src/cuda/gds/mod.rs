@@ -13,14 +13,15 @@ mod library;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::CudaDevice;
 use uel_core::{ByteRange, Result};
 
 use crate::stream::LargeFiles;
 use crate::stream::road::{FileRoad, Gds, Road, Roads};
+use crate::sync::lock;
 use file::Registered;
 pub(super) use library::trim;
 
@@ -86,7 +87,7 @@ impl DirectFiles {
             }
             Err(why) => {
                 tracing::warn!(path = %file.path.display(), why, "cuFile failed; going on through page-locked memory");
-                file.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+                lock(&file.failed).get_or_insert(why);
                 false
             }
         }
@@ -99,7 +100,7 @@ impl DirectFiles {
 
 impl DirectFile {
     fn failed(&self) -> Option<String> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.failed).clone()
     }
 
     fn road(&self) -> FileRoad {

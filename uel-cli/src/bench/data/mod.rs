@@ -3,7 +3,7 @@
 mod jpeg;
 mod workload;
 
-use super::DataArgs;
+use super::{DataArgs, median};
 use crate::memory::peak_rss_bytes;
 use crate::progress::Progress;
 use crate::{Stop, to_stdout, write_json};
@@ -97,17 +97,11 @@ fn measure(args: &DataArgs, loader: &DataLoader) -> uel_data::Result<Report> {
         seconds,
         samples_per_s: samples as f64 / seconds,
         bytes_per_s: bytes as f64 / seconds,
-        first_batch_seconds: median(first),
-        drop_seconds: median(dropped),
+        first_batch_seconds: median(first).unwrap_or_default(),
+        drop_seconds: median(dropped).unwrap_or_default(),
         cpu_seconds: cpu_seconds().zip(cpu).map(|(after, before)| after - before),
         peak_rss_bytes: peak_rss_bytes(),
     })
-}
-
-/// The middle of an odd number of values.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// What this process used of its processors so far; `None` where the system does not say.

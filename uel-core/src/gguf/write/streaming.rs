@@ -1,15 +1,14 @@
 //! Files whose tensors are known before their bytes.
 
 use super::layout::{GgufContents, Layout, Placed};
-use crate::atomic::AtomicFile;
 use crate::gguf::cursor::ByteOrder;
 use crate::gguf::swap::swap;
-use crate::save::gathered::{GATHERED_BELOW, Gathered};
+use crate::save::body::{Body, check_same};
+use crate::save::gathered::GATHERED_BELOW;
 use crate::save::{SaveOptions, SaveReport, TensorMeta};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The most bytes of padding that are written at once; the rest of a longer one is left to the file system.
 const PADDING_BYTES: usize = 4 << 10;
@@ -44,19 +43,8 @@ const SWAPPED_BYTES: usize = 1 << 20;
 /// ```
 #[derive(Debug)]
 pub struct GgufWriter {
-    file: AtomicFile,
+    body: Body<Given>,
     layout: Layout,
-    options: SaveOptions,
-    direct: bool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    given: Vec<Given>,
-    gathered: Gathered,
-    /// A write failed: the file is not what it should be.
-    failed: bool,
 }
 
 /// Which parts of a tensor were handed over.
@@ -87,30 +75,23 @@ impl GgufWriter {
             }
         }
         let mut layout = Layout::new(contents).map_err(|error| error.with_path(path))?;
-        let file = options.create(path)?;
-        let total = layout.file_bytes;
-        file.file().reserve(total).map_err(|error| {
-            Error::io("set space aside for", path, error).with_expected(format!("room for {total} bytes"))
-        })?;
-        let direct = options.direct_from().is_some_and(|from| total >= from);
-        let direct = direct && file.file().write_directly().map_err(|error| Error::io("write", path, error))?;
-        let state = State { given: vec![Given::default(); layout.placed.len()], ..State::default() };
+        let body = Body::create(path, layout.file_bytes, layout.placed.len(), options)?;
         let header = std::mem::take(&mut layout.header);
-        let writer = Self { file, layout, options: options.clone(), direct, state: Mutex::new(state) };
-        writer.put(0, &header)?;
-        let start = writer.layout.placed.first().map_or(total, |first| first.range.start());
+        body.put(0, &header)?;
+        let start = layout.placed.first().map_or(layout.file_bytes, |first| first.range.start());
+        let writer = Self { body, layout };
         writer.pad(header.len() as u64, start)?;
         Ok(writer)
     }
 
     /// Whether the file is written past the page cache.
     pub fn is_direct(&self) -> bool {
-        self.direct
+        self.body.is_direct()
     }
 
     /// Where the file will stand.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.body.path()
     }
 
     /// The tensors in the order in which they lie in the file, which is the fastest to write them in.
@@ -127,7 +108,8 @@ impl GgufWriter {
     /// announced; [`Kind::Io`].
     pub fn write(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
         let (number, placed) = self.find(name)?;
-        check_same(placed, dtype, shape, bytes.len() as u64).map_err(|error| error.with_path(self.path()))?;
+        check_same(&placed.meta, placed.range.byte_len(), dtype, shape, bytes)
+            .map_err(|error| error.with_path(self.path()))?;
         self.write_piece(number, placed, 0, bytes)
     }
 
@@ -140,15 +122,7 @@ impl GgufWriter {
     /// big-endian file.
     pub fn write_part(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         let (number, placed) = self.find(name)?;
-        let whole = placed.range.byte_len();
-        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= whole);
-        let Some(end) = end else {
-            return Err(Error::new(Kind::Argument, "a part of a tensor must lie in it")
-                .with_path(self.path())
-                .with_tensor(name)
-                .with_expected(format!("at most {whole} bytes"))
-                .with_got(format!("{} bytes from {offset} on", bytes.len())));
-        };
+        let end = self.body.end_of_part(name, placed.range.byte_len(), offset, bytes)?;
         let block = placed.meta.dtype.block().1;
         if self.layout.order == ByteOrder::Big && !(offset.is_multiple_of(block) && end.is_multiple_of(block)) {
             return Err(Error::new(Kind::Argument, "a part for a big-endian file must consist of whole blocks")
@@ -167,27 +141,12 @@ impl GgufWriter {
     /// [`Kind::MissingTensors`] where announced tensors were not written, all of them; [`Kind::Io`] where an earlier write
     /// failed or the file cannot be completed. The destination is then untouched.
     pub fn finish(self) -> Result<SaveReport> {
-        let (gathered, whole) = {
-            let mut state = self.lock();
-            if state.failed {
-                return Err(
-                    Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.path())
-                );
-            }
-            let pairs = state.given.iter().zip(&self.layout.placed);
-            let whole: Vec<bool> = pairs.map(|(given, placed)| given.is_whole(placed.range.byte_len())).collect();
-            (std::mem::take(&mut state.gathered), whole)
-        };
-        let mut missing = whole.iter().zip(&self.layout.placed).filter(|(whole, _)| !**whole);
-        if let Some((_, first)) = missing.next() {
-            return Err(Error::new(Kind::MissingTensors, "not every announced tensor was written")
-                .with_path(self.path())
-                .with_tensor(&first.meta.name)
-                .with_expected(format!("{} tensors", self.layout.placed.len()))
-                .with_got(self.layout.placed.len() - 1 - missing.count()));
-        }
-        self.put(gathered.offset, &gathered.bytes)?;
-        let Self { file, layout, options, .. } = self;
+        let given = self.body.given()?;
+        let tensors = self.layout.placed.iter().zip(&given);
+        self.body
+            .check_whole(tensors.map(|(placed, given)| (&placed.meta, given.is_whole(placed.range.byte_len()))))?;
+        self.body.flush()?;
+        let Self { body: Body { file, options, .. }, layout } = self;
         let written = options.finish(file, layout.file_bytes)?;
         Ok(SaveReport {
             files: vec![written],
@@ -197,17 +156,9 @@ impl GgufWriter {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn find(&self, name: &str) -> Result<(usize, &Placed)> {
         let found = self.layout.position(name).and_then(|at| Some((at, self.layout.placed.get(at)?)));
-        found.ok_or_else(|| {
-            Error::new(Kind::UnexpectedTensors, "no tensor of this name was announced")
-                .with_path(self.path())
-                .with_tensor(name)
-        })
+        found.ok_or_else(|| self.body.unannounced(name))
     }
 
     /// Writes a piece, and behind the last piece of a tensor the padding. What was handed over is entered before it is
@@ -215,12 +166,10 @@ impl GgufWriter {
     fn write_piece(&self, number: usize, placed: &Placed, offset: u64, bytes: &[u8]) -> Result<()> {
         let named = |error: Error| error.with_tensor(&placed.meta.name);
         let whole = {
-            let mut state = self.lock();
+            let mut state = self.body.lock();
             let Some(given) = state.given.get_mut(number) else { return Ok(()) };
             if !given.enter(offset, bytes.len() as u64, placed.range.byte_len()) {
-                return Err(named(
-                    Error::new(Kind::DuplicateName, "the tensor is written already").with_path(self.path()),
-                ));
+                return Err(self.body.twice(&placed.meta.name));
             }
             given.is_whole(placed.range.byte_len())
         };
@@ -243,10 +192,10 @@ impl GgufWriter {
     /// Writes bytes, small ones later with those that follow them.
     fn gather(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         if bytes.len() >= GATHERED_BELOW {
-            return self.put(offset, bytes);
+            return self.body.put(offset, bytes);
         }
-        let full = self.lock().gathered.take(offset, bytes);
-        full.map_or(Ok(()), |full| self.put(full.offset, &full.bytes))
+        let full = self.body.lock().gathered.take(offset, bytes);
+        full.map_or(Ok(()), |full| self.body.put(full.offset, &full.bytes))
     }
 
     /// Writes zeros. Nothing else was ever written there, so that of a long padding the end is enough, which makes the file
@@ -255,10 +204,6 @@ impl GgufWriter {
         const ZEROS: [u8; PADDING_BYTES] = [0; PADDING_BYTES];
         let byte_len = to.saturating_sub(from).min(PADDING_BYTES as u64);
         self.gather(to - byte_len, ZEROS.get(..byte_len as usize).unwrap_or_default())
-    }
-
-    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(offset, bytes).inspect_err(|_| self.lock().failed = true)
     }
 }
 
@@ -288,26 +233,4 @@ impl Given {
         self.parts.insert(start, end);
         true
     }
-}
-
-/// The tensor that is handed over must be the one that was announced.
-fn check_same(placed: &Placed, dtype: Dtype, shape: &[usize], byte_len: u64) -> Result<()> {
-    let meta = &placed.meta;
-    let fault = |kind, message: &str| Error::new(kind, message).with_tensor(&meta.name);
-    if meta.dtype != dtype {
-        return Err(fault(Kind::UnsupportedDtype, "the tensor has another dtype than announced")
-            .with_expected(meta.dtype)
-            .with_got(dtype));
-    }
-    if meta.shape != shape {
-        return Err(fault(Kind::ShapeMismatch, "the tensor has another shape than announced")
-            .with_expected(format!("{:?}", meta.shape))
-            .with_got(format!("{shape:?}")));
-    }
-    if placed.range.byte_len() != byte_len {
-        return Err(fault(Kind::SizeMismatch, "dtype and shape do not give the number of bytes")
-            .with_expected(format!("{} bytes", placed.range.byte_len()))
-            .with_got(format!("{byte_len} bytes")));
-    }
-    Ok(())
 }

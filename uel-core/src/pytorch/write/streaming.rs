@@ -4,12 +4,12 @@ use super::StateDict;
 use super::archive::Entry;
 use super::layout::Layout;
 use crate::atomic::AtomicFile;
+use crate::save::body::{Body, State, check_same};
 use crate::save::gathered::{GATHERED_BELOW, Gathered};
 use crate::save::{SaveOptions, SaveReport, TensorMeta, Written};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Writes a PyTorch file (`.pth`, `.pt`, `.bin`) whose names, dtypes and shapes are known in advance, so that every offset
 /// is known from the beginning. The bytes come in any order, in pieces, and from any number of threads; they are
@@ -37,19 +37,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// ```
 #[derive(Debug)]
 pub struct PthWriter {
-    file: AtomicFile,
+    body: Body<Given>,
     layout: Layout,
-    options: SaveOptions,
-    direct: bool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    given: Vec<Given>,
-    gathered: Gathered,
-    /// A write failed: the file is not what it should be.
-    failed: bool,
 }
 
 /// Which parts of a tensor were handed over.
@@ -80,28 +69,19 @@ impl PthWriter {
         let path = path.as_ref();
         check_options(options).map_err(|error| error.with_path(path))?;
         let mut layout = Layout::new(dict.into()).map_err(|error| error.with_path(path))?;
-        let file = options.create(path)?;
-        let total = layout.file_bytes();
-        file.file().reserve(total).map_err(|error| {
-            Error::io("set space aside for", path, error).with_expected(format!("room for {total} bytes"))
-        })?;
-        let direct = options.direct_from().is_some_and(|from| total >= from);
-        let direct = direct && file.file().write_directly().map_err(|error| Error::io("write", path, error))?;
-        let state = State { given: vec![Given::default(); layout.metas.len()], ..State::default() };
-        let head = std::mem::take(&mut layout.head);
-        let writer = Self { file, layout, options: options.clone(), direct, state: Mutex::new(state) };
-        writer.put(0, &head)?;
-        Ok(writer)
+        let body = Body::create(path, layout.file_bytes(), layout.metas.len(), options)?;
+        body.put(0, &std::mem::take(&mut layout.head))?;
+        Ok(Self { body, layout })
     }
 
     /// Whether the file is written past the page cache.
     pub fn is_direct(&self) -> bool {
-        self.direct
+        self.body.is_direct()
     }
 
     /// Where the file will stand.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.body.path()
     }
 
     /// The tensors in the order in which they lie in the file, which is the fastest to write them in. Other names of tied
@@ -119,7 +99,7 @@ impl PthWriter {
     /// [`Kind::SizeMismatch`] where it is not what was announced; [`Kind::Io`].
     pub fn write(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
         let (number, meta, entry) = self.find(name)?;
-        check_same(meta, entry, dtype, shape, bytes.len() as u64).map_err(|error| error.with_path(self.path()))?;
+        check_same(meta, entry.byte_len(), dtype, shape, bytes).map_err(|error| error.with_path(self.path()))?;
         self.write_piece(number, meta, entry, 0, bytes)
     }
 
@@ -131,14 +111,7 @@ impl PthWriter {
     /// As [`write`](Self::write), and [`Kind::Argument`] where the part reaches out of the tensor.
     pub fn write_part(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         let (number, meta, entry) = self.find(name)?;
-        let end = offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > entry.byte_len()) {
-            return Err(Error::new(Kind::Argument, "a part of a tensor must lie in it")
-                .with_path(self.path())
-                .with_tensor(name)
-                .with_expected(format!("at most {} bytes", entry.byte_len()))
-                .with_got(format!("{} bytes from {offset} on", bytes.len())));
-        }
+        self.body.end_of_part(name, entry.byte_len(), offset, bytes)?;
         self.write_piece(number, meta, entry, offset, bytes)
     }
 
@@ -165,31 +138,14 @@ impl PthWriter {
 
     /// The finished file, not yet in its place, and its length.
     pub(super) fn complete(self) -> Result<(AtomicFile, SaveOptions, u64)> {
-        let (gathered, crcs) = {
-            let mut state = self.lock();
-            if state.failed {
-                return Err(
-                    Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.path())
-                );
-            }
-            let crcs = state.given.iter().zip(0..).map(|(given, number)| self.crc(given, number));
-            let crcs: Vec<Option<u32>> = crcs.collect();
-            (std::mem::take(&mut state.gathered), crcs)
-        };
-        let mut missing = crcs.iter().zip(&self.layout.metas).filter(|(crc, _)| crc.is_none());
-        if let Some((_, first)) = missing.next() {
-            let written = self.layout.metas.len() - 1 - missing.count();
-            return Err(Error::new(Kind::MissingTensors, "not every announced tensor was written")
-                .with_path(self.path())
-                .with_tensor(&first.name)
-                .with_expected(format!("{} tensors", self.layout.metas.len()))
-                .with_got(written));
-        }
-        self.put(gathered.offset, &gathered.bytes)?;
+        let given = self.body.given()?;
+        let crcs: Vec<Option<u32>> = given.iter().zip(0..).map(|(given, number)| self.crc(given, number)).collect();
+        self.body.check_whole(self.layout.metas.iter().zip(&crcs).map(|(meta, crc)| (meta, crc.is_some())))?;
+        self.body.flush()?;
         let crcs: Vec<u32> = crcs.into_iter().flatten().collect();
         let (at, tail) = self.layout.tail(&crcs);
-        self.put(at, &tail)?;
-        Ok((self.file, self.options, at + tail.len() as u64))
+        self.body.put(at, &tail)?;
+        Ok((self.body.file, self.body.options, at + tail.len() as u64))
     }
 
     /// The checksum of a tensor, once all of it was handed over.
@@ -202,19 +158,11 @@ impl PthWriter {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn find(&self, name: &str) -> Result<(usize, &TensorMeta, &Entry)> {
         let layout = &self.layout;
         let found =
             layout.position(name).and_then(|at| layout.metas.get(at).zip(layout.storage(at)).map(|(m, e)| (at, m, e)));
-        found.ok_or_else(|| {
-            Error::new(Kind::UnexpectedTensors, "no tensor of this name was announced")
-                .with_path(self.path())
-                .with_tensor(name)
-        })
+        found.ok_or_else(|| self.body.unannounced(name))
     }
 
     /// Writes a piece, and behind the last piece of a tensor what follows it in the file. What was handed over is entered
@@ -225,13 +173,11 @@ impl PthWriter {
         let is_small = bytes.len() < GATHERED_BELOW;
         let mut full: [Option<Gathered>; 2] = [None, None];
         {
-            let mut state = self.lock();
+            let mut state = self.body.lock();
             let State { given, gathered, .. } = &mut *state;
             let Some(given) = given.get_mut(number) else { return Ok(()) };
             if !given.enter(offset, part, entry.byte_len()) {
-                return Err(Error::new(Kind::DuplicateName, "the tensor is written already")
-                    .with_path(self.path())
-                    .with_tensor(&meta.name));
+                return Err(self.body.twice(&meta.name));
             }
             let [first, second] = &mut full;
             if is_small {
@@ -242,16 +188,12 @@ impl PthWriter {
             }
         }
         for Gathered { offset, bytes } in full.into_iter().flatten() {
-            self.put(offset, &bytes)?;
+            self.body.put(offset, &bytes)?;
         }
         if is_small {
             return Ok(());
         }
-        self.put(at, bytes).map_err(|error| error.with_tensor(&meta.name))
-    }
-
-    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(offset, bytes).inspect_err(|_| self.lock().failed = true)
+        self.body.put(at, bytes).map_err(|error| error.with_tensor(&meta.name))
     }
 }
 
@@ -301,23 +243,4 @@ fn check_options(options: &SaveOptions) -> Result<()> {
         (None, false) => return Ok(()),
     };
     Err(Error::new(Kind::Argument, "a PyTorch file holds neither metadata nor hashes").with_got(asked))
-}
-
-/// The tensor that is handed over must be the one that was announced.
-fn check_same(meta: &TensorMeta, entry: &Entry, dtype: Dtype, shape: &[usize], byte_len: u64) -> Result<()> {
-    let fault = |kind, message: &str| Err(Error::new(kind, message).with_tensor(&meta.name));
-    if meta.dtype != dtype {
-        return fault(Kind::UnsupportedDtype, "the tensor has another dtype than announced")
-            .map_err(|error| error.with_expected(meta.dtype).with_got(dtype));
-    }
-    if meta.shape != shape {
-        return fault(Kind::ShapeMismatch, "the tensor has another shape than announced")
-            .map_err(|error| error.with_expected(format!("{:?}", meta.shape)).with_got(format!("{shape:?}")));
-    }
-    if entry.byte_len() != byte_len {
-        return fault(Kind::SizeMismatch, "dtype and shape do not give the number of bytes").map_err(|error| {
-            error.with_expected(format!("{} bytes", entry.byte_len())).with_got(format!("{byte_len} bytes"))
-        });
-    }
-    Ok(())
 }

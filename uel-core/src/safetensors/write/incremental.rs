@@ -1,11 +1,12 @@
 //! Files whose tensors come one by one.
 
 use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY};
-use super::layout::{Layout, PREFIX_BYTES, check_byte_len};
+use super::layout::{Layout, PREFIX_BYTES};
 use super::queue::{Call, WriteQueue};
 use super::{SaveOptions, SaveReport, TensorMeta};
 use crate::atomic::AtomicFile;
 use crate::disk::DiskFile;
+use crate::save::body::check_byte_len;
 use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

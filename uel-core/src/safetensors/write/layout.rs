@@ -4,7 +4,7 @@ use super::TensorMeta;
 use super::hashes::{HASH_DIGITS, Hashes, chunk_count};
 use crate::index::byte_len_of;
 use crate::safetensors::Metadata;
-use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
+use crate::{ByteRange, Error, Kind, Result, limits};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
@@ -200,33 +200,4 @@ fn check_metadata(metadata: &Metadata) -> Result<()> {
 fn json(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value)
         .map_err(|error| Error::new(Kind::Internal, "text must be encodable as JSON").with_source(error))
-}
-
-/// The tensor that was handed over must be the one that was announced.
-pub(super) fn check_same(placed: &Placed, dtype: Dtype, shape: &[usize]) -> Result<()> {
-    let TensorMeta { name, dtype: announced, shape: expected } = &placed.meta;
-    if *announced != dtype {
-        return Err(Error::new(Kind::UnsupportedDtype, "the tensor has another dtype than announced")
-            .with_tensor(name)
-            .with_expected(announced)
-            .with_got(dtype));
-    }
-    if expected != shape {
-        return Err(Error::new(Kind::ShapeMismatch, "the tensor has another shape than announced")
-            .with_tensor(name)
-            .with_expected(format!("{expected:?}"))
-            .with_got(format!("{shape:?}")));
-    }
-    Ok(())
-}
-
-/// As many bytes must come as dtype and shape say.
-pub(super) fn check_byte_len(name: &str, expected: u64, got: u64) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::new(Kind::SizeMismatch, "dtype and shape do not give the number of bytes")
-        .with_tensor(name)
-        .with_expected(format!("{expected} bytes"))
-        .with_got(format!("{got} bytes")))
 }

@@ -2,6 +2,7 @@
 
 use super::hashes::{HASH_CHUNK_BYTES, chunk_hash};
 use crate::disk::{DiskFile, write_all_at};
+use crate::save::body::failed_before;
 use crate::{Error, Kind, Result};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -107,7 +108,7 @@ impl Drop for Call {
         let mut state = shared.lock();
         state.calls -= 1;
         if !self.done && !state.failed {
-            state.fail(shared.failed_before());
+            state.fail(failed_before(&shared.path));
         }
         drop(state);
         shared.room.notify_all();
@@ -225,7 +226,7 @@ impl WriteQueue {
         self.close(false);
         let mut state = self.shared.lock();
         if state.failed {
-            return Err(state.error.take().unwrap_or_else(|| self.shared.failed_before()));
+            return Err(state.error.take().unwrap_or_else(|| failed_before(&self.shared.path)));
         }
         if state.pending > 0 {
             return Err(
@@ -272,18 +273,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[cold]
-    fn failed_before(&self) -> Error {
-        Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(&self.path)
-    }
-
     /// Waits until `byte_len` more bytes may be pending, and counts them.
     fn make_room(&self, byte_len: usize) -> Result<()> {
         let cost = byte_len.saturating_add(JOB_BYTES);
         let mut state = self.lock();
         loop {
             if state.failed {
-                return Err(state.error.take().unwrap_or_else(|| self.failed_before()));
+                return Err(state.error.take().unwrap_or_else(|| failed_before(&self.path)));
             }
             if state.pending == 0 || state.pending.saturating_add(cost) <= self.budget {
                 state.pending += cost;

@@ -1,17 +1,17 @@
 //! Files whose tensors are known before their bytes.
 
 use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY, Hashes, chunk_count, chunk_hash};
-use super::layout::{Layout, Placed, check_byte_len, check_same};
+use super::layout::{Layout, Placed};
 use super::{SaveOptions, SaveReport, TensorMeta};
 use crate::atomic::AtomicFile;
 use crate::safetensors::Metadata;
-use crate::save::gathered::{GATHERED_BELOW, Gathered};
+use crate::save::body::{Body, State, check_byte_len, check_same};
+use crate::save::gathered::GATHERED_BELOW;
 use crate::{ByteRange, Dtype, Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Writes a safetensors file whose names, dtypes and shapes are known in advance, so that its header has its exact size
 /// from the beginning. The bytes come in any order and from any number of threads.
@@ -35,22 +35,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// ```
 #[derive(Debug)]
 pub struct StreamingWriter {
-    file: AtomicFile,
+    body: Body<Given>,
     layout: Layout,
-    options: SaveOptions,
     metadata: Option<Metadata>,
     /// Where the data section begins.
     start: u64,
-    direct: bool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    given: Vec<Given>,
-    gathered: Gathered,
-    /// A write failed: the file is not what it should be.
-    failed: bool,
 }
 
 /// Which pieces of a tensor were handed over.
@@ -87,30 +76,21 @@ impl StreamingWriter {
             metadata.get_or_insert_default().insert(HASHES_KEY.to_owned(), blank.to_text()?);
         }
         let header = layout.encode(metadata.as_ref(), 0).map_err(|error| error.with_path(path))?;
-        let file = options.create(path)?;
-        let state = State { given: vec![Given::default(); layout.placed.len()], ..State::default() };
         let start = header.len() as u64;
-        let total = start.saturating_add(layout.data_bytes());
-        file.file().reserve(total).map_err(|error| {
-            Error::io("set space aside for", path, error).with_expected(format!("room for {total} bytes"))
-        })?;
-        // After the space is there: the file then has its length, and its last block is known as such.
-        let direct = options.direct_from().is_some_and(|from| total >= from);
-        let direct = direct && file.file().write_directly().map_err(|error| Error::io("write", path, error))?;
-        let writer = Self { file, layout, options: options.clone(), metadata, start, direct, state: Mutex::new(state) };
-        writer.put(0, &header)?;
-        Ok(writer)
+        let body = Body::create(path, start.saturating_add(layout.data_bytes()), layout.placed.len(), options)?;
+        body.put(0, &header)?;
+        Ok(Self { body, layout, metadata, start })
     }
 
     /// Where the file will stand.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.body.path()
     }
 
     /// Whether the file goes past the page cache. Several threads then write it faster than one: most of their time they wait
     /// for the disk.
     pub fn is_direct(&self) -> bool {
-        self.direct
+        self.body.is_direct()
     }
 
     /// The tensors in the order in which they lie in the file, which is the fastest to write them in.
@@ -127,8 +107,7 @@ impl StreamingWriter {
     /// announced; [`Kind::Io`].
     pub fn write(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
         let (position, placed) = self.find(name)?;
-        check_same(placed, dtype, shape).map_err(|error| error.with_path(self.path()))?;
-        check_byte_len(name, placed.range.byte_len(), bytes.len() as u64)
+        check_same(&placed.meta, placed.range.byte_len(), dtype, shape, bytes)
             .map_err(|error| error.with_path(self.path()))?;
         self.write_pieces(position, placed, 0, bytes)
     }
@@ -167,23 +146,23 @@ impl StreamingWriter {
         let (position, placed) = self.find(name)?;
         check_byte_len(name, placed.range.byte_len(), range.byte_len())
             .map_err(|error| error.with_path(self.path()))?;
-        if self.options.hashes || range.byte_len() < GATHERED_BELOW as u64 {
+        if self.body.options.hashes || range.byte_len() < GATHERED_BELOW as u64 {
             return Ok(false);
         }
         // Entered before it is copied: nothing of a tensor that was written already may be overwritten.
         {
-            let mut state = self.lock();
+            let mut state = self.body.lock();
             let given = state.given.get_mut(position).filter(|given| !given.any);
-            let given = given.ok_or_else(|| self.twice(name))?;
+            let given = given.ok_or_else(|| self.body.twice(name))?;
             (given.any, given.copied) = (true, true);
         }
         let mut done = 0;
         while done < range.byte_len() {
             let rest = ByteRange::new(range.start() + done, range.end()).unwrap_or_default();
             let offset = self.start + placed.range.start() + done;
-            match self.file.file().copy_from(offset, file, rest) {
+            match self.body.file.file().copy_from(offset, file, rest) {
                 Ok(0) => {
-                    self.lock().failed = true;
+                    self.body.lock().failed = true;
                     return Err(Error::new(Kind::UnexpectedEof, "the source ended before the tensor did")
                         .with_path(self.path())
                         .with_tensor(name)
@@ -192,13 +171,13 @@ impl StreamingWriter {
                 Ok(copied) => done += copied,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::Unsupported && done == 0 => {
-                    if let Some(given) = self.lock().given.get_mut(position) {
+                    if let Some(given) = self.body.lock().given.get_mut(position) {
                         *given = Given::default();
                     }
                     return Ok(false);
                 }
                 Err(error) => {
-                    self.lock().failed = true;
+                    self.body.lock().failed = true;
                     return Err(Error::io("copy", self.path(), error).with_tensor(name).with_offset(offset));
                 }
             }
@@ -229,29 +208,15 @@ impl StreamingWriter {
 
     /// The finished file, not yet in its place, and its length.
     pub(super) fn complete(mut self) -> Result<(AtomicFile, SaveOptions, u64)> {
-        let gathered = std::mem::take(&mut self.lock().gathered);
-        self.put(gathered.offset, &gathered.bytes)?;
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.failed {
-            return Err(
-                Error::new(Kind::Io, "an earlier write failed: the file is not complete").with_path(self.file.path())
-            );
-        }
-        let whole = |(given, placed): &(&Given, &Placed)| {
-            given.copied || given.any && given.pieces.len() == chunk_count(placed.range.byte_len())
-        };
-        let mut missing = state.given.iter().zip(&self.layout.placed).filter(|pair| !whole(pair));
-        if let Some((_, first)) = missing.next() {
-            let more = missing.count();
-            return Err(Error::new(Kind::MissingTensors, "not every announced tensor was written")
-                .with_path(self.file.path())
-                .with_tensor(&first.meta.name)
-                .with_expected(format!("{} tensors", self.layout.placed.len()))
-                .with_got(format!("{}", self.layout.placed.len() - 1 - more)));
-        }
-        if let Some(metadata) = self.metadata.as_mut().filter(|_| self.options.hashes) {
+        self.body.flush()?;
+        let given = self.body.given()?;
+        self.body.check_whole(self.layout.placed.iter().zip(&given).map(|(placed, given)| {
+            let pieces = given.any && given.pieces.len() == chunk_count(placed.range.byte_len());
+            (&placed.meta, given.copied || pieces)
+        }))?;
+        if let Some(metadata) = self.metadata.as_mut().filter(|_| self.body.options.hashes) {
             let mut hashes = Hashes::default();
-            for (given, placed) in state.given.iter().zip(&self.layout.placed) {
+            for (given, placed) in given.iter().zip(&self.layout.placed) {
                 hashes.insert(placed.meta.name.clone(), given.pieces.values().copied().collect());
             }
             metadata.insert(HASHES_KEY.to_owned(), hashes.to_text()?);
@@ -259,45 +224,32 @@ impl StreamingWriter {
             if header.len() as u64 != self.start {
                 return Err(Error::new(Kind::Internal, "hashes must not change the header's length"));
             }
-            self.file.write_all_at(0, &header)?;
+            self.body.put(0, &header)?;
         }
         let bytes = self.start + self.layout.data_bytes();
-        Ok((self.file, self.options, bytes))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok((self.body.file, self.body.options, bytes))
     }
 
     fn find(&self, name: &str) -> Result<(usize, &Placed)> {
         let found = self.layout.position(name).and_then(|at| Some((at, self.layout.placed.get(at)?)));
-        found.ok_or_else(|| {
-            Error::new(Kind::UnexpectedTensors, "no tensor of this name was announced")
-                .with_path(self.path())
-                .with_tensor(name)
-        })
-    }
-
-    #[cold]
-    fn twice(&self, name: &str) -> Error {
-        Error::new(Kind::DuplicateName, "the tensor is written already").with_path(self.path()).with_tensor(name)
+        found.ok_or_else(|| self.body.unannounced(name))
     }
 
     /// Writes pieces of a tensor from byte `offset` of it on. What was handed over is entered before it is written, so
     /// that of two threads that hand over the same one is refused.
     fn write_pieces(&self, position: usize, placed: &Placed, offset: u64, bytes: &[u8]) -> Result<()> {
         let first = (offset / HASH_CHUNK_BYTES as u64) as usize;
-        let hash = |piece: &[u8]| if self.options.hashes { chunk_hash(piece) } else { 0 };
+        let hash = |piece: &[u8]| if self.body.options.hashes { chunk_hash(piece) } else { 0 };
         let hashes: Vec<u64> = bytes.chunks(HASH_CHUNK_BYTES).map(hash).collect();
         let at = self.start + placed.range.start() + offset;
         {
-            let mut state = self.lock();
+            let mut state = self.body.lock();
             let State { given, gathered, .. } = &mut *state;
             let Some(given) = given.get_mut(position) else { return Ok(()) };
             let pieces = chunk_count(placed.range.byte_len());
             let entered = given.pieces.range(first..first + hashes.len()).next().is_some();
             if entered || given.copied || given.any && given.pieces.len() == pieces {
-                return Err(self.twice(&placed.meta.name));
+                return Err(self.body.twice(&placed.meta.name));
             }
             given.pieces.extend(hashes.into_iter().enumerate().map(|(n, hash)| (first + n, hash)));
             given.any = true;
@@ -305,16 +257,12 @@ impl StreamingWriter {
                 return match gathered.take(at, bytes) {
                     Some(full) => {
                         drop(state);
-                        self.put(full.offset, &full.bytes)
+                        self.body.put(full.offset, &full.bytes)
                     }
                     None => Ok(()),
                 };
             }
         }
-        self.put(at, bytes).map_err(|error| error.with_tensor(&placed.meta.name))
-    }
-
-    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(offset, bytes).inspect_err(|_| self.lock().failed = true)
+        self.body.put(at, bytes).map_err(|error| error.with_tensor(&placed.meta.name))
     }
 }
