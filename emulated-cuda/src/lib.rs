@@ -78,6 +78,7 @@ mod driver;
 mod exports;
 mod history;
 mod memory;
+mod nccl;
 mod pinned;
 mod queue;
 mod random;

@@ -31,15 +31,23 @@ mod landing;
 #[cfg(feature = "cuda")]
 mod link;
 #[cfg(feature = "cuda")]
+mod peer;
+#[cfg(feature = "cuda")]
 mod rate;
+#[cfg(feature = "cuda")]
+mod rows;
 #[cfg(feature = "cuda")]
 pub(crate) mod seeded;
 #[cfg(feature = "cuda")]
 mod supported;
 #[cfg(feature = "cuda")]
+pub use peer::DeviceBytes;
+#[cfg(feature = "cuda")]
 pub(crate) use supported::*;
 
 #[cfg(not(feature = "cuda"))]
 mod unsupported;
+#[cfg(not(feature = "cuda"))]
+pub use unsupported::DeviceBytes;
 #[cfg(not(feature = "cuda"))]
 pub(crate) use unsupported::*;
