@@ -270,7 +270,7 @@ fn calls_that_fail_are_errors_on_every_rank() {
         for n in (1..=most).step_by(most as usize / 3 + 1) {
             let Some(_turn) = turn(3, n) else { return };
             let arm = || emulated.fail_nth(Some(function), n, SYSTEM_ERROR);
-            let load = |group, device: &Device| work(Arc::new::<NcclGroup>(group), device, &paths);
+            let load = |group: NcclGroup, device: &Device| work(Arc::new(group), device, &paths);
             let outcomes = run_armed(Way::Over, 3, LONG, arm, load);
             let spared = emulated.fail_none();
             let errors: Vec<&Error> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
@@ -370,7 +370,7 @@ impl ProcessGroup for Failing {
 
     fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
         self.step()?;
-        ProcessGroup::exchange(&self.inner, outgoing, incoming, patience)
+        self.inner.exchange(outgoing, incoming, patience)
     }
 
     fn abort(&self, cause: &Error) {
@@ -387,18 +387,18 @@ impl ProcessGroup for Failing {
 }
 
 impl DeviceGroup for Failing {
-    fn broadcast(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes> {
+    fn broadcast_device(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes> {
         self.step()?;
-        DeviceGroup::broadcast(&self.inner, root, bytes)
+        self.inner.broadcast_device(root, bytes)
     }
 
-    fn exchange(
+    fn exchange_device(
         &self,
         outgoing: Vec<(usize, DeviceBytes)>,
         incoming: Vec<(usize, DeviceBytes)>,
     ) -> Result<Vec<DeviceBytes>> {
         self.step()?;
-        DeviceGroup::exchange(&self.inner, outgoing, incoming)
+        self.inner.exchange_device(outgoing, incoming)
     }
 }
 

@@ -122,10 +122,6 @@ impl Buffer {
         unsafe { copy_out_of(&self.slice, copies, at, into) }
     }
 
-    pub(super) fn byte_len(&self) -> usize {
-        self.byte_len
-    }
-
     /// Where the memory lies, for what reads it on `stream`, after what wrote it. What comes with the address is dropped when
     /// the reads were submitted.
     pub(super) fn for_reading<'a>(&'a self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {

@@ -18,8 +18,6 @@ use crate::transfer::transfer_to_gpu_pinned;
 #[derive(Debug)]
 pub(super) struct OnDevice {
     device: Device,
-    /// The dtype of what is sent.
-    dtype: DType,
     /// The parts of other ranks, on the rank that holds the tensor.
     outgoing: Vec<(usize, DeviceBytes)>,
     /// This rank's part; on the rank that holds the tensor it is there already.
@@ -36,7 +34,7 @@ impl OnDevice {
         (dtype, before): (DType, Option<Cast>),
         held: Option<&Held>,
     ) -> Result<Self> {
-        let mut ready = Self { device: device.clone(), dtype, outgoing: Vec::new(), own: None };
+        let mut ready = Self { device: device.clone(), outgoing: Vec::new(), own: None };
         let part_of =
             |rank: usize| delivery.parts.get(rank).and_then(Option::as_ref).filter(|part| part.byte_len() > 0);
         let Some(held) = held.filter(|_| delivery.owner == rank) else {
@@ -66,15 +64,15 @@ impl OnDevice {
         match (delivery.shared, rank == delivery.owner) {
             (true, _) if group.size() > 1 => {
                 if let Some(own) = self.own.take() {
-                    self.own = Some(way.broadcast(delivery.owner, own)?);
+                    self.own = Some(way.broadcast_device(delivery.owner, own)?);
                 }
             }
             (false, true) if !outgoing.is_empty() => {
-                way.exchange(outgoing, Vec::new())?;
+                way.exchange_device(outgoing, Vec::new())?;
             }
             (false, false) => {
                 if let Some(own) = self.own.take() {
-                    let received = way.exchange(Vec::new(), vec![(delivery.owner, own)])?;
+                    let received = way.exchange_device(Vec::new(), vec![(delivery.owner, own)])?;
                     self.own = received.into_iter().next();
                 }
             }

@@ -239,15 +239,15 @@ pub trait DeviceGroup: Send + Sync + Debug {
     /// # Errors
     ///
     /// As [`ProcessGroup::exchange`]; [`Kind::Device`] and the like where the device refuses.
-    fn broadcast(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes>;
+    fn broadcast_device(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes>;
 
     /// Sends and receives, all at once, as [`ProcessGroup::exchange`], and of any length; gives back the memory of `incoming`,
     /// filled, in its order.
     ///
     /// # Errors
     ///
-    /// As [`broadcast`](Self::broadcast).
-    fn exchange(
+    /// As [`broadcast_device`](Self::broadcast_device).
+    fn exchange_device(
         &self,
         outgoing: Vec<(usize, DeviceBytes)>,
         incoming: Vec<(usize, DeviceBytes)>,

@@ -70,15 +70,16 @@ impl fmt::Debug for NcclId {
 /// use std::sync::Arc;
 /// use std::time::Duration;
 /// use candle_core::Device;
-/// use uel_candle::{GroupLoader, NcclGroup, ThreadGroup};
+/// use uel_candle::{GroupLoader, NcclGroup, ProcessGroup, ThreadGroup};
+/// let devices = [Device::new_cuda(0)?, Device::new_cuda(1)?];
 /// let outcomes = ThreadGroup::run(2, Duration::from_secs(60), |group| {
-///     let device = Device::new_cuda(uel_candle::ProcessGroup::rank(&group))?;
-///     let group = NcclGroup::over(Arc::new(group), &device)?;
-///     let mut loader = GroupLoader::new(Arc::new(group)).with_device(&device);
+///     let device = &devices[group.rank()];
+///     let group = NcclGroup::over(Arc::new(group), device)?;
+///     let mut loader = GroupLoader::new(Arc::new(group)).with_device(device);
 ///     loader.add_paths(["model-1.safetensors", "model-2.safetensors"]);
 ///     loader.load_files()?.tensor("weight")
 /// })?;
-/// # Ok::<(), uel_candle::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct NcclGroup {
@@ -349,7 +350,7 @@ impl ProcessGroup for NcclGroup {
 }
 
 impl DeviceGroup for NcclGroup {
-    fn broadcast(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes> {
+    fn broadcast_device(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes> {
         check_rank(root, self.size)?;
         self.check_device(&bytes)?;
         self.greet((0..self.size).filter(|&rank| rank != self.rank).collect())?;
@@ -359,7 +360,7 @@ impl DeviceGroup for NcclGroup {
         back.into_iter().next().ok_or_else(|| Error::new(Kind::Internal, "memory that was sent is given back"))
     }
 
-    fn exchange(
+    fn exchange_device(
         &self,
         outgoing: Vec<(usize, DeviceBytes)>,
         incoming: Vec<(usize, DeviceBytes)>,
