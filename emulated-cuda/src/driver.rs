@@ -31,6 +31,8 @@ pub(crate) struct Device {
     /// What the default pool may keep when the host synchronises.
     pub(crate) release_threshold: u64,
     pub(crate) pool_high_water: usize,
+    /// Devices that the default pool's memory was opened to.
+    pub(crate) pool_open_to: HashSet<usize>,
 }
 
 #[derive(Debug)]

@@ -71,6 +71,7 @@
 //! | `partly pinned` | a range of host memory is pinned in part |
 //! | `changed source` | the host wrote a pinned source between the call and the copy |
 //! | `early use` | a communicator, or its stream, is used while a call of NCCL is in progress |
+//! | `no access` | a rank's memory comes from a pool that is not open to the device of the rank that it goes to |
 //! | `mismatch` | the sides of a message or a broadcast differ in bytes, dtype or root |
 //! | `hang` | a call waits for a rank that does not come |
 //! | `destroyed handle` | a stream, event, communicator or context that was destroyed is used |

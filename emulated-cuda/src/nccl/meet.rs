@@ -3,6 +3,7 @@
 use super::{Kind, Side};
 use crate::bytes;
 use crate::driver::Driver;
+use crate::queue::Place;
 
 impl Driver {
     /// Runs a launch that is at the front of its queue, as far as other ranks have come; whether it is over.
@@ -103,6 +104,23 @@ impl Driver {
         true
     }
 
+    /// Reports memory of a pool that is not open to the device at the other end. The ranks of one process may read and write each
+    /// other's memory, as NCCL sees fit.
+    fn check_open(&mut self, source: &Place, target: &Place, label: &str) {
+        let owner = |driver: &Driver, place: &Place| {
+            let Place::Device { block, .. } = place else { return None };
+            driver.memory.get(*block).map(|block| (block.device, block.pooled))
+        };
+        let (Some(one), Some(other)) = (owner(self, source), owner(self, target)) else { return };
+        for ((device, pooled), (to, _)) in [(one, other), (other, one)] {
+            let is_open = self.devices.get(device).is_some_and(|device| device.pool_open_to.contains(&to));
+            if pooled && !is_open {
+                let message = format!("the pool of device {device} is not open to device {to}: {label}");
+                self.violation("no access", message);
+            }
+        }
+    }
+
     fn move_bytes(&mut self, from: Side, to: Side) {
         let taken = |driver: &mut Driver, side: Side, reads: bool| {
             let launch = driver.nccl.launches.get_mut(&side.launch)?;
@@ -116,6 +134,7 @@ impl Driver {
         else {
             return;
         };
+        self.check_open(&source, &target, &source_label);
         let ends = (self.still_there(&source, len, &source_label), self.still_there(&target, len, &target_label));
         if let (Some(from), Some(to)) = ends {
             // SAFETY: both lie inside a block that is still there, `len` bytes of them, as was checked at the calls.

@@ -28,6 +28,8 @@ mod gds;
 mod gds;
 #[cfg(feature = "cuda")]
 mod landing;
+#[cfg(feature = "nccl")]
+mod lane;
 #[cfg(feature = "cuda")]
 mod link;
 #[cfg(feature = "cuda")]

@@ -7,8 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::CudaEvent;
-#[cfg(feature = "nccl")]
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, SyncOnDrop};
 use candle_core::{CudaDevice, DType, Device, Tensor};
 use uel_core::{Error, Kind, Result, TensorSlice};
 
@@ -16,21 +14,22 @@ use super::buffer::Buffer;
 use super::landing::wait_for_room;
 use super::link::{Link, driver};
 use super::rows::{self, Rows};
+use super::seeded;
 use super::supported::cuda;
 use crate::host::pool::{HostPool, Lease};
 use crate::transfer::count;
 
 /// Device memory that a group moves from rank to rank: some bytes, of which a tensor is made.
 pub struct DeviceBytes {
-    memory: Option<Memory>,
+    pub(super) memory: Option<Memory>,
     byte_len: usize,
     device: CudaDevice,
     link: Arc<Link>,
     /// The end of what fills the memory, or of its allocation.
-    ready: Arc<CudaEvent>,
+    pub(super) ready: Arc<CudaEvent>,
 }
 
-enum Memory {
+pub(super) enum Memory {
     Own(Buffer),
     /// Bytes of other memory, from a place on.
     Part(Arc<DeviceBytes>, usize),
@@ -116,14 +115,14 @@ impl DeviceBytes {
         }
     }
 
-    fn own(&self) -> Result<&Buffer> {
+    pub(super) fn own(&self) -> Result<&Buffer> {
         match &self.memory {
             Some(Memory::Own(buffer)) => Ok(buffer),
             _ => Err(outside()),
         }
     }
 
-    fn own_mut(&mut self) -> Result<&mut Buffer> {
+    pub(super) fn own_mut(&mut self) -> Result<&mut Buffer> {
         match &mut self.memory {
             Some(Memory::Own(buffer)) => Ok(buffer),
             _ => Err(outside()),
@@ -134,13 +133,16 @@ impl DeviceBytes {
 impl Drop for DeviceBytes {
     fn drop(&mut self) {
         let Some(Memory::Own(_)) = &self.memory else { return };
-        // It is freed on this thread's queue, after all copies into it and out of it, the last of which cudarc alone knows.
-        let waits = self
-            .link
-            .after_copies()
-            .and_then(|copied| self.device.cuda_stream().wait(&copied).map_err(driver("cannot wait for the copies")));
+        if seeded::is(seeded::PEER_FREED_EARLY) {
+            return;
+        }
+        // It is freed on this thread's queue: after its allocation, which may be on another thread's, and after all copies into
+        // it and out of it, the last of which cudarc alone knows.
+        let stream = self.device.cuda_stream();
+        let wait = |event: &CudaEvent| stream.wait(event).map_err(driver("cannot wait for the copies"));
+        let waits = wait(&self.ready).and_then(|()| wait(&self.link.after_copies()?));
         if waits.is_err()
-            && let Err(error) = self.link.copies().synchronize()
+            && let Err(error) = self.ready.synchronize().and_then(|()| self.link.copies().synchronize())
         {
             tracing::warn!(%error, "cannot wait for copies to a device");
         }
@@ -166,7 +168,7 @@ fn stretches(slice: &TensorSlice) -> Result<Vec<(u64, Rows)>> {
     Ok(stretches)
 }
 
-fn outside() -> Error {
+pub(super) fn outside() -> Error {
     Error::new(Kind::Internal, "bytes lie outside of the device memory that they are to be in")
 }
 
@@ -249,120 +251,6 @@ impl Upload {
         }
         self.bytes.ready = Arc::new(self.bytes.link.after_copies()?);
         Ok(self.bytes)
-    }
-}
-
-/// The stream of a group, which moves memory of one device.
-#[cfg(feature = "nccl")]
-pub(crate) struct Lane {
-    pub(crate) device: Device,
-    link: Arc<Link>,
-    stream: Arc<CudaStream>,
-}
-
-/// The end of what a lane was given so far.
-#[cfg(feature = "nccl")]
-pub(crate) struct Done(CudaEvent);
-
-/// Memory while its use is being submitted.
-#[cfg(feature = "nccl")]
-pub(crate) struct InUse<'a> {
-    pub(crate) address: u64,
-    until: Option<SyncOnDrop<'a>>,
-}
-
-#[cfg(feature = "nccl")]
-impl InUse<'_> {
-    /// Has whoever uses the memory next wait for what was submitted.
-    pub(crate) fn submitted(mut self) {
-        self.until = None;
-    }
-}
-
-#[cfg(feature = "nccl")]
-impl Drop for InUse<'_> {
-    fn drop(&mut self) {
-        // It is not known what was submitted, and the stream may not be given anything: whoever fails aborts that, and waits.
-        std::mem::forget(self.until.take());
-    }
-}
-
-#[cfg(feature = "nccl")]
-impl Lane {
-    pub(crate) fn new(device: &Device) -> Result<Self> {
-        let link = Link::of(cuda(device)?)?;
-        let stream = link.copies().context().new_stream().map_err(driver("cannot make a stream for a group"))?;
-        Ok(Self { device: device.clone(), link, stream })
-    }
-
-    /// Makes the device's context this thread's.
-    pub(crate) fn bind(&self) -> Result<()> {
-        self.stream.context().bind_to_thread().map_err(driver("cannot use the device"))
-    }
-
-    /// `cudaStream_t`
-    pub(crate) fn handle(&self) -> *mut std::ffi::c_void {
-        self.stream.cu_stream().cast()
-    }
-
-    /// A page-locked buffer, of those that copies to the device go through.
-    pub(crate) fn lease(&self) -> Result<Lease> {
-        self.link.pool()?.lease()
-    }
-
-    /// Memory that is to be read by what is submitted before the result is dropped.
-    pub(crate) fn reading<'a>(&'a self, bytes: &'a DeviceBytes) -> Result<InUse<'a>> {
-        self.after(bytes)?;
-        let ((address, until), at) = match &bytes.memory {
-            Some(Memory::Own(buffer)) => (buffer.for_reading(&self.stream), 0),
-            Some(Memory::Part(whole, at)) => (whole.own()?.for_reading(&self.stream), *at),
-            None => return Err(outside()),
-        };
-        Ok(InUse { address: address + at as u64, until: Some(until) })
-    }
-
-    /// Memory that is to be written likewise.
-    pub(crate) fn writing<'a>(&'a self, bytes: &'a mut DeviceBytes) -> Result<InUse<'a>> {
-        self.after(bytes)?;
-        let (address, until) = bytes.own_mut()?.for_writing(&self.stream);
-        Ok(InUse { address, until: Some(until) })
-    }
-
-    fn after(&self, bytes: &DeviceBytes) -> Result<()> {
-        self.stream.wait(&bytes.ready).map_err(driver("cannot wait for an event"))
-    }
-
-    /// Begins to copy `bytes` of a page-locked buffer to the beginning of `to`.
-    ///
-    /// # Safety
-    ///
-    /// `bytes` are page-locked, and stay where and as they are until what the lane was given so far is done.
-    pub(crate) unsafe fn copy_in(&self, bytes: &[u8], to: &mut DeviceBytes) -> Result<()> {
-        self.after(to)?;
-        // SAFETY: the caller's promise.
-        unsafe { to.own_mut()?.copy_in(&self.stream, 0, bytes) }
-    }
-
-    /// Begins to copy the beginning of `from` to `into`.
-    ///
-    /// # Safety
-    ///
-    /// `into` is page-locked, and nobody looks at it until what the lane was given so far is done.
-    pub(crate) unsafe fn copy_out(&self, from: &DeviceBytes, into: &mut [u8]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { from.own()?.copy_out(&self.stream, 0, into) }
-    }
-
-    /// The end of all that was submitted so far.
-    pub(crate) fn done(&self) -> Result<Done> {
-        self.stream.record_event(None).map(Done).map_err(driver("cannot record an event"))
-    }
-}
-
-#[cfg(feature = "nccl")]
-impl Done {
-    pub(crate) fn is_over(&self) -> Result<bool> {
-        self.0.try_is_complete().map_err(driver("work on a device failed"))
     }
 }
 

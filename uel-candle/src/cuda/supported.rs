@@ -20,9 +20,9 @@ use crate::stream::brought::Brought;
 use crate::stream::land::{HandOver, Landing};
 use crate::stream::options::{CastOn, StreamOptions};
 
-pub(crate) use super::peer::Upload;
 #[cfg(feature = "nccl")]
-pub(crate) use super::peer::{Done, InUse, Lane};
+pub(crate) use super::lane::{Done, InUse, Lane};
+pub(crate) use super::peer::Upload;
 
 pub(super) fn cuda(device: &Device) -> Result<&CudaDevice> {
     match device {

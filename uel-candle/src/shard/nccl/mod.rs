@@ -13,6 +13,8 @@ mod communicator;
 mod library;
 #[allow(unsafe_code)]
 mod service;
+#[allow(unsafe_code)]
+mod staging;
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -30,7 +32,8 @@ use super::step::{Doing, Steps};
 use crate::cuda::Lane;
 use communicator::Communicator;
 use library::{ID_BYTES, Library, UniqueId};
-use service::{ABORT_PATIENCE, Command, LEAVE_PATIENCE, MAX_RANKS, Service, piece_bytes};
+use service::{ABORT_PATIENCE, Command, LEAVE_PATIENCE, Service};
+use staging::{MAX_RANKS, piece_bytes};
 
 /// How much longer than its patience a caller waits for the thread that calls NCCL, which may have to abort.
 const GRACE: Duration = Duration::from_secs(2).saturating_add(ABORT_PATIENCE);
@@ -61,10 +64,12 @@ impl fmt::Debug for NcclId {
 /// A rank of a group whose ranks have a GPU each, in one process or several, on one host or several. Memory goes from device to
 /// device by NCCL, which is looked for when the first group is made: `libnccl.so.2`.
 ///
-/// [`over`](Self::over) makes a group beside another one, such as [`MpiGroup`](crate::MpiGroup) or
-/// [`ThreadGroup`](crate::ThreadGroup), which carries the bytes of the hosts and the notices of failures. A group that is made by
+/// [`over`](Self::over) makes a group beside another one, such as `MpiGroup` or [`ThreadGroup`](crate::ThreadGroup), which carries
+/// the bytes of the hosts and the notices of failures. A group that is made by
 /// [`new`](Self::new) has NCCL alone. It knows a failure by what NCCL reports, or by a deadline, and then names the first of the
 /// ranks that it waited for, because NCCL does not say which of them is missing.
+///
+/// A rank that is dropped leaves. It waits some seconds for the others to do so, which may still receive what it sent.
 ///
 /// ```no_run
 /// use std::sync::Arc;

@@ -8,24 +8,14 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
 use uel_core::{Error, Kind, Result};
 
 use super::super::group::pause::Pause;
 use super::super::group::{MAX_MESSAGE_BYTES, ProcessGroup, RankFault, ranks};
 use super::communicator::{Communicator, Transfer};
+use super::staging::Staging;
 use super::{SharedFault, lock};
 use crate::cuda::{DeviceBytes, Done, InUse, Lane};
-use crate::host::pool::Lease;
-
-/// Bytes from the host go to and from the device in rounds of at most this many in each direction, the chunk of a pool.
-const SLAB_BYTES: usize = 4 << 20;
-
-/// The least that goes from one rank to another in a round. With more ranks than these share a slab, there is no group.
-const MIN_PIECE_BYTES: usize = 512;
-
-/// The most ranks of a group.
-pub(super) const MAX_RANKS: usize = SLAB_BYTES / MIN_PIECE_BYTES;
 
 /// How long the work of an aborted communicator is waited for. Memory that it may still use is then given up.
 pub(super) const ABORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,19 +58,13 @@ pub(super) struct Service {
     pub(super) rank: usize,
     pub(super) size: usize,
     communicator: Option<Communicator>,
-    lane: Lane,
+    pub(super) lane: Lane,
     pub(super) fault: SharedFault,
     /// The group whose faults are this one's too.
     side: Option<Weak<dyn ProcessGroup>>,
-    staging: Option<Staging>,
+    pub(super) staging: Option<Staging>,
     /// The device may still use memory of an aborted communicator.
-    stuck: bool,
-}
-
-/// Device memory that bytes of the host go through.
-struct Staging {
-    outgoing: DeviceBytes,
-    incoming: DeviceBytes,
+    pub(super) stuck: bool,
 }
 
 impl Service {
@@ -164,7 +148,7 @@ impl Service {
     }
 
     /// Poisons the group with `fault`, unless it is poisoned; returns the fault that stands. The communicator has ended then.
-    fn fail(&mut self, fault: RankFault) -> RankFault {
+    pub(super) fn fail(&mut self, fault: RankFault) -> RankFault {
         let fault = lock(&self.fault).get_or_insert(fault).clone();
         if let Some(side) = self.side.as_ref().and_then(Weak::upgrade) {
             side.abort(&fault.to_error());
@@ -192,16 +176,16 @@ impl Service {
     }
 
     /// What goes wrong on this rank, as a fault of it.
-    fn own(&self, error: &Error) -> RankFault {
+    pub(super) fn own(&self, error: &Error) -> RankFault {
         RankFault::of(self.rank, error)
     }
 
-    fn refused(&self, why: String) -> RankFault {
+    pub(super) fn refused(&self, why: String) -> RankFault {
         RankFault::new(self.rank, Kind::Device, why)
     }
 
     /// Asks until what was asked of the communicator is under way.
-    fn settle(&self, began: Instant, patience: Duration, peers: &[usize]) -> Result<(), RankFault> {
+    pub(super) fn settle(&self, began: Instant, patience: Duration, peers: &[usize]) -> Result<(), RankFault> {
         self.wait(began, patience, peers, |service| {
             let Some(communicator) = &service.communicator else { return Err(service.refused(ENDED.to_owned())) };
             communicator.is_settled().map_err(|why| service.failed(why, peers))
@@ -215,7 +199,13 @@ impl Service {
     }
 
     /// Asks until an event is over.
-    fn finish(&self, done: &Done, began: Instant, patience: Duration, peers: &[usize]) -> Result<(), RankFault> {
+    pub(super) fn finish(
+        &self,
+        done: &Done,
+        began: Instant,
+        patience: Duration,
+        peers: &[usize],
+    ) -> Result<(), RankFault> {
         self.wait(began, patience, peers, |service| {
             if let Some(communicator) = &service.communicator {
                 communicator.is_settled().map_err(|why| service.failed(why, peers))?;
@@ -302,7 +292,7 @@ impl Service {
     }
 
     /// Begins transfers of memory that this thread keeps until they are over, or the communicator was aborted.
-    fn begin(&self, pieces: &[Transfer]) -> Result<(), RankFault> {
+    pub(super) fn begin(&self, pieces: &[Transfer]) -> Result<(), RankFault> {
         let communicator = self.communicator.as_ref().ok_or_else(|| self.refused(ENDED.to_owned()))?;
         // SAFETY: the memory belongs to the command at hand, or is this thread's staging, of as many bytes and for nobody else to
         // use. It is given back when an event behind the transfers is over, or, after a fault, when the communicator was aborted
@@ -346,139 +336,6 @@ impl Service {
         Ok(())
     }
 
-    /// Messages between the hosts' memories, through page-locked buffers and the device's.
-    fn exchange(
-        &mut self,
-        outgoing: &[(usize, Arc<Vec<u8>>)],
-        incoming: &[(usize, usize)],
-        patience: Duration,
-    ) -> Result<Vec<Vec<u8>>, RankFault> {
-        let mut received: Vec<Vec<u8>> = incoming.iter().map(|&(_, len)| vec![0; len]).collect();
-        let most = piece_bytes(self.size);
-        let mut at = 0usize;
-        loop {
-            let sends: Vec<(usize, &[u8])> = outgoing
-                .iter()
-                .filter_map(|(to, bytes)| Some((*to, part(bytes.len(), at, most).and_then(|part| bytes.get(part))?)))
-                .collect();
-            let mut receives: Vec<(usize, &mut [u8])> = (incoming.iter().zip(&mut received))
-                .filter_map(|((from, _), into)| {
-                    Some((*from, part(into.len(), at, most).and_then(|part| into.get_mut(part))?))
-                })
-                .collect();
-            if sends.is_empty() && receives.is_empty() {
-                return Ok(received);
-            }
-            let mut buffers = Vec::with_capacity(2);
-            if let Err(fault) = self.round(&sends, &mut receives, patience, &mut buffers) {
-                let fault = self.fail(fault);
-                if self.stuck {
-                    // The device may still copy from or to them.
-                    buffers.iter().for_each(Lease::lose);
-                }
-                return Err(fault);
-            }
-            at = at.saturating_add(most);
-        }
-    }
-
-    fn round(
-        &mut self,
-        sends: &[(usize, &[u8])],
-        receives: &mut [(usize, &mut [u8])],
-        patience: Duration,
-        buffers: &mut Vec<Lease>,
-    ) -> Result<(), RankFault> {
-        let mut staging = match self.staging.take() {
-            Some(staging) => staging,
-            None => Staging::new(&self.lane.device).map_err(|error| self.own(&error))?,
-        };
-        let moved = self.stage(&mut staging, sends, receives, patience, buffers);
-        // Where it failed, the memory is in use until the communicator was aborted.
-        self.staging = Some(staging);
-        moved
-    }
-
-    fn stage(
-        &self,
-        staging: &mut Staging,
-        sends: &[(usize, &[u8])],
-        receives: &mut [(usize, &mut [u8])],
-        patience: Duration,
-        buffers: &mut Vec<Lease>,
-    ) -> Result<(), RankFault> {
-        let own = |error: Error| self.own(&error);
-        let outside = || self.refused("a round is longer than its buffer".to_owned());
-        let began = Instant::now();
-        let (mut peers, mut transfers): (Vec<usize>, Vec<Transfer>) = (Vec::new(), Vec::new());
-        let sent: usize = sends.iter().map(|(_, bytes)| bytes.len()).sum();
-        if sent > 0 {
-            let mut lease = self.lane.lease().map_err(own)?;
-            let mut rest = lease.bytes_mut().map_err(own)?;
-            for (_, bytes) in sends {
-                let (head, tail) = std::mem::take(&mut rest).split_at_mut_checked(bytes.len()).ok_or_else(outside)?;
-                head.copy_from_slice(bytes);
-                rest = tail;
-            }
-            buffers.push(lease);
-            let bytes = buffers.last().and_then(|lease| lease.bytes().get(..sent)).ok_or_else(outside)?;
-            // SAFETY: the buffer is page-locked. It goes back when an event behind the copy is over, or, after a fault, when the
-            // stream is idle, and is else given up.
-            unsafe { self.lane.copy_in(bytes, &mut staging.outgoing) }.map_err(own)?;
-        }
-        let mut uses = Vec::with_capacity(2);
-        if sent > 0 {
-            let using = self.lane.reading(&staging.outgoing).map_err(own)?;
-            let mut address = using.address;
-            for (peer, bytes) in sends {
-                peers.push(*peer);
-                transfers.push(Transfer { peer: *peer, address, byte_len: bytes.len(), sends: true });
-                address += bytes.len() as u64;
-            }
-            uses.push(using);
-        }
-        let coming: usize = receives.iter().map(|(_, bytes)| bytes.len()).sum();
-        if coming > SLAB_BYTES || sent > SLAB_BYTES {
-            return Err(outside());
-        }
-        if coming > 0 {
-            let using = self.lane.writing(&mut staging.incoming).map_err(own)?;
-            let mut address = using.address;
-            for (peer, bytes) in receives.iter() {
-                peers.push(*peer);
-                transfers.push(Transfer { peer: *peer, address, byte_len: bytes.len(), sends: false });
-                address += bytes.len() as u64;
-            }
-            uses.push(using);
-        }
-        peers.sort_unstable();
-        peers.dedup();
-        self.begin(&transfers)?;
-        self.settle(began, patience, &peers)?;
-        uses.into_iter().for_each(InUse::submitted);
-        if coming > 0 {
-            let mut lease = self.lane.lease().map_err(own)?;
-            let into = lease.bytes_mut().map_err(own)?;
-            let into = into.get_mut(..coming).ok_or_else(outside)?;
-            // SAFETY: the buffer is page-locked, and is looked at when an event behind the copy is over. It goes back as above.
-            let begun = unsafe { self.lane.copy_out(&staging.incoming, into) };
-            buffers.push(lease);
-            begun.map_err(own)?;
-        }
-        let done = self.lane.done().map_err(own)?;
-        self.finish(&done, began, patience, &peers)?;
-        if coming > 0 {
-            let mut rest = buffers.last().and_then(|lease| lease.bytes().get(..coming)).ok_or_else(outside)?;
-            for (_, into) in receives.iter_mut() {
-                let (head, tail) = rest.split_at_checked(into.len()).ok_or_else(outside)?;
-                into.copy_from_slice(head);
-                rest = tail;
-            }
-        }
-        buffers.clear();
-        Ok(())
-    }
-
     /// Ends the communicator, so that the others have what this rank sent.
     pub(super) fn leave(mut self) {
         let Some(communicator) = self.communicator.take() else { return };
@@ -508,21 +365,8 @@ impl Service {
     }
 }
 
-impl Staging {
-    fn new(device: &Device) -> Result<Self> {
-        let room = || DeviceBytes::room(device, DType::U8, SLAB_BYTES);
-        Ok(Self { outgoing: room()?, incoming: room()? })
-    }
-}
-
-/// How much of each message goes in a round: the same on all ranks, so that both sides of a message cut it alike, and all
-/// pieces of a round share a slab.
-pub(super) fn piece_bytes(size: usize) -> usize {
-    SLAB_BYTES / size.saturating_sub(1).max(1)
-}
-
 /// The part of `len` bytes that begins at `at`, of at most `most`; `None` behind the last.
-fn part(len: usize, at: usize, most: usize) -> Option<std::ops::Range<usize>> {
+pub(super) fn part(len: usize, at: usize, most: usize) -> Option<std::ops::Range<usize>> {
     (at < len).then(|| at..len.min(at.saturating_add(most)))
 }
 
