@@ -17,7 +17,7 @@ use uel::shard::{DeviceBytes, DeviceGroup, Incoming, Outgoing};
 use uel::{Dtype, Error, GroupFiles, GroupLoader, Kind, NcclGroup, ProcessGroup, RankFault, Result, Split};
 use uel::{ShardPlan, ThreadGroup};
 
-use crate::emulated::{Emulated, Turn};
+use crate::emulated::{Emulated, OUT_OF_MEMORY, Turn};
 use cases::{CPU, bytes, check, name, write};
 
 /// Long enough for a busy machine.
@@ -269,7 +269,9 @@ fn calls_that_fail_are_errors_on_every_rank() {
     for (function, most) in functions {
         for n in (1..=most).step_by(most as usize / 3 + 1) {
             let Some(_turn) = turn(3, n) else { return };
-            let arm = || emulated.fail_nth(Some(function), n, SYSTEM_ERROR);
+            let code = if function.starts_with("nccl") { SYSTEM_ERROR } else { OUT_OF_MEMORY };
+            let arm = || emulated.fail_nth(Some(function), n, code);
+            println!("{function} {n}");
             let load = |group: NcclGroup, device: &Device| work(Arc::new(group), device, &paths);
             let outcomes = run_armed(Way::Over, 3, LONG, arm, load);
             let spared = emulated.fail_none();
