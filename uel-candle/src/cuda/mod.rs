@@ -10,6 +10,8 @@
 //! - *Buffers* go back to their pool with the event that ends the copies out of them.
 //! - *Direct reads* (`gds`) are in no stream's order: they begin when the allocation is over, and are over when the call
 //!   returns.
+//! - *Memory of ranks* (`peer`) goes with an event behind what fills it. The stream of a group (`lane`) waits for it, and what the
+//!   group does there is over when the call returns.
 //! - *Hand-over*: the thread that gets a tensor makes its own queue wait for the copies. candle's default stream is another
 //!   queue on every thread, so nobody else can do that for it.
 

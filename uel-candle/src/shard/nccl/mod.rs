@@ -9,6 +9,7 @@
 
 #[allow(unsafe_code)]
 mod communicator;
+mod id;
 #[allow(unsafe_code)]
 mod library;
 #[allow(unsafe_code)]
@@ -31,35 +32,13 @@ use super::group::{
 use super::step::{Doing, Steps};
 use crate::cuda::Lane;
 use communicator::Communicator;
+pub use id::NcclId;
 use library::{ID_BYTES, Library, UniqueId};
 use service::{ABORT_PATIENCE, Command, LEAVE_PATIENCE, Service};
 use staging::{MAX_RANKS, piece_bytes};
 
 /// How much longer than its patience a caller waits for the thread that calls NCCL, which may have to abort.
 const GRACE: Duration = Duration::from_secs(2).saturating_add(ABORT_PATIENCE);
-
-/// What ranks find each other by: made on one of them, and given to the others in any way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct NcclId([u8; ID_BYTES]);
-
-impl NcclId {
-    /// The id in bytes that another rank has sent.
-    pub fn from_bytes(bytes: [u8; ID_BYTES]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes that other ranks need.
-    pub fn as_bytes(&self) -> &[u8; ID_BYTES] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for NcclId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It holds the address and the secret by which a rank joins.
-        f.write_str("NcclId(..)")
-    }
-}
 
 /// A rank of a group whose ranks have a GPU each, in one process or several, on one host or several. Memory goes from device to
 /// device by NCCL, which is looked for when the first group is made: `libnccl.so.2`.
@@ -128,7 +107,7 @@ impl NcclGroup {
     /// [`Kind::Device`] where there is no NCCL, or it has no network to be found by.
     pub fn unique_id() -> Result<NcclId> {
         let id = communicator::unique_id(Library::get()?).map_err(|why| Error::new(Kind::Device, why))?;
-        Ok(NcclId(id.bytes))
+        Ok(NcclId::from_bytes(id.bytes))
     }
 
     /// Joins the ranks that have `id`, as number `rank` of `size`, with a CUDA device that no other rank has.
@@ -154,11 +133,12 @@ impl NcclGroup {
         let prepare = || {
             Library::get()?;
             check_arguments((rank, size), device)?;
-            if rank == 0 { Self::unique_id() } else { Ok(NcclId([0; ID_BYTES])) }
+            if rank == 0 { Self::unique_id() } else { Ok(NcclId::from_bytes([0; ID_BYTES])) }
         };
-        let exchange = |group: &dyn ProcessGroup, mut id: NcclId| {
-            group.broadcast(0, &mut id.0)?;
-            Ok(id)
+        let exchange = |group: &dyn ProcessGroup, id: NcclId| {
+            let mut bytes = *id.as_bytes();
+            group.broadcast(0, &mut bytes)?;
+            Ok(NcclId::from_bytes(bytes))
         };
         let finish = |id: NcclId| Self::join(&id, (rank, size), device, (timeout, patience), Some(Arc::clone(&group)));
         steps.run(&Doing::new("joining by NCCL"), prepare, exchange, finish)
@@ -177,7 +157,7 @@ impl NcclGroup {
         let (ready, joined) = sync_channel(1);
         let (end, ended) = sync_channel(1);
         let fault = SharedFault::default();
-        let (shared, id) = (Arc::clone(&fault), UniqueId { bytes: id.0 });
+        let (shared, id) = (Arc::clone(&fault), UniqueId { bytes: *id.as_bytes() });
         let weak: Option<Weak<dyn ProcessGroup>> = side.as_ref().map(Arc::downgrade);
         let on = device.clone();
         let thread = std::thread::Builder::new().name("uel-nccl".to_owned());
