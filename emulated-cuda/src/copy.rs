@@ -6,7 +6,7 @@ use crate::codes::{self, Code};
 use crate::driver::Driver;
 use crate::history::{Access, Space};
 use crate::pinned::Pinning;
-use crate::queue::{Place, Work};
+use crate::queue::{Place, Rows, Work};
 use crate::schedule::New;
 
 /// What a call needs of an end of a copy.
@@ -81,7 +81,12 @@ impl Driver {
     /// Runs an operation, and the host knows it.
     fn finish(&mut self, op: u64) {
         let clock = self.ops.get(&op).map(|op| op.clock.clone()).unwrap_or_default();
-        self.run_until(op);
+        if !self.run_until(op) {
+            let message = format!("{} returns only when done, and waits for a rank that has not come", self.label(""));
+            self.violation("hang", message);
+            // Memory that the caller lent is the caller's again.
+            self.withdraw(op);
+        }
         self.host.join(&clock);
     }
 
@@ -175,6 +180,25 @@ impl Driver {
         let target = self.device_end(to, len, true)?;
         let about = format!(" of {len} bytes from {from:#x} to {to:#x}");
         self.submit_copy(queue, source, target, len, None, about);
+        Ok(())
+    }
+
+    /// Copies rows between device memory. For the order of operations, what lies between the rows counts too.
+    pub(crate) fn copy_rows(&mut self, from: usize, to: usize, rows: Rows, stream: usize) -> Result<(), Code> {
+        let queue = self.queue_of(stream)?;
+        if rows.width > rows.from_pitch.min(rows.to_pitch) {
+            return Err(codes::INVALID_VALUE);
+        }
+        let Some(last) = rows.count.checked_sub(1).filter(|_| rows.width > 0) else { return Ok(()) };
+        let span = |pitch: usize| last.checked_mul(pitch)?.checked_add(rows.width);
+        let (from_span, to_span) = (span(rows.from_pitch), span(rows.to_pitch));
+        let (Some(from_span), Some(to_span)) = (from_span, to_span) else { return Err(codes::INVALID_VALUE) };
+        let source = self.device_end(from, from_span, false)?;
+        let target = self.device_end(to, to_span, true)?;
+        let about = format!(" of {} rows of {} bytes from {from:#x} to {to:#x}", rows.count, rows.width);
+        let accesses = [source.access, target.access].into_iter().flatten().collect();
+        let work = Work::CopyRows { from: source.place, to: target.place, rows };
+        self.submit(New { queue, accesses, work, waits: None, about });
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::codes::{self, Code};
 use crate::cufile::{Files, Mode};
 use crate::memory::Memory;
+use crate::nccl::Nccl;
 use crate::pinned::Pinned;
 use crate::queue::{Kind, Op, Queue};
 use crate::random::Random;
@@ -30,6 +31,8 @@ pub(crate) struct Device {
     /// What the default pool may keep when the host synchronises.
     pub(crate) release_threshold: u64,
     pub(crate) pool_high_water: usize,
+    /// Devices that the default pool's memory was opened to.
+    pub(crate) pool_open_to: HashSet<usize>,
 }
 
 #[derive(Debug)]
@@ -68,6 +71,7 @@ pub(crate) struct Driver {
     pub(crate) pinned: Pinned,
     pub(crate) pinned_live: usize,
     pub(crate) files: Files,
+    pub(crate) nccl: Nccl,
     pub(crate) random: Option<Random>,
     pub(crate) injections: Vec<Injection>,
     pub(crate) counters: Counters,
@@ -100,6 +104,7 @@ impl Default for Driver {
             pinned: Pinned::default(),
             pinned_live: 0,
             files: Files::default(),
+            nccl: Nccl::default(),
             random: None,
             injections: Vec::new(),
             counters: Counters::default(),
@@ -141,6 +146,7 @@ impl Driver {
         self.random = None;
         self.pools = true;
         self.files.mode = Mode::Direct;
+        self.nccl.clear();
         let (device, pinned) = (self.counters.device_bytes.now, self.counters.pinned_bytes.now);
         self.counters = Counters::default();
         self.counters.device_bytes.rise(device);
@@ -167,8 +173,9 @@ impl Driver {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Makes so many devices of those that there are: more of them, or fewer.
     pub(crate) fn set_devices(&mut self, count: usize) {
-        self.devices = (0..count).map(|_| Device { memory: DEVICE_MEMORY, ..Device::default() }).collect();
+        self.devices.resize_with(count, || Device { memory: DEVICE_MEMORY, ..Device::default() });
     }
 
     /// A number that no handle had before.
@@ -256,6 +263,7 @@ impl Driver {
     /// Runs what is left in the context and ends all that it holds. What still lives there is a leak.
     fn destroy_context(&mut self, context: usize) {
         self.synchronize_context(context);
+        self.end_communicators(context);
         let blocks: Vec<(u64, Arc<str>)> = self
             .memory
             .live_blocks()

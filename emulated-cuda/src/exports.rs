@@ -6,6 +6,7 @@ mod copy;
 mod cufile;
 mod device;
 mod memory;
+mod nccl;
 mod stream;
 mod unsupported;
 
@@ -13,6 +14,7 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::codes::{self, Code};
 use crate::driver::Driver;
@@ -41,6 +43,29 @@ fn call(function: &'static str, body: impl FnOnce(&mut Driver) -> Result<(), Cod
     driver().call(thread(), function, body).err().unwrap_or(codes::SUCCESS)
 }
 
+/// How long a call waits for another rank. A real one would wait for ever.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// How long such a call leaves the driver to others.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Makes a call that returns when work is done, which another rank may first have to come for.
+fn waiting_call(function: &'static str, body: impl Fn(&mut Driver) -> Result<(), Code>) -> Code {
+    let began = Instant::now();
+    let mut code = call(function, &body);
+    while code == codes::BLOCKED {
+        std::thread::sleep(PAUSE);
+        let mut driver = driver();
+        (driver.thread, driver.function) = (thread(), function);
+        if began.elapsed() > LONGEST_WAIT {
+            let message = format!("{} waits for a rank that does not come", driver.label(""));
+            driver.violation("hang", message);
+            return codes::LAUNCH_TIMEOUT;
+        }
+        code = body(&mut driver).err().unwrap_or(codes::SUCCESS);
+    }
+    code
+}
+
 /// Where a call writes its result.
 ///
 /// # Safety
@@ -64,3 +89,17 @@ macro_rules! exports {
     };
 }
 use exports;
+
+/// Defines functions of the driver that return when work is done. What is asked may be asked several times.
+macro_rules! waiting_exports {
+    ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) |$driver:ident| $body:block)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[allow(non_snake_case)]
+            extern "C" fn $name($($argument: $type),*) -> $crate::codes::Code {
+                $crate::exports::waiting_call(stringify!($name), |$driver: &mut $crate::driver::Driver| $body)
+            }
+        )*
+    };
+}
+use waiting_exports;

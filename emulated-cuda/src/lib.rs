@@ -26,6 +26,12 @@
 //! Beside it is `libcufile.so.0`: `cuFileRead` reads at once, and whatever uses the memory has to be known to be done,
 //! its allocation in a stream included; `cuFileReadAsync` looks at its arguments when it runs.
 //!
+//! And `libnccl.so.2`, for threads as ranks, each on a device of its own, with communicators that do not block: calls are in
+//! progress for a while, and nothing may be given to a stream meanwhile. What a group of calls does is one operation of the
+//! stream. It runs when those that it exchanges bytes with are at the front of their streams, a broadcast when all are; a rank
+//! that does not come holds up the others for ever. An abort ends a rank's operations, of which others learn only when a test
+//! says so. A call that waits for work gives the driver to other threads while a rank is missing.
+//!
 //! Destroying a stream or an event with work under way is allowed, as on the real driver: the work still runs.
 //!
 //! # Controls
@@ -36,13 +42,15 @@
 //! | --- | --- |
 //! | `void emulated_reset(void)` | forgets everything, memory included; for when no context lives |
 //! | `void emulated_clear(void)` | forgets violations, counts, failures, seed and limits, and keeps what lives |
-//! | `void emulated_devices(unsigned count)` | the number of devices, 2 at first; before the first call of the driver |
+//! | `void emulated_devices(unsigned count)` | the number of devices, 2 at first; those in use have to stay |
 //! | `void emulated_memory_limit(uint64_t bytes)` | the memory of each device, 16 GiB at first |
 //! | `void emulated_memory_pools(int supported)` | whether there are stream-ordered allocations, at first there are |
 //! | `void emulated_seed(uint64_t seed)` | runs random operations at random calls; 0 is as late as possible again |
 //! | `void emulated_fail_nth(const char *function, uint64_t n, unsigned code)` | the n-th call from now of a function, or of any where it is null, does nothing and returns `code` |
 //! | `uint64_t emulated_fail_none(void)` | takes back what is still to fail; gives how many calls that were |
 //! | `void emulated_cufile_mode(int mode)` | GPUDirect Storage: 0 is there, 1 in compatibility mode, 2 not there |
+//! | `void emulated_nccl_remote_errors(int told)` | whether ranks learn that another one has aborted; at first they do not |
+//! | `void emulated_nccl_async_error(uint64_t n, unsigned result)` | the n-th query of a communicator from now on finds this error, which stays |
 //! | `uint64_t emulated_host_access(const void *p, size_t len, int write)` | declares that the host touches memory now; gives the number of violations that this is |
 //! | `uint64_t emulated_violations(void)` | how many violations there were |
 //! | `size_t emulated_report_json(char *to, size_t room)` | writes the report, cut to the room; gives its length |
@@ -51,7 +59,7 @@
 //! file that the report is written to when the process ends.
 //!
 //! The report is one JSON object: `violation_count` and `violations` (with `kind` and `message`); `live` and
-//! `high_water` (`device_bytes`, `pinned_bytes`, `streams`, `events`); `live_memory`, what allocated what still lives;
+//! `high_water` (`device_bytes`, `pinned_bytes`, `streams`, `events`, and what else lives); `live_memory`, what allocated what still lives;
 //! `pending_operations`; and `calls`, how often each function was called.
 //!
 //! | kind of violation | what was seen |
@@ -62,8 +70,12 @@
 //! | `invalid free` | what is freed is no block, not its beginning, or was freed before |
 //! | `partly pinned` | a range of host memory is pinned in part |
 //! | `changed source` | the host wrote a pinned source between the call and the copy |
-//! | `destroyed handle` | a stream, event or context that was destroyed is used |
-//! | `leak` | a context ends while memory lives in it |
+//! | `early use` | a communicator, or its stream, is used while a call of NCCL is in progress |
+//! | `no access` | a rank's memory comes from a pool that is not open to the device of the rank that it goes to |
+//! | `mismatch` | the sides of a message or a broadcast differ in bytes, dtype or root |
+//! | `hang` | a call waits for a rank that does not come |
+//! | `destroyed handle` | a stream, event, communicator or context that was destroyed is used |
+//! | `leak` | a context ends while memory or communicators live in it |
 
 // Elsewhere there is nothing to stand in for.
 #![cfg(target_os = "linux")]
@@ -78,6 +90,7 @@ mod driver;
 mod exports;
 mod history;
 mod memory;
+mod nccl;
 mod pinned;
 mod queue;
 mod random;

@@ -26,6 +26,15 @@ pub(crate) enum Place {
     },
 }
 
+/// How rows lie at either end of a copy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows {
+    pub(crate) from_pitch: usize,
+    pub(crate) to_pitch: usize,
+    pub(crate) width: usize,
+    pub(crate) count: usize,
+}
+
 /// What an operation does when it runs.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -37,8 +46,12 @@ pub(crate) enum Work {
     Allocate { block: u64 },
     /// The block's memory may become another's.
     Free { block: u64, address: usize, len: usize },
+    /// Copies rows of bytes that lie at equal distances.
+    CopyRows { from: Place, to: Place, rows: Rows },
     /// Reads from a file, to a place that was checked to be this address and length.
     Read { handle: usize, base: usize, arguments: Arguments, checked: (usize, usize) },
+    /// A rank's part in what several ranks do, by its number.
+    Launch { launch: u64 },
     /// An event is recorded.
     Record { event: usize },
     /// Waits for what it depends on.

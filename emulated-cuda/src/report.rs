@@ -64,13 +64,14 @@ impl Driver {
         let _ = write!(
             json,
             "],\"live\":{{\"device_bytes\":{},\"device_blocks\":{blocks},\"pinned_bytes\":{},\"pinned_ranges\":{},\
-             \"streams\":{},\"events\":{},\"contexts\":{},\"files\":{files},\"file_buffers\":{buffers}}}",
+             \"streams\":{},\"events\":{},\"contexts\":{},\"communicators\":{},\"files\":{files},\"file_buffers\":{buffers}}}",
             c.device_bytes.now,
             c.pinned_bytes.now,
             self.pinned.ranges().count(),
             self.streams.len(),
             self.events.len(),
             self.contexts.len(),
+            self.nccl.live(),
         );
         let _ = write!(
             json,

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::driver::Driver;
 use crate::history::{Access, History, Past, Space};
 use crate::memory::{POISON_ALLOCATED, POISON_FREED};
-use crate::queue::{Kind, Op, Place, Work};
+use crate::queue::{Kind, Op, Place, Rows, Work};
 
 /// How many queries say that an operation is not ready before it makes progress.
 pub(crate) const NOT_READY_ANSWERS: u32 = 3;
@@ -29,6 +29,7 @@ pub(crate) struct New<'a> {
 impl Driver {
     /// Puts an operation at the end of its queue and reports what it conflicts with that nothing orders before it.
     pub(crate) fn submit(&mut self, new: New<'_>) -> u64 {
+        self.check_launched(new.queue, &new.about);
         self.submitted = self.submitted.saturating_add(1);
         let id = self.submitted;
         let mut clock = self.host.clone();
@@ -114,8 +115,8 @@ impl Driver {
         }
     }
 
-    /// Runs an operation, and before it what it depends on, and nothing else.
-    pub(crate) fn run_until(&mut self, target: u64) {
+    /// Runs an operation, and before it what it depends on, and nothing else. False where it has to wait for another rank.
+    pub(crate) fn run_until(&mut self, target: u64) -> bool {
         let mut stack = vec![target];
         while let Some(&id) = stack.last() {
             let Some(op) = self.ops.get(&id) else {
@@ -127,20 +128,32 @@ impl Driver {
                 stack.push(earlier);
             } else if let Some(&other) = op.after.iter().find(|other| self.ops.contains_key(other)) {
                 stack.push(other);
-            } else {
-                self.run(id);
+            } else if self.run(id) {
                 stack.pop();
+            } else {
+                return false;
             }
+        }
+        true
+    }
+
+    /// Takes an operation out of its queue.
+    pub(crate) fn withdraw(&mut self, id: u64) {
+        let Some(op) = self.ops.remove(&id) else { return };
+        if let Some(queue) = self.queues.get_mut(op.queue) {
+            queue.pending.retain(|&pending| pending != id);
         }
     }
 
-    /// Runs all of a queue, and the host knows it.
-    pub(crate) fn finish_queue(&mut self, queue: usize) {
-        let Some((last, clock)) = self.queues.get(queue).map(|queue| (queue.last, queue.clock.clone())) else { return };
-        if let Some(last) = last {
-            self.run_until(last);
+    /// Runs all of a queue, and the host knows it; false where it has to wait for another rank.
+    pub(crate) fn finish_queue(&mut self, queue: usize) -> bool {
+        let known = self.queues.get(queue).map(|queue| (queue.last, queue.clock.clone()));
+        let Some((last, clock)) = known else { return true };
+        if last.is_some_and(|last| !self.run_until(last)) {
+            return false;
         }
         self.host.join(&clock);
+        true
     }
 
     /// With a seed, runs some of the operations that could run now.
@@ -162,14 +175,22 @@ impl Driver {
         self.random = Some(random);
     }
 
-    /// Runs the operation at the front of its queue.
-    fn run(&mut self, id: u64) {
-        let Some(op) = self.ops.remove(&id) else { return };
+    /// Runs the operation at the front of its queue; false where it has to wait for another rank.
+    fn run(&mut self, id: u64) -> bool {
+        let launch = self.ops.get(&id).and_then(|op| match op.work {
+            Work::Launch { launch } => Some(launch),
+            _ => None,
+        });
+        if launch.is_some_and(|launch| !self.meet(launch)) {
+            return false;
+        }
+        let Some(op) = self.ops.remove(&id) else { return true };
         if let Some(queue) = self.queues.get_mut(op.queue) {
             queue.pending.pop_front();
         }
         match &op.work {
-            Work::Wait => {}
+            Work::Wait | Work::Launch { .. } => {}
+            Work::CopyRows { from, to, rows } => self.run_rows(from, to, *rows, &op.label),
             Work::Record { event } => self.recorded(*event, id),
             Work::Read { handle, base, arguments, checked } => {
                 self.run_read(*handle, *base, *arguments, *checked, &op.label);
@@ -197,7 +218,7 @@ impl Driver {
             }
             Work::Copy { from, to, len, digest } => {
                 let ends = (self.still_there(from, *len, &op.label), self.still_there(to, *len, &op.label));
-                let (Some(source), Some(target)) = ends else { return };
+                let (Some(source), Some(target)) = ends else { return true };
                 // SAFETY: both lie inside a block or a range that is still there, or in memory that the caller lent
                 // or that was copied from it.
                 let now = digest.map(|_| unsafe { bytes::digest(source, *len) });
@@ -210,10 +231,22 @@ impl Driver {
                 unsafe { bytes::copy(source, target, *len) };
             }
         }
+        true
+    }
+
+    fn run_rows(&mut self, from: &Place, to: &Place, rows: Rows, label: &str) {
+        for row in 0..rows.count {
+            let ends = (self.still_there(from, rows.width, label), self.still_there(to, rows.width, label));
+            let (Some(source), Some(target)) = ends else { return };
+            let source = source.saturating_add(row.saturating_mul(rows.from_pitch));
+            let target = target.saturating_add(row.saturating_mul(rows.to_pitch));
+            // SAFETY: every row lies inside of a block that is still there: the span of all was checked at the call.
+            unsafe { bytes::copy(source, target, rows.width) };
+        }
     }
 
     /// The address of a place, if it is still what it was when the operation was submitted.
-    fn still_there(&mut self, place: &Place, len: usize, label: &str) -> Option<usize> {
+    pub(crate) fn still_there(&mut self, place: &Place, len: usize, label: &str) -> Option<usize> {
         let (address, there) = match place {
             Place::Snapshot(bytes) => return (len <= bytes.len()).then_some(bytes.as_ptr() as usize),
             Place::Pageable { address } => return Some(*address),

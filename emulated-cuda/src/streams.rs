@@ -94,7 +94,9 @@ impl Driver {
 
     pub(crate) fn synchronize_stream(&mut self, stream: usize) -> Result<(), Code> {
         let queue = self.queue_of(stream)?;
-        self.finish_queue(queue);
+        if !self.finish_queue(queue) {
+            return Err(codes::BLOCKED);
+        }
         self.settle();
         Ok(())
     }
@@ -106,12 +108,11 @@ impl Driver {
             queue.not_ready = queue.not_ready.saturating_sub(1);
             return Err(codes::NOT_READY);
         }
-        self.finish_queue(number);
-        Ok(())
+        if self.finish_queue(number) { Ok(()) } else { Err(codes::NOT_READY) }
     }
 
-    /// Waits for everything in a context.
-    pub(crate) fn synchronize_context(&mut self, context: usize) {
+    /// Waits for everything in a context; false where something has to wait for another rank.
+    pub(crate) fn synchronize_context(&mut self, context: usize) -> bool {
         let queues: Vec<usize> = self
             .queues
             .iter()
@@ -120,10 +121,9 @@ impl Driver {
             .map(|(number, _)| number)
             .collect();
         // The queue made last goes first: a program that relies on the order of creation is found out.
-        for &queue in queues.iter().rev() {
-            self.finish_queue(queue);
-        }
+        let finished = queues.iter().rev().all(|&queue| self.finish_queue(queue));
         self.settle();
+        finished
     }
 
     /// What the pools do when the host waits: they keep what they are asked to keep.
@@ -212,7 +212,9 @@ impl Driver {
     pub(crate) fn synchronize_event(&mut self, event: usize) -> Result<(), Code> {
         self.context()?;
         if let Some((op, clock)) = self.event(event)?.recorded.as_ref().map(|last| (last.op, last.clock.clone())) {
-            self.run_until(op);
+            if !self.run_until(op) {
+                return Err(codes::BLOCKED);
+            }
             self.host.join(&clock);
             self.settle();
         }
@@ -228,7 +230,7 @@ impl Driver {
             known.not_ready = known.not_ready.saturating_sub(1);
             return Err(codes::NOT_READY);
         }
-        self.synchronize_event(event)
+        self.synchronize_event(event).map_err(|code| if code == codes::BLOCKED { codes::NOT_READY } else { code })
     }
 
     /// Milliseconds between two records.

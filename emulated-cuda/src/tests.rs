@@ -6,6 +6,7 @@ mod events;
 mod exports;
 mod memory;
 mod model;
+mod nccl;
 mod order;
 mod report;
 

@@ -8,6 +8,9 @@ use serde_json::Value;
 /// How many random schedules a test is run with.
 const SCHEDULES: u64 = 16;
 
+/// Devices of tests that need several.
+const MOST_DEVICES: u32 = 4;
+
 /// `CUDA_ERROR_OUT_OF_MEMORY`
 pub(crate) const OUT_OF_MEMORY: u32 = 2;
 
@@ -29,6 +32,9 @@ pub(crate) struct Emulated {
     memory_pools: extern "C" fn(c_int),
     seed: extern "C" fn(u64),
     cufile_mode: extern "C" fn(c_int),
+    devices: extern "C" fn(c_uint),
+    nccl_remote_errors: extern "C" fn(c_int),
+    nccl_async_error: extern "C" fn(u64, c_uint),
     fail_nth: unsafe extern "C" fn(*const c_char, u64, c_uint),
     fail_none: extern "C" fn() -> u64,
     host_access: extern "C" fn(usize, usize, c_int) -> u64,
@@ -62,6 +68,9 @@ impl Emulated {
                     memory_limit: function!(c"emulated_memory_limit" as extern "C" fn(u64)),
                     memory_pools: function!(c"emulated_memory_pools" as extern "C" fn(c_int)),
                     cufile_mode: function!(c"emulated_cufile_mode" as extern "C" fn(c_int)),
+                    devices: function!(c"emulated_devices" as extern "C" fn(c_uint)),
+                    nccl_remote_errors: function!(c"emulated_nccl_remote_errors" as extern "C" fn(c_int)),
+                    nccl_async_error: function!(c"emulated_nccl_async_error" as extern "C" fn(u64, c_uint)),
                     seed: function!(c"emulated_seed" as extern "C" fn(u64)),
                     fail_nth: function!(c"emulated_fail_nth" as unsafe extern "C" fn(*const c_char, u64, c_uint)),
                     fail_none: function!(c"emulated_fail_none" as extern "C" fn() -> u64),
@@ -98,6 +107,21 @@ impl Emulated {
     /// What there is of GPUDirect Storage: 0 all, 1 the compatibility mode, 2 nothing.
     pub(crate) fn cufile_mode(&self, mode: i32) {
         (self.cufile_mode)(mode);
+    }
+
+    /// Makes as many devices as a test needs. Those that there are stay.
+    pub(crate) fn at_least_devices(&self, count: u32) {
+        (self.devices)(count.max(MOST_DEVICES));
+    }
+
+    /// Whether ranks learn that another one has aborted its communicator.
+    pub(crate) fn nccl_remote_errors(&self, told: bool) {
+        (self.nccl_remote_errors)(told.into());
+    }
+
+    /// Makes the n-th query of a communicator from now on find an error.
+    pub(crate) fn nccl_async_error(&self, n: u64, code: u32) {
+        (self.nccl_async_error)(n, code);
     }
 
     /// Makes the n-th call from now of a function fail, or of any function.
@@ -228,6 +252,7 @@ impl Drop for Turn {
         assert!(kinds.iter().all(|kind| expected.contains(kind)), "violations: {:#}", report["violations"]);
         let (live, memory) = (&report["live"], &report["live_memory"]);
         assert_eq!(live["device_bytes"], self.device_bytes, "device memory lives: {memory:#}");
+        assert_eq!(live["communicators"], 0, "communicators live");
         if let Some(pinned_bytes) = self.pinned_bytes {
             assert_eq!(live["pinned_bytes"], pinned_bytes, "pinned memory lives: {memory:#}");
         }

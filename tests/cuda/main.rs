@@ -15,6 +15,8 @@ mod devices;
 mod direct;
 mod driver;
 mod emulated;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod quantized;
 mod roads;
 #[path = "../scenario.rs"]

@@ -123,7 +123,7 @@ fn run(scenario: &str, at: usize, folder: &Path, group: MpiGroup) -> Result<()> 
             let group: Arc<dyn ProcessGroup> = Arc::new(group);
             let cases = std::fs::read_dir(folder).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
             for case in 0..cases.count() {
-                check(Arc::clone(&group), &files_of(&folder.join(format!("case-{case}"))), case + at)?;
+                check(Arc::clone(&group), &cases::CPU, &files_of(&folder.join(format!("case-{case}"))), case + at)?;
             }
             Ok(())
         }

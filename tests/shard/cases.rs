@@ -123,20 +123,30 @@ pub(crate) fn part(whole: &Tensor, dim: usize, rank: usize, ranks: usize) -> Ten
 }
 
 fn assert_same(got: &Tensor, expected: &Tensor, what: &str) {
+    let got = &got.to_device(&CPU).unwrap();
     assert_eq!((got.dtype(), got.dims()), (expected.dtype(), expected.dims()), "{what}");
     assert!(bytes(got) == bytes(expected), "{what}");
 }
 
-/// Loads all tensors in every way on this rank, and compares them with a plain load. Which rank reads which file, and what the
-/// tensors are cast to, follows from `seed`.
+/// Loads all tensors in every way to this rank's device, and compares them with a plain load. Which rank reads which file, what
+/// the tensors are cast to, and where files are kept, follows from `seed`.
 ///
 /// # Errors
 ///
 /// Those of the group.
-pub(crate) fn check(group: Arc<dyn ProcessGroup>, paths: &[PathBuf], seed: usize) -> Result<GroupFiles> {
+pub(crate) fn check(
+    group: Arc<dyn ProcessGroup>,
+    device: &Device,
+    paths: &[PathBuf],
+    seed: usize,
+) -> Result<GroupFiles> {
     let (rank, ranks) = (group.rank(), group.size());
     let dtype = [None, None, Some(DType::F32), Some(DType::BF16)][seed % 4];
-    let (mut loader, recorded) = recording(Arc::clone(&group));
+    let (loader, recorded) = recording(Arc::clone(&group));
+    let mut loader = loader.with_device(device);
+    if seed % 5 > 2 {
+        loader = loader.with_files_on_device();
+    }
     if let Some(dtype) = dtype {
         loader = loader.with_dtype(dtype);
     }
@@ -172,7 +182,8 @@ pub(crate) fn check(group: Arc<dyn ProcessGroup>, paths: &[PathBuf], seed: usize
                 assert_same(&alone, &expected, &what);
             }
             let twice = files.multi_cols(&[name, name], dim)?;
-            assert_same(&twice, &Tensor::cat(&[&expected, &expected], dim).unwrap_or(twice.clone()), &what);
+            let both = Tensor::cat(&[&expected, &expected], dim);
+            assert_same(&twice, &both.unwrap_or(twice.to_device(&CPU).unwrap()), &what);
         }
         let to = n % ranks;
         let pushed = files.push(name, to)?;

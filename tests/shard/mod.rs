@@ -28,7 +28,7 @@ proptest! {
     fn every_rank_gets_what_a_plain_load_has(files in cases::any_files(), ranks in 1..5usize, seed in 0..12usize) {
         let folder = tempfile::tempdir().unwrap();
         let paths = write(&files, folder.path());
-        all(ThreadGroup::run(ranks, LONG, |group| check(Arc::new(group), &paths, seed).map(drop)).unwrap());
+        all(ThreadGroup::run(ranks, LONG, |group| check(Arc::new(group), &CPU, &paths, seed).map(drop)).unwrap());
     }
 }
 
@@ -36,7 +36,7 @@ proptest! {
 fn one_rank_needs_no_others() {
     let folder = tempfile::tempdir().unwrap();
     let paths = write(&vec![vec![(Dtype::F32, vec![5, 3])], vec![(Dtype::U64, vec![4])]], folder.path());
-    let files = check(Arc::new(SingleGroup::new()), &paths, 1).unwrap();
+    let files = check(Arc::new(SingleGroup::new()), &CPU, &paths, 1).unwrap();
     assert_eq!((files.group().size(), files.buffers()), (1, 1));
     assert_eq!(files.sharded("layer.0.0.weight", 0).unwrap().dims(), [5, 3]);
 }

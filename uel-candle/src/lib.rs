@@ -53,6 +53,8 @@ pub use save::{
 #[cfg(feature = "mpi")]
 pub use shard::MpiGroup;
 pub use shard::{GroupFiles, GroupLoader, ProcessGroup, RankFault, ShardPlan, SingleGroup, Split, ThreadGroup};
+#[cfg(feature = "nccl")]
+pub use shard::{NcclGroup, NcclId};
 pub use stream::{
     Batch, BatchSize, CastOn, FileRoad, Gds, QBatch, QTensorStream, Road, Roads, StagedStream, StagedTensor,
     StreamOptions, StreamStats, TensorStream, Tensors,

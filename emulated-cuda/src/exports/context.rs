@@ -2,11 +2,18 @@
 
 use std::ffi::{c_int, c_uint};
 
-use super::{exports, out};
+use super::{exports, out, waiting_exports};
 use crate::codes;
 
 /// Priorities of streams, the least and the greatest.
 const PRIORITIES: (c_int, c_int) = (0, -5);
+
+waiting_exports! {
+    fn cuCtxSynchronize() |driver| {
+        let context = driver.context()?;
+        if driver.synchronize_context(context) { Ok(()) } else { Err(codes::BLOCKED) }
+    }
+}
 
 exports! {
     fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int) |driver| {
@@ -68,12 +75,6 @@ exports! {
         let ordinal = driver.device_of(context)?;
         // SAFETY: the contract of this function of the driver.
         unsafe { out(device)? }.write(c_int::try_from(ordinal).map_err(|_| codes::INVALID_DEVICE)?);
-        Ok(())
-    }
-
-    fn cuCtxSynchronize() |driver| {
-        let context = driver.context()?;
-        driver.synchronize_context(context);
         Ok(())
     }
 

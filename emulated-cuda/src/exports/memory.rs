@@ -26,6 +26,18 @@ const RANGE_SIZE: c_uint = 12;
 const MAPPED: c_uint = 13;
 const MEMPOOL_HANDLE: c_uint = 17;
 
+/// `CU_MEM_LOCATION_TYPE_DEVICE` and `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`: other access is what nobody here asks for.
+const LOCATION_DEVICE: c_uint = 1;
+const READ_WRITE: c_uint = 3;
+
+/// `CUmemAccessDesc`
+#[repr(C)]
+struct Access {
+    kind: c_uint,
+    device: c_int,
+    flags: c_uint,
+}
+
 // Kinds of memory, as `CUmemorytype` numbers them.
 const HOST: c_uint = 1;
 const DEVICE: c_uint = 2;
@@ -174,6 +186,20 @@ exports! {
         }
         // SAFETY: the contract of this function of the driver.
         unsafe { out(to)? }.write(FIRST_POOL.saturating_add(device));
+        Ok(())
+    }
+
+    fn cuMemPoolSetAccess(handle: usize, map: *const Access, count: usize) |driver| {
+        let device = pool(driver, handle)?;
+        for at in 0..count {
+            // SAFETY: the contract of this function of the driver: there are so many.
+            let access = unsafe { map.add(at).as_ref() }.ok_or(codes::INVALID_VALUE)?;
+            let other = driver.device(access.device)?;
+            if (access.kind, access.flags) != (LOCATION_DEVICE, READ_WRITE) || other == device {
+                return Err(codes::INVALID_VALUE);
+            }
+            driver.device_mut(device)?.pool_open_to.insert(other);
+        }
         Ok(())
     }
 

@@ -2,8 +2,18 @@
 
 use std::ffi::{c_int, c_uint};
 
-use super::{exports, out};
+use super::{exports, out, waiting_exports};
 use crate::codes;
+
+waiting_exports! {
+    fn cuStreamSynchronize(stream: usize) |driver| {
+        driver.synchronize_stream(stream)
+    }
+
+    fn cuEventSynchronize(event: usize) |driver| {
+        driver.synchronize_event(event)
+    }
+}
 
 exports! {
     fn cuStreamCreate(stream: *mut usize, flags: c_uint) |driver| {
@@ -22,10 +32,6 @@ exports! {
 
     fn cuStreamDestroy_v2(stream: usize) |driver| {
         driver.destroy_stream(stream)
-    }
-
-    fn cuStreamSynchronize(stream: usize) |driver| {
-        driver.synchronize_stream(stream)
     }
 
     fn cuStreamQuery(stream: usize) |driver| {
@@ -82,10 +88,6 @@ exports! {
 
     fn cuEventQuery(event: usize) |driver| {
         driver.query_event(event)
-    }
-
-    fn cuEventSynchronize(event: usize) |driver| {
-        driver.synchronize_event(event)
     }
 
     fn cuEventElapsedTime(milliseconds: *mut f32, start: usize, end: usize) |driver| {

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, result,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, result,
 };
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::op::BackpropOp;
@@ -107,6 +107,32 @@ impl Buffer {
         })
     }
 
+    /// Begins to copy to `into`, from the byte `at` on.
+    ///
+    /// # Errors
+    ///
+    /// The driver's; nothing is known then of what was copied.
+    ///
+    /// # Safety
+    ///
+    /// `into` is page-locked, and nobody looks at it until what `copies` was given so far is done.
+    #[cfg(feature = "nccl")]
+    pub(super) unsafe fn copy_out(&self, copies: &Arc<CudaStream>, at: usize, into: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { copy_out_of(&self.slice, copies, at, into) }
+    }
+
+    /// Where the memory lies, for what reads it on `stream`, after what wrote it. What comes with the address is dropped when
+    /// the reads were submitted.
+    pub(super) fn for_reading<'a>(&'a self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        on_slice!(&self.slice, slice => slice.device_ptr(stream))
+    }
+
+    /// As [`for_reading`](Self::for_reading), for what writes it.
+    pub(super) fn for_writing<'a>(&'a mut self, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        on_slice!(&mut self.slice, slice => slice.device_ptr_mut(stream))
+    }
+
     /// The tensor over this memory.
     pub(super) fn into_tensor(self, device: &CudaDevice, shape: &[usize]) -> Tensor {
         let storage = CudaStorage { slice: self.slice, device: device.clone() };
@@ -161,11 +187,26 @@ pub(super) unsafe fn copy_out(
     at: usize,
     into: &mut [u8],
 ) -> Result<()> {
-    on_slice!(&storage.slice, slice => {
+    // SAFETY: the caller's promise.
+    unsafe { copy_out_of(&storage.slice, copies, at, into) }
+}
+
+/// As [`copy_out`].
+///
+/// # Safety
+///
+/// As there.
+unsafe fn copy_out_of(storage: &CudaStorageSlice, copies: &Arc<CudaStream>, at: usize, into: &mut [u8]) -> Result<()> {
+    on_slice!(storage, slice => {
         let part = as_bytes(slice).and_then(|whole| whole.try_slice(at..at.checked_add(into.len())?));
         let part = part.ok_or_else(outside)?;
         copies.memcpy_dtoh(&part, into).map_err(refused("cannot copy from the device"))
     })
+}
+
+/// Where a storage lies, as [`Buffer::for_reading`].
+pub(super) fn storage_for_reading<'a>(storage: &'a CudaStorage, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+    on_slice!(&storage.slice, slice => slice.device_ptr(stream))
 }
 
 fn outside() -> Error {

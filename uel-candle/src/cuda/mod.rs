@@ -10,6 +10,8 @@
 //! - *Buffers* go back to their pool with the event that ends the copies out of them.
 //! - *Direct reads* (`gds`) are in no stream's order: they begin when the allocation is over, and are over when the call
 //!   returns.
+//! - *Memory of ranks* (`peer`) goes with an event behind what fills it. The stream of a group (`lane`) waits for it, and what the
+//!   group does there is over when the call returns.
 //! - *Hand-over*: the thread that gets a tensor makes its own queue wait for the copies. candle's default stream is another
 //!   queue on every thread, so nobody else can do that for it.
 
@@ -30,18 +32,28 @@ mod gds;
 mod gds;
 #[cfg(feature = "cuda")]
 mod landing;
+#[cfg(feature = "nccl")]
+mod lane;
 #[cfg(feature = "cuda")]
 mod link;
 #[cfg(feature = "cuda")]
+mod peer;
+#[cfg(feature = "cuda")]
 mod rate;
+#[cfg(feature = "cuda")]
+mod rows;
 #[cfg(feature = "cuda")]
 pub(crate) mod seeded;
 #[cfg(feature = "cuda")]
 mod supported;
 #[cfg(feature = "cuda")]
+pub use peer::DeviceBytes;
+#[cfg(feature = "cuda")]
 pub(crate) use supported::*;
 
 #[cfg(not(feature = "cuda"))]
 mod unsupported;
+#[cfg(not(feature = "cuda"))]
+pub use unsupported::DeviceBytes;
 #[cfg(not(feature = "cuda"))]
 pub(crate) use unsupported::*;

@@ -9,6 +9,9 @@ pub(crate) const COPY_STREAM_DROPPED: &str = "copy-stream-dropped";
 pub(crate) const NO_ALLOCATION_WAIT: &str = "no-allocation-wait";
 pub(crate) const DROPPED_BEFORE_COPIES: &str = "dropped-before-copies";
 pub(crate) const DIRECT_BEFORE_ALLOCATION: &str = "direct-before-allocation";
+pub(crate) const PEER_FREED_EARLY: &str = "peer-freed-early";
+#[cfg(feature = "nccl")]
+pub(crate) const PEER_NOT_READY: &str = "peer-not-ready";
 
 /// Pools that outlive their copy stream, by the fault that drops it.
 pub(crate) static POOLS: std::sync::Mutex<Vec<crate::host::pool::HostPool>> = std::sync::Mutex::new(Vec::new());

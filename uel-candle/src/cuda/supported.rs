@@ -11,7 +11,7 @@ use super::buffer::{self, Buffer};
 use super::gds::DirectFiles;
 use super::landing::OnDevice;
 use super::link::{Link, PinnedChunks};
-use super::{batch, download, link, rate};
+use super::{batch, download, link, rate, rows};
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
 use crate::slab::Outgoing;
@@ -20,7 +20,11 @@ use crate::stream::brought::Brought;
 use crate::stream::land::{HandOver, Landing};
 use crate::stream::options::{CastOn, StreamOptions};
 
-fn cuda(device: &Device) -> Result<&CudaDevice> {
+#[cfg(feature = "nccl")]
+pub(crate) use super::lane::{Done, InUse, Lane};
+pub(crate) use super::peer::Upload;
+
+pub(super) fn cuda(device: &Device) -> Result<&CudaDevice> {
     match device {
         Device::Cuda(device) => Ok(device),
         _ => Err(Error::new(Kind::Argument, "page-locked memory is for CUDA devices")
@@ -125,6 +129,11 @@ pub(crate) fn with_bytes(
 /// Bytes in a second from page-locked memory to a device.
 pub(crate) fn pinned_rate(device: &Device, bytes: u64) -> Result<f64> {
     rate::pinned_rate(cuda(device)?, bytes)
+}
+
+/// Tensors on a CUDA device, one behind the other along `dim`. They are contiguous, and fit together.
+pub(crate) fn join(parts: &[Tensor], dim: usize, device: &Device) -> Result<Tensor> {
+    rows::join(parts, dim, cuda(device)?)
 }
 
 /// Releases what is kept for contexts that nobody uses any more.

@@ -1,8 +1,11 @@
 //! What there is of CUDA in a build without it: errors that say so.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+
 use candle_core::quantized::{GgmlDType, QStorage};
 use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
-use uel_core::{Error, Kind, Result};
+use uel_core::{Error, Kind, Result, TensorSlice};
 
 use crate::host::chunk::MakeChunk;
 use crate::host::pool::Lease;
@@ -74,6 +77,64 @@ pub(crate) fn with_bytes(_: &CudaStorage, _: &Layout, _: &mut dyn FnMut(&[u8]) -
 /// Bytes in a second from page-locked memory to a device.
 pub(crate) fn pinned_rate(device: &Device, _: u64) -> Result<f64> {
     Err(without(device))
+}
+
+/// Tensors on a CUDA device, one behind the other.
+pub(crate) fn join(_: &[Tensor], _: usize, device: &Device) -> Result<Tensor> {
+    Err(without(device))
+}
+
+/// Device memory that goes from rank to rank: none, in a build without the feature `cuda`.
+#[derive(Debug)]
+pub struct DeviceBytes {
+    never: Infallible,
+}
+
+impl DeviceBytes {
+    /// How many bytes there are.
+    pub fn byte_len(&self) -> usize {
+        match self.never {}
+    }
+
+    /// The device on which they lie.
+    pub fn device(&self) -> Device {
+        match self.never {}
+    }
+
+    pub(crate) fn room(device: &Device, _: DType, _: usize) -> Result<Self> {
+        Err(without(device))
+    }
+
+    pub(crate) fn part(_: &Arc<Self>, _: usize, _: usize) -> Result<Self> {
+        Err(without(&Device::Cpu))
+    }
+
+    pub(crate) fn cut(_: &Arc<Self>, _: u64, _: &TensorSlice, _: DType) -> Result<Self> {
+        Err(without(&Device::Cpu))
+    }
+
+    pub(crate) fn into_tensor(self, _: &[usize]) -> Result<Tensor> {
+        match self.never {}
+    }
+}
+
+/// Device memory that is being filled from the host.
+pub(crate) struct Upload {
+    never: Infallible,
+}
+
+impl Upload {
+    pub(crate) fn new(device: &Device, _: DType, _: usize) -> Result<Self> {
+        Err(without(device))
+    }
+
+    pub(crate) fn push(&mut self, _: &[u8]) -> Result<()> {
+        match self.never {}
+    }
+
+    pub(crate) fn finish(self) -> Result<DeviceBytes> {
+        match self.never {}
+    }
 }
 
 /// Releases what is kept for contexts that nobody uses any more.

@@ -1,10 +1,12 @@
 //! How the bytes of a tensor go from the rank that holds it to those that want it, piece by piece.
 
-use candle_core::{CpuStorage, DType, Tensor};
+use candle_core::{CpuStorage, DType, Device, Tensor};
 use uel_core::source::ByteSource;
 use uel_core::{ByteRange, Error, Kind, Result, TensorInfo, TensorSlice};
 
+use super::files::Held;
 use super::group::ProcessGroup;
+use super::on_device::OnDevice;
 use crate::cast::Cast;
 use crate::checkpoint::{Wanted, cast};
 use crate::dtype::widen;
@@ -32,12 +34,14 @@ pub(super) struct Delivery<'a> {
 /// What a rank makes ready before bytes are sent.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    want: Wanted,
+    pub(super) want: Wanted,
     /// The cast that the owner does before it sends.
-    before: Option<Cast>,
+    pub(super) before: Option<Cast>,
     /// The cast that the receiver does.
     after: Option<Cast>,
     sink: Option<Sink>,
+    /// The way from device to device, where the tensor goes it.
+    pub(super) on_device: Option<OnDevice>,
 }
 
 /// Where the bytes of a rank's part gather.
@@ -50,15 +54,28 @@ enum Sink {
 
 impl Delivery<'_> {
     /// Checks what can be checked, and takes the memory for this rank's part.
-    pub(super) fn prepare(&self, rank: usize) -> Result<Prepared> {
+    ///
+    /// `device` is that of this rank where all ranks move memory of their devices themselves, and `held` what the owner holds.
+    pub(super) fn prepare(&self, rank: usize, device: Option<&Device>, held: Option<&Held>) -> Result<Prepared> {
         let named = |error: Error| error.with_tensor(self.info.name());
         let want = Wanted::new(0, self.info.dtype(), self.dtype).map_err(named)?;
         let on_the_way = want.cast_on_the_way();
         // Who casts to fewer bytes does it before they are sent, and who casts to more, behind.
         let (before, after) = match on_the_way {
-            Some(cast) if cast.destination_len(PIECE).is_some_and(|len| len < PIECE) => (Some(cast), None),
+            // Devices are spared casts that make no difference to what is sent.
+            Some(cast)
+                if cast.destination_len(PIECE).is_some_and(|len| len < PIECE || len == PIECE && device.is_some()) =>
+            {
+                (Some(cast), None)
+            }
             cast => (None, cast),
         };
+        // What is widened is looked at value by value, on the host.
+        if let Some(device) = device.filter(|_| !want.widened) {
+            let sent = if before.is_some() { want.result_dtype() } else { want.dtype };
+            let on_device = OnDevice::prepare(self, rank, device, (sent, before), held).map_err(named)?;
+            return Ok(Prepared { want, before, after, sink: None, on_device: Some(on_device) });
+        }
         let mut sink = None;
         if let Some(part) = self.parts.get(rank).and_then(Option::as_ref) {
             memory::check(part.byte_len()).map_err(named)?;
@@ -80,7 +97,7 @@ impl Delivery<'_> {
                 (false, None) => Sink::Storage(Filling::new(want.dtype, byte_len).map_err(named)?),
             });
         }
-        Ok(Prepared { want, before, after, sink })
+        Ok(Prepared { want, before, after, sink, on_device: None })
     }
 
     /// Sends and receives. `source` is where the owner reads the tensor from.
@@ -90,6 +107,9 @@ impl Delivery<'_> {
         source: Option<&dyn ByteSource>,
         prepared: &mut Prepared,
     ) -> Result<()> {
+        if let Some(on_device) = &mut prepared.on_device {
+            return on_device.exchange(self, group);
+        }
         match source.filter(|_| self.owner == group.rank()) {
             Some(source) => self.give(group, source, prepared),
             None => self.take(group, prepared),
@@ -148,9 +168,12 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// The tensor that this rank's bytes became, on the CPU.
+    /// The tensor that this rank's bytes became, on the CPU, or on its device where they went from device to device.
     pub(super) fn finish(&self, rank: usize, prepared: Prepared) -> Result<Option<Tensor>> {
         let named = |error: Error| error.with_tensor(self.info.name());
+        if let Some(on_device) = prepared.on_device {
+            return on_device.finish(self, rank, prepared.want.result_dtype()).map_err(named);
+        }
         let (Some(sink), Some(part)) = (prepared.sink, self.parts.get(rank).and_then(Option::as_ref)) else {
             return Ok(None);
         };
@@ -186,7 +209,7 @@ impl Prepared {
 }
 
 /// Reads the runs of a slice in pieces.
-struct PieceReader<'a> {
+pub(super) struct PieceReader<'a> {
     source: &'a dyn ByteSource,
     base: u64,
     runs: uel_core::slice::Runs<'a>,
@@ -197,7 +220,7 @@ struct PieceReader<'a> {
 }
 
 impl<'a> PieceReader<'a> {
-    fn new(source: &'a dyn ByteSource, base: u64, slice: &'a TensorSlice) -> Self {
+    pub(super) fn new(source: &'a dyn ByteSource, base: u64, slice: &'a TensorSlice) -> Self {
         Self {
             source,
             base,
@@ -209,7 +232,7 @@ impl<'a> PieceReader<'a> {
     }
 
     /// Puts the next piece into `piece`, cast where asked; `false` where there is none, and then `piece` is empty.
-    fn next(&mut self, before: Option<Cast>, piece: &mut Vec<u8>) -> Result<bool> {
+    pub(super) fn next(&mut self, before: Option<Cast>, piece: &mut Vec<u8>) -> Result<bool> {
         piece.clear();
         let byte_len = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
         if byte_len == 0 {

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
 use uel_core::source::{ByteSource, MemorySource};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::cuda::{DeviceBytes, Upload};
 use crate::engine::{self, How, Span};
 use crate::{host, memory};
 
@@ -40,6 +42,19 @@ impl AsRef<[u8]> for FileBytes {
 pub(super) struct Held {
     pub(super) checkpoint: Checkpoint,
     pub(super) bytes: FileBytes,
+    /// The same bytes on the rank's device, where they were asked for there.
+    pub(super) on_device: Option<Arc<DeviceBytes>>,
+}
+
+impl Held {
+    /// Copies the file's bytes to a device.
+    pub(super) fn upload(&mut self, device: &Device) -> Result<()> {
+        let bytes = self.bytes.as_ref();
+        let mut upload = Upload::new(device, DType::U8, bytes.len())?;
+        upload.push(bytes)?;
+        self.on_device = Some(Arc::new(upload.finish()?));
+        Ok(())
+    }
 }
 
 /// Which rank reads which file, where nothing is said: the largest file goes to the rank with the fewest bytes so far, and so
@@ -91,7 +106,7 @@ pub(super) fn read(files: &[(usize, &Path)], open: &OpenFn, options: &OpenOption
             let bytes = FileBytes { buffer: Arc::clone(&buffer), start, end };
             let source: Arc<dyn ByteSource> = Arc::new(MemorySource::new(*path, bytes.clone()));
             let checkpoint = Checkpoint::from_sources(vec![source], options.clone())?;
-            read.held.insert(*number, Held { checkpoint, bytes });
+            read.held.insert(*number, Held { checkpoint, bytes, on_device: None });
         }
     }
     Ok(read)

@@ -33,6 +33,8 @@ pub struct GroupFiles {
     pub(super) steps: Steps,
     pub(super) device: Device,
     pub(super) dtype: Option<DType>,
+    /// Tensors go from device to device: on all ranks, the group moves memory of the rank's own.
+    pub(super) on_device: bool,
     /// All tensors of all files. The place of each is that in its file, or in the source that its owner made of it.
     pub(super) index: TensorIndex,
     /// The files, and the ranks that have them.
@@ -289,12 +291,13 @@ impl GroupFiles {
         let doing = doing.clone().with(format!("{:?}", self.dtype));
         let prepare = || {
             let prepare = |delivery: Delivery<'a>| {
-                let prepared = delivery.prepare(rank)?;
                 let held = match delivery.owner == rank {
-                    true => Some(self.held_of(&delivery.info)?.checkpoint),
+                    true => Some(self.held_of(&delivery.info)?),
                     false => None,
                 };
-                Ok((delivery, prepared, held))
+                let device = self.on_device.then_some(&self.device);
+                let prepared = delivery.prepare(rank, device, held.as_ref())?;
+                Ok((delivery, prepared, held.map(|held| held.checkpoint)))
             };
             deliveries()?
                 .into_iter()

@@ -15,6 +15,9 @@ use super::index;
 use super::step::{Doing, Steps};
 use crate::checkpoint::OpenOptions;
 
+/// What each rank says of its account: how long it is, and whether the group moves memory of the rank's device.
+const NOTE_BYTES: usize = 9;
+
 /// Reads the files of a checkpoint, each by one rank of a group and each byte once, for all ranks to have tensors from.
 ///
 /// Every rank of the group makes a loader with the same files, and calls [`load_files`](Self::load_files). Each reads its own
@@ -49,6 +52,7 @@ pub struct GroupLoader {
     open: OpenFn,
     device: Device,
     dtype: Option<DType>,
+    on_device: bool,
     /// Files, and the ranks that read them where that was said.
     files: Vec<(Option<usize>, PathBuf)>,
 }
@@ -68,7 +72,15 @@ impl GroupLoader {
     /// A loader without files, whose tensors go to the CPU.
     pub fn new(group: Arc<dyn ProcessGroup>) -> Self {
         let open: OpenFn = Arc::new(|path| Ok(Arc::new(FileSource::open(path)?)));
-        Self { group, options: OpenOptions::new(), open, device: Device::Cpu, dtype: None, files: Vec::new() }
+        Self {
+            group,
+            options: OpenOptions::new(),
+            open,
+            device: Device::Cpu,
+            dtype: None,
+            on_device: false,
+            files: Vec::new(),
+        }
     }
 
     /// Puts this rank's tensors on `device`. Ranks may have different ones.
@@ -83,6 +95,16 @@ impl GroupLoader {
     #[must_use]
     pub fn with_dtype(mut self, dtype: DType) -> Self {
         self.dtype = Some(dtype);
+        self
+    }
+
+    /// Copies this rank's files to its device whole, each into one buffer, where the group moves memory of that device
+    /// ([`ProcessGroup::on_device`]) and so does every other rank's. Tensors are sent from there, and parts are cut there,
+    /// so that the bytes cross the bus once for all; it takes as much memory of the device as the files have, until they are
+    /// released.
+    #[must_use]
+    pub fn with_files_on_device(mut self) -> Self {
+        self.on_device = true;
         self
     }
 
@@ -131,12 +153,16 @@ impl GroupLoader {
         let owners = self.agree_on_owners(&steps)?;
         let files: Vec<(usize, PathBuf)> =
             owners.into_iter().zip(self.files.iter().map(|(_, path)| path.clone())).collect();
-        let (index, read) = self.read(&steps, &files)?;
+        let (index, mut read, on_device) = self.read(&steps, &files)?;
+        if on_device {
+            self.upload(&steps, &mut read)?;
+        }
         tracing::debug!(tensors = index.len(), bytes = read.bytes, buffers = read.buffers, "read");
         Ok(GroupFiles {
             steps,
             device: self.device,
             dtype: self.dtype,
+            on_device,
             index,
             files,
             held: RwLock::new(read.held),
@@ -177,7 +203,17 @@ impl GroupLoader {
         })
     }
 
-    fn read(&self, steps: &Steps, files: &[(usize, PathBuf)]) -> Result<(TensorIndex, Read)> {
+    /// Copies the files of those ranks that asked for it to their devices.
+    fn upload(&self, steps: &Steps, read: &mut Read) -> Result<()> {
+        let prepare = || match self.on_device {
+            true => read.held.values_mut().try_for_each(|held| held.upload(&self.device)),
+            false => Ok(()),
+        };
+        steps.run(&Doing::new("copying files to devices"), prepare, |_, ()| Ok(()), Ok)
+    }
+
+    /// Reads this rank's files, and says whether all ranks move memory of their devices themselves.
+    fn read(&self, steps: &Steps, files: &[(usize, PathBuf)]) -> Result<(TensorIndex, Read, bool)> {
         let (rank, size) = (self.group.rank(), self.group.size());
         let own: Vec<(usize, &Path)> = (files.iter().enumerate())
             .filter(|(_, (owner, _))| *owner == rank)
@@ -189,10 +225,15 @@ impl GroupLoader {
             Ok((read, account))
         };
         let exchange = |group: &dyn ProcessGroup, (read, account): (Read, Vec<u8>)| {
-            let mut lens = vec![0; size * size_of::<u64>()];
-            group.all_gather(&(account.len() as u64).to_le_bytes(), &mut lens)?;
+            let mut notes = vec![0; size * NOTE_BYTES];
+            let on_device = group.on_device(&self.device).is_some();
+            let [a, b, c, d, e, f, g, h] = (account.len() as u64).to_le_bytes();
+            group.all_gather(&[a, b, c, d, e, f, g, h, u8::from(on_device)], &mut notes)?;
+            let notes: &[[u8; NOTE_BYTES]] = notes.as_chunks().0;
+            let all_on_device = notes.iter().all(|[.., on_device]| *on_device == 1);
             let mut accounts = Vec::with_capacity(size);
-            for (from, len) in lens.as_chunks().0.iter().copied().map(u64::from_le_bytes).enumerate() {
+            for (from, &[a, b, c, d, e, f, g, h, _]) in notes.iter().enumerate() {
+                let len = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
                 if from == rank {
                     let mut own = account.clone();
                     group.broadcast(from, &mut own)?;
@@ -206,15 +247,15 @@ impl GroupLoader {
                 group.broadcast(from, &mut theirs)?;
                 accounts.push(theirs);
             }
-            Ok((read, accounts))
+            Ok((read, accounts, all_on_device))
         };
-        steps.run(&Doing::new("reading files"), prepare, exchange, |(read, accounts)| {
+        steps.run(&Doing::new("reading files"), prepare, exchange, |(read, accounts, on_device)| {
             let mut index = TensorIndexBuilder::new();
             for (from, account) in accounts.iter().enumerate() {
                 let is_own = |file: usize| files.get(file).is_some_and(|(owner, _)| *owner == from);
                 index::decode(account, is_own, &mut index)?;
             }
-            Ok((index.finish(), read))
+            Ok((index.finish(), read, on_device))
         })
     }
 }

@@ -11,6 +11,9 @@ mod group;
 mod group_files;
 mod index;
 mod loader;
+#[cfg(feature = "nccl")]
+mod nccl;
+mod on_device;
 mod plan;
 mod slices;
 mod split;
@@ -20,9 +23,12 @@ pub(crate) use files::FileBytes;
 #[cfg(feature = "mpi")]
 pub use group::mpi::MpiGroup;
 pub use group::{
-    DEFAULT_TIMEOUT, Incoming, MAX_MESSAGE_BYTES, Outgoing, ProcessGroup, RankFault, SingleGroup, ThreadGroup,
+    DEFAULT_TIMEOUT, DeviceBytes, DeviceGroup, Incoming, MAX_MESSAGE_BYTES, Outgoing, ProcessGroup, RankFault,
+    SingleGroup, ThreadGroup,
 };
 pub use group_files::GroupFiles;
 pub use loader::GroupLoader;
+#[cfg(feature = "nccl")]
+pub use nccl::{NcclGroup, NcclId};
 pub use plan::ShardPlan;
 pub use split::Split;

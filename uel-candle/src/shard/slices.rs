@@ -149,5 +149,9 @@ pub(super) fn joined(mut parts: Vec<Tensor>, dim: usize) -> Result<Tensor> {
             return crate::stream::empty(dtype, &dims, &device);
         }
     }
-    Tensor::cat(&parts, dim).map_err(candle)
+    match parts.first().map(Tensor::device) {
+        // Without a kernel, and so on devices of all kinds.
+        Some(device) if device.is_cuda() => crate::cuda::join(&parts, dim, device),
+        _ => Tensor::cat(&parts, dim).map_err(candle),
+    }
 }

@@ -3,6 +3,8 @@
 mod fault;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+pub(crate) mod pause;
 mod single;
 mod thread;
 
@@ -10,9 +12,12 @@ pub use fault::RankFault;
 pub use single::SingleGroup;
 pub use thread::ThreadGroup;
 
+pub use crate::cuda::DeviceBytes;
+
 use std::fmt::Debug;
 use std::time::Duration;
 
+use candle_core::Device;
 use uel_core::{Error, Kind, Result};
 
 /// The most bytes of one message. MPI counts bytes in 32 bits with a sign.
@@ -88,6 +93,13 @@ pub trait ProcessGroup: Send + Sync + Debug {
 
     /// The fault that poisoned the group, if any did.
     fn fault(&self) -> Option<RankFault>;
+
+    /// The way in which memory of `device` goes from rank to rank without a trip through the host's; `None` where there is
+    /// none, as in groups of which nothing else is said.
+    fn on_device(&self, device: &Device) -> Option<&dyn DeviceGroup> {
+        let _ = device;
+        None
+    }
 
     /// How long a rank waits for others to come to an operation.
     fn patience(&self) -> Duration {
@@ -217,6 +229,31 @@ pub trait ProcessGroup: Send + Sync + Debug {
     }
 }
 
+/// Device memory of ranks, each on its own device: what [`ProcessGroup::on_device`] gives.
+///
+/// Memory is handed over and handed back: while a transfer may use it, nobody else has it. Deadlines and failures are those of
+/// the group.
+pub trait DeviceGroup: Send + Sync + Debug {
+    /// Gives the bytes of rank `root` to all ranks, which hand in memory of the same length, and get it back.
+    ///
+    /// # Errors
+    ///
+    /// As [`ProcessGroup::exchange`]; [`Kind::Device`] and the like where the device refuses.
+    fn broadcast_device(&self, root: usize, bytes: DeviceBytes) -> Result<DeviceBytes>;
+
+    /// Sends and receives, all at once, as [`ProcessGroup::exchange`], and of any length; gives back the memory of `incoming`,
+    /// filled, in its order.
+    ///
+    /// # Errors
+    ///
+    /// As [`broadcast_device`](Self::broadcast_device).
+    fn exchange_device(
+        &self,
+        outgoing: Vec<(usize, DeviceBytes)>,
+        incoming: Vec<(usize, DeviceBytes)>,
+    ) -> Result<Vec<DeviceBytes>>;
+}
+
 pub(crate) fn check_rank(rank: usize, size: usize) -> Result<()> {
     if rank < size {
         return Ok(());
@@ -227,7 +264,25 @@ pub(crate) fn check_rank(rank: usize, size: usize) -> Result<()> {
 }
 
 /// Refuses what [`ProcessGroup::exchange`] does not take: before anything is sent, so that the group stays as it is.
-fn check_exchange(rank: usize, size: usize, outgoing: &[Outgoing<'_>], incoming: &[Incoming<'_>]) -> Result<()> {
+pub(crate) fn check_exchange(
+    rank: usize,
+    size: usize,
+    outgoing: &[Outgoing<'_>],
+    incoming: &[Incoming<'_>],
+) -> Result<()> {
+    let outgoing = outgoing.iter().map(|message| (message.to, message.bytes.len()));
+    let incoming = incoming.iter().map(|message| (message.from, message.into.len()));
+    check_peers(rank, size, MAX_MESSAGE_BYTES, outgoing, incoming)
+}
+
+/// As [`check_exchange`], of messages that are given by the other rank and their length, which is at most `most`.
+pub(crate) fn check_peers(
+    rank: usize,
+    size: usize,
+    most: usize,
+    outgoing: impl Iterator<Item = (usize, usize)>,
+    incoming: impl Iterator<Item = (usize, usize)>,
+) -> Result<()> {
     let mut seen = vec![(false, false); size];
     let mut check = |other: usize, byte_len: usize, out: bool| {
         check_rank(other, size)?;
@@ -235,9 +290,9 @@ fn check_exchange(rank: usize, size: usize, outgoing: &[Outgoing<'_>], incoming:
         if other == rank {
             return wrong("a rank exchanges no message with itself");
         }
-        if byte_len > MAX_MESSAGE_BYTES {
+        if byte_len > most {
             return Err(Error::new(Kind::Argument, "a message is too long")
-                .with_expected(format!("at most {MAX_MESSAGE_BYTES} bytes"))
+                .with_expected(format!("at most {most} bytes"))
                 .with_got(format!("{byte_len} bytes")));
         }
         let twice = seen.get_mut(other).map(|(outgoing, incoming)| if out { outgoing } else { incoming });
@@ -246,17 +301,17 @@ fn check_exchange(rank: usize, size: usize, outgoing: &[Outgoing<'_>], incoming:
             _ => Ok(()),
         }
     };
-    for message in outgoing {
-        check(message.to, message.bytes.len(), true)?;
+    for (to, byte_len) in outgoing {
+        check(to, byte_len, true)?;
     }
-    for message in incoming {
-        check(message.from, message.into.len(), false)?;
+    for (from, byte_len) in incoming {
+        check(from, byte_len, false)?;
     }
     Ok(())
 }
 
 /// A list of ranks for a message: `rank 3`, `ranks 1, 2`.
-fn ranks(list: &[usize]) -> String {
+pub(crate) fn ranks(list: &[usize]) -> String {
     const SHOWN: usize = 8;
     let shown: Vec<String> = list.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = if list.len() > SHOWN { format!(" and {} more", list.len() - SHOWN) } else { String::new() };

@@ -24,6 +24,9 @@ const POISONED_END: Duration = Duration::from_secs(5);
 /// How much longer than its patience a caller waits for the thread that calls MPI.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How often notices are looked for while nothing is exchanged.
+const LISTEN: Duration = Duration::from_millis(20);
+
 /// MPI can be started once in a process.
 static STARTED: AtomicBool = AtomicBool::new(false);
 
@@ -207,7 +210,7 @@ fn serve(commands: &Receiver<Command>, ready: &SyncSender<Result<(usize, usize)>
         return;
     }
     loop {
-        match commands.recv() {
+        match commands.recv_timeout(LISTEN) {
             Ok(Command::Exchange { outgoing, incoming, patience, reply }) => {
                 let _ = reply.send(world.exchange(outgoing, &incoming, patience));
             }
@@ -215,7 +218,8 @@ fn serve(commands: &Receiver<Command>, ready: &SyncSender<Result<(usize, usize)>
                 world.fail(fault);
                 let _ = told.send(());
             }
-            Ok(Command::Leave) | Err(_) => break,
+            Err(RecvTimeoutError::Timeout) => world.listen(),
+            Ok(Command::Leave) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     world.leave();

@@ -11,6 +11,7 @@ use mpi::traits::{AsRaw, Communicator};
 use uel_core::Kind;
 
 use super::super::fault::MAX_FAULT_BYTES;
+use super::super::pause::Pause;
 use super::super::{RankFault, ranks};
 use super::{SharedFault, lock};
 
@@ -24,13 +25,6 @@ const FAILED: u8 = 1;
 
 /// How long a rank tries to tell the others that it failed. The notice is so short that MPI takes it at once.
 pub(super) const NOTICE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The pauses between two questions, once a request has not ended for a while.
-const MIN_PAUSE: Duration = Duration::from_micros(20);
-const MAX_PAUSE: Duration = Duration::from_micros(500);
-
-/// Questions without a pause between them.
-const EAGER_QUESTIONS: u32 = 200;
 
 /// The communicator, as its thread sees it.
 pub(super) struct World {
@@ -189,6 +183,15 @@ impl World {
         }
     }
 
+    /// Looks for notices while nothing is exchanged, so that a failure is known to those who ask for it.
+    pub(super) fn listen(&mut self) {
+        if lock(&self.fault).is_none()
+            && let Err(fault) = self.hear()
+        {
+            self.fail(fault);
+        }
+    }
+
     /// Takes a notice, if there is one; a rank's failure is an error.
     fn hear(&mut self) -> Result<bool, RankFault> {
         let mut there: c_int = 0;
@@ -329,27 +332,4 @@ fn check(code: c_int, doing: &str, peer: usize) -> Result<(), RankFault> {
         return Ok(());
     }
     Err(RankFault::new(peer, Kind::Group, format!("MPI could not {doing} it (error {code})")))
-}
-
-/// Pauses that grow: most answers come at once, and who waits longer leaves the processor to others.
-struct Pause {
-    questions: u32,
-    next: Duration,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self { questions: 0, next: MIN_PAUSE }
-    }
-}
-
-impl Pause {
-    fn take(&mut self) {
-        self.questions = self.questions.saturating_add(1);
-        if self.questions < EAGER_QUESTIONS {
-            return std::thread::yield_now();
-        }
-        std::thread::sleep(self.next);
-        self.next = (self.next * 2).min(MAX_PAUSE);
-    }
 }
