@@ -90,22 +90,25 @@ impl<'a> Rows<'a> {
         let Rows { source, base, slice, first, mut into } = self;
         let length = usize::try_from(slice.run_byte_len()).ok().filter(|&length| length > 0).ok_or_else(outside)?;
         let (gap, most) = (gap(source.hints(), slice.run_byte_len()), shared(source, SHARED_READ));
-        let in_file = |run: Option<ByteRange>| run.and_then(|run| run.offset_by(base)).ok_or_else(outside);
-        let mut runs = slice.runs_from(first);
+        let mut runs = slice.runs_from(first).map(|run| run.offset_by(base).ok_or_else(outside)).peekable();
+        let mut starts = Vec::new();
         let mut bytes_read = 0;
         while !into.is_empty() {
-            let mut group = runs.clone();
-            let first = in_file(runs.next())?;
-            let (mut end, mut count) = (first.end(), 1);
-            while count * length < into.len() {
-                let mut ahead = runs.clone();
-                let next = in_file(ahead.next())?;
-                if next.start().saturating_sub(end) > gap || next.end() - first.start() > most {
-                    break;
-                }
-                (runs, end, count) = (ahead, next.end(), count + 1);
+            let first = runs.next().ok_or_else(outside)??;
+            let mut end = first.end();
+            starts.clear();
+            starts.push(0);
+            while starts.len() * length < into.len() {
+                let near = |next: &Result<ByteRange>| {
+                    let is_near = |next: &ByteRange| next.start() - end <= gap && next.end() - first.start() <= most;
+                    next.as_ref().is_ok_and(is_near)
+                };
+                let Some(Ok(next)) = runs.next_if(near) else { break };
+                // At most `most`, which is some MiB.
+                starts.push((next.start() - first.start()) as usize);
+                end = next.end();
             }
-            let (head, tail) = into.split_at_mut_checked(count * length).ok_or_else(outside)?;
+            let (head, tail) = into.split_at_mut_checked(starts.len() * length).ok_or_else(outside)?;
             into = tail;
             let byte_len = end - first.start();
             bytes_read += byte_len;
@@ -115,9 +118,7 @@ impl<'a> Rows<'a> {
             }
             let byte_len = usize::try_from(byte_len).map_err(|_| outside())?;
             let bytes = read_to_scratch(source, first.start(), byte_len, scratch)?;
-            for into in head.chunks_exact_mut(length) {
-                let start = in_file(group.next())?.start() - first.start();
-                let start = usize::try_from(start).map_err(|_| outside())?;
+            for (into, &start) in head.chunks_exact_mut(length).zip(&starts) {
                 into.write_copy_of_slice(bytes.get(start..start + length).ok_or_else(outside)?);
             }
         }
@@ -211,7 +212,7 @@ mod tests {
     #[test]
     fn gaps_are_bounded_by_what_a_source_asks_for() {
         let local = Hints::default();
-        assert!(gap(local, 1) <= local.gap && gap(local, 1) > gap(local, 2048) && gap(local, 1 << 20) == 0);
+        assert!(gap(local, 1) <= local.gap && gap(local, 1) > gap(local, 16 << 10) && gap(local, 1 << 20) == 0);
         assert_eq!(gap(Hints { gap: 0, ..local }, 1), 0);
         let remote = Hints { gap: 256 << 10, concurrency: 16, ..local };
         assert_eq!(gap(remote, 1 << 20), 256 << 10);

@@ -40,6 +40,8 @@ impl AsRef<[u8]> for FileBytes {
 pub(super) struct Held {
     pub(super) checkpoint: Checkpoint,
     pub(super) bytes: FileBytes,
+    /// The bytes, as other ranks may read them.
+    pub(super) source: Arc<dyn ByteSource>,
 }
 
 /// Which rank reads which file, where nothing is said: the largest file goes to the rank with the fewest bytes so far, and so
@@ -90,8 +92,8 @@ pub(super) fn read(files: &[(usize, &Path)], open: &OpenFn, options: &OpenOption
         for ((number, path, _), (start, end)) in now.iter().zip(places) {
             let bytes = FileBytes { buffer: Arc::clone(&buffer), start, end };
             let source: Arc<dyn ByteSource> = Arc::new(MemorySource::new(*path, bytes.clone()));
-            let checkpoint = Checkpoint::from_sources(vec![source], options.clone())?;
-            read.held.insert(*number, Held { checkpoint, bytes });
+            let checkpoint = Checkpoint::from_sources(vec![Arc::clone(&source)], options.clone())?;
+            read.held.insert(*number, Held { checkpoint, bytes, source });
         }
     }
     Ok(read)

@@ -1,5 +1,6 @@
 //! Many files, read by a group of ranks: who reads what, and what all know afterwards.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -11,8 +12,8 @@ use uel_core::{Error, Kind, Result, TensorIndex, TensorIndexBuilder};
 use super::files::{self, OpenFn, Read};
 use super::group::{ProcessGroup, check_rank};
 use super::group_files::GroupFiles;
-use super::index;
 use super::step::{Doing, Steps};
+use super::{index, lending};
 use crate::checkpoint::OpenOptions;
 
 /// Reads the files of a checkpoint, each by one rank of a group and each byte once, for all ranks to have tensors from.
@@ -131,7 +132,8 @@ impl GroupLoader {
         let owners = self.agree_on_owners(&steps)?;
         let files: Vec<(usize, PathBuf)> =
             owners.into_iter().zip(self.files.iter().map(|(_, path)| path.clone())).collect();
-        let (index, read) = self.read(&steps, &files)?;
+        let (index, made, read) = self.read(&steps, &files)?;
+        let lent = lending::offer(&steps, &files, &read.held)?;
         tracing::debug!(tensors = index.len(), bytes = read.bytes, buffers = read.buffers, "read");
         Ok(GroupFiles {
             steps,
@@ -139,6 +141,8 @@ impl GroupLoader {
             dtype: self.dtype,
             index,
             files,
+            lent,
+            made,
             held: RwLock::new(read.held),
             bytes_read: read.bytes,
             buffers: read.buffers,
@@ -177,7 +181,7 @@ impl GroupLoader {
         })
     }
 
-    fn read(&self, steps: &Steps, files: &[(usize, PathBuf)]) -> Result<(TensorIndex, Read)> {
+    fn read(&self, steps: &Steps, files: &[(usize, PathBuf)]) -> Result<(TensorIndex, HashSet<String>, Read)> {
         let (rank, size) = (self.group.rank(), self.group.size());
         let own: Vec<(usize, &Path)> = (files.iter().enumerate())
             .filter(|(_, (owner, _))| *owner == rank)
@@ -209,12 +213,12 @@ impl GroupLoader {
             Ok((read, accounts))
         };
         steps.run(&Doing::new("reading files"), prepare, exchange, |(read, accounts)| {
-            let mut index = TensorIndexBuilder::new();
+            let (mut index, mut made) = (TensorIndexBuilder::new(), HashSet::new());
             for (from, account) in accounts.iter().enumerate() {
                 let is_own = |file: usize| files.get(file).is_some_and(|(owner, _)| *owner == from);
-                index::decode(account, is_own, &mut index)?;
+                index::decode(account, is_own, &mut index, &mut made)?;
             }
-            Ok((index.finish(), read))
+            Ok((index.finish(), made, read))
         })
     }
 }

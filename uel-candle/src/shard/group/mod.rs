@@ -11,8 +11,10 @@ pub use single::SingleGroup;
 pub use thread::ThreadGroup;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
+use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
 /// The most bytes of one message. MPI counts bytes in 32 bits with a sign.
@@ -88,6 +90,21 @@ pub trait ProcessGroup: Send + Sync + Debug {
 
     /// The fault that poisoned the group, if any did.
     fn fault(&self) -> Option<RankFault>;
+
+    /// Lets other ranks read `source`, whose bytes are `bytes`, where it lies in this rank's memory, for as long as it lives there:
+    /// what they have to be told to find it. `None` where ranks only send each other messages.
+    fn lend(&self, source: &Arc<dyn ByteSource>, bytes: &[u8]) -> Option<Vec<u8>> {
+        let _ = (source, bytes);
+        None
+    }
+
+    /// What rank `from` lends, by what [`lend`](Self::lend) returned there. `None` where this rank cannot read it, or it is gone.
+    ///
+    /// Reads fail, or bring other bytes, where the lender gives it up meanwhile, so that both have to agree when they are done.
+    fn borrow(&self, from: usize, ticket: &[u8]) -> Option<Arc<dyn ByteSource>> {
+        let _ = (from, ticket);
+        None
+    }
 
     /// How long a rank waits for others to come to an operation.
     fn patience(&self) -> Duration {
