@@ -39,6 +39,8 @@ use work::{Copies, dim_zero, io_bytes, own, plain, plan, scatter};
 #[global_allocator]
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
+type Case = fn(&[PathBuf]);
+
 const RANKS: usize = 4;
 const MPI: bool = cfg!(feature = "mpi");
 
@@ -47,7 +49,7 @@ fn main() {
         return ranks::serve();
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let cases: [(&str, fn(&[PathBuf])); 4] =
+    let cases: [(&str, Case); 4] =
         [("threads", threads), ("processes", processes), ("peers", peers), ("strided", strided::run)];
     println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
     let paths = files::llama();

@@ -91,6 +91,11 @@ pub trait ProcessGroup: Send + Sync + Debug {
     /// The fault that poisoned the group, if any did.
     fn fault(&self) -> Option<RankFault>;
 
+    /// The longest message that the operations below send, the same on all ranks: longer parts are sent in several.
+    fn message_bytes(&self) -> usize {
+        MAX_MESSAGE_BYTES
+    }
+
     /// Lets other ranks read `source`, whose bytes are `bytes`, where it lies in this rank's memory, for as long as it lives there:
     /// what they have to be told to find it. `None` where ranks only send each other messages.
     fn lend(&self, source: &Arc<dyn ByteSource>, bytes: &[u8]) -> Option<Vec<u8>> {
@@ -111,7 +116,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
         self.timeout() / 3
     }
 
-    /// Sends `bytes` to rank `to`, in messages of at most [`MAX_MESSAGE_BYTES`].
+    /// Sends `bytes` to rank `to`, in messages of at most [`message_bytes`](Self::message_bytes).
     ///
     /// # Errors
     ///
@@ -119,7 +124,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
     fn send(&self, to: usize, bytes: &[u8]) -> Result<()> {
         let patience = self.patience();
         bytes
-            .chunks(MAX_MESSAGE_BYTES)
+            .chunks(longest(self.message_bytes()))
             .try_for_each(|bytes| self.exchange(&[Outgoing { to, bytes }], &mut [], patience))
     }
 
@@ -130,7 +135,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
     /// As [`exchange`](Self::exchange).
     fn recv(&self, from: usize, into: &mut [u8]) -> Result<()> {
         let patience = 2 * self.patience();
-        into.chunks_mut(MAX_MESSAGE_BYTES)
+        into.chunks_mut(longest(self.message_bytes()))
             .try_for_each(|into| self.exchange(&[], &mut [Incoming { from, into }], patience))
     }
 
@@ -145,7 +150,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
             return self.recv(root, bytes);
         }
         let others: Vec<usize> = (0..self.size()).filter(|&rank| rank != root).collect();
-        for bytes in bytes.chunks(MAX_MESSAGE_BYTES) {
+        for bytes in bytes.chunks(longest(self.message_bytes())) {
             let outgoing: Vec<Outgoing<'_>> = others.iter().map(|&to| Outgoing { to, bytes }).collect();
             self.exchange(&outgoing, &mut [], self.patience())?;
         }
@@ -179,7 +184,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
             }
             let mut outgoing = Vec::with_capacity(left.len());
             for (to, part) in &mut left {
-                let (bytes, rest) = part.split_at(part.len().min(MAX_MESSAGE_BYTES));
+                let (bytes, rest) = part.split_at(part.len().min(longest(self.message_bytes())));
                 outgoing.push(Outgoing { to: *to, bytes });
                 *part = rest;
             }
@@ -232,6 +237,11 @@ pub trait ProcessGroup: Send + Sync + Debug {
         let mut all = vec![0; self.size()];
         self.all_gather(&[1], &mut all)
     }
+}
+
+/// A length of messages that every group takes.
+fn longest(asked: usize) -> usize {
+    asked.clamp(1, MAX_MESSAGE_BYTES)
 }
 
 pub(crate) fn check_rank(rank: usize, size: usize) -> Result<()> {
