@@ -94,7 +94,7 @@ fn rank() {
     let Ok(scenario) = std::env::var("UEL_MPI_SCENARIO") else { return };
     let folder = PathBuf::from(std::env::var_os("UEL_MPI_FOLDER").unwrap());
     let at: usize = std::env::var("UEL_MPI_AT").unwrap().parse().unwrap();
-    let timeout = if matches!(&*scenario, "check" | "absent" | "other") { LONG } else { SHORT };
+    let timeout = if matches!(&*scenario, "check" | "messages" | "large" | "absent" | "other") { LONG } else { SHORT };
     let group = MpiGroup::world_with_timeout(timeout).unwrap();
     assert_eq!(MpiGroup::world().unwrap_err().kind(), Kind::Argument);
     let rank = group.rank();
@@ -119,8 +119,13 @@ fn run(scenario: &str, at: usize, folder: &Path, group: MpiGroup) -> Result<()> 
     // Another rank fails each time.
     let victim = at % group.size();
     match scenario {
-        "check" => {
-            let group: Arc<dyn ProcessGroup> = Arc::new(group);
+        "large" => large(&group),
+        "check" | "messages" => {
+            let lends = scenario == "check";
+            let group: Arc<dyn ProcessGroup> = match lends {
+                true => Arc::new(group),
+                false => Arc::new(Watched::new(group, |_, _| Ok(()))),
+            };
             let cases = std::fs::read_dir(folder).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
             for case in 0..cases.count() {
                 check(Arc::clone(&group), &cases::CPU, &files_of(&folder.join(format!("case-{case}"))), case + at)?;
@@ -137,13 +142,26 @@ fn run(scenario: &str, at: usize, folder: &Path, group: MpiGroup) -> Result<()> 
             files.tensor(&name(usize::from(rank == last), 0)).map(drop)
         }
         _ if rank != victim => work(Arc::new(group), &paths),
-        fault => work(Arc::new(failing(at, group, fault)), &paths),
+        fault => work(Arc::new(failing(at, group, fault).lending(at.is_multiple_of(2))), &paths),
     }
 }
 
 fn files_of(folder: &Path) -> Vec<PathBuf> {
     let path = |n| folder.join(format!("part-{n}.safetensors"));
     (0..).map(path).take_while(|path| path.exists()).collect()
+}
+
+/// A part that takes more than one message of MPI.
+fn large(group: &MpiGroup) -> Result<()> {
+    const BYTES: usize = (1 << 30) + (100 << 20) + 7;
+    let byte = |n: usize| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let mut bytes = vec![0; BYTES];
+    if group.rank() == 1 {
+        bytes.iter_mut().enumerate().for_each(|(n, into)| *into = byte(n));
+    }
+    group.broadcast(1, &mut bytes)?;
+    assert!(bytes.iter().enumerate().all(|(n, got)| *got == byte(n)));
+    Ok(())
 }
 
 /// A rank that fails at exchange number `at`.
@@ -176,10 +194,21 @@ fn every_process_gets_what_a_plain_load_has() {
             write(&files, &folder);
             all.push(files);
         }
-        for outcome in mpirun(ranks, "check", ranks, folder.path()) {
-            let done = outcome.as_ref().is_some_and(|outcome| outcome.text.is_empty());
-            assert!(done, "{ranks} ranks, {outcome:?}\n{all:?}\n{}", read_log(folder.path()));
+        for scenario in ["check", "messages"] {
+            for outcome in mpirun(ranks, scenario, ranks, folder.path()) {
+                let done = outcome.as_ref().is_some_and(|outcome| outcome.text.is_empty());
+                assert!(done, "{scenario}, {ranks} ranks, {outcome:?}\n{all:?}\n{}", read_log(folder.path()));
+            }
         }
+    }
+}
+
+/// 1.1 GiB, which MPI could not count in one message of its own were it twice as much.
+#[test]
+fn more_bytes_than_a_message_has_arrive() {
+    let folder = tempfile::tempdir().unwrap();
+    for outcome in mpirun(2, "large", 0, folder.path()) {
+        assert!(outcome.as_ref().is_some_and(|outcome| outcome.text.is_empty()), "{}", read_log(folder.path()));
     }
 }
 
@@ -207,8 +236,9 @@ fn a_process_that_cannot_read_or_asks_for_something_else_is_named() {
 }
 
 /// Exchanges of the work of these tests, in each of which a rank fails: which one, follows from the number. The loading, the
-/// transfers of a tensor and the steps between them are among them.
-const EXCHANGES: [usize; 6] = [1, 3, 8, 10, 12, 17];
+/// transfers of a tensor and the steps between them are among them. Where the number is even, ranks read each other's memory, and
+/// where it is odd, they send messages.
+const EXCHANGES: [usize; 7] = [1, 3, 8, 10, 14, 17, 21];
 
 #[test]
 fn a_process_that_fails_is_named() {
@@ -235,7 +265,7 @@ fn a_process_that_leaves_is_named_at_once() {
 fn a_process_that_falls_silent_is_named_in_time() {
     let folder = tempfile::tempdir().unwrap();
     two_files(folder.path());
-    for at in [1, 9, 11, 15] {
+    for at in [1, 9, 12, 15] {
         let outcomes = mpirun(3, "silent", at, folder.path());
         assert_named(&outcomes, at % 3, &[Kind::Timeout], SHORT + SLACK, folder.path());
     }

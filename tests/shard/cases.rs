@@ -227,9 +227,10 @@ pub(crate) fn work(group: Arc<dyn ProcessGroup>, paths: &[PathBuf]) -> Result<()
     Ok(())
 }
 
-/// A rank that does something before each of its exchanges.
+/// A rank that does something before each of its exchanges, and has all messages sent.
 pub(crate) struct Watched<G> {
     inner: G,
+    lends: bool,
     before: Box<Before<G>>,
 }
 
@@ -238,7 +239,13 @@ type Before<G> = dyn Fn(&G, &[Outgoing<'_>]) -> Result<()> + Send + Sync;
 
 impl<G> Watched<G> {
     pub(crate) fn new(inner: G, before: impl Fn(&G, &[Outgoing<'_>]) -> Result<()> + Send + Sync + 'static) -> Self {
-        Self { inner, before: Box::new(before) }
+        Self { inner, lends: false, before: Box::new(before) }
+    }
+
+    /// Whether the others read each other's memory, and this one's.
+    pub(crate) fn lending(mut self, lends: bool) -> Self {
+        self.lends = lends;
+        self
     }
 
     /// A rank that fails at exchange number `at`, as `fail` says.
@@ -273,6 +280,14 @@ impl<G: ProcessGroup> ProcessGroup for Watched<G> {
     fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
         (self.before)(&self.inner, outgoing)?;
         self.inner.exchange(outgoing, incoming, patience)
+    }
+
+    fn lend(&self, source: &Arc<dyn ByteSource>, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.inner.lend(source, bytes).filter(|_| self.lends)
+    }
+
+    fn borrow(&self, from: usize, ticket: &[u8]) -> Option<Arc<dyn ByteSource>> {
+        self.inner.borrow(from, ticket).filter(|_| self.lends)
     }
 
     fn abort(&self, cause: &Error) {

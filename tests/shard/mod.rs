@@ -1,6 +1,7 @@
 //! Ranks that are threads: what each gets, and what becomes of a rank that fails.
 
 mod cases;
+mod counted;
 mod faults;
 mod slices;
 
@@ -10,7 +11,8 @@ use std::time::Duration;
 
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
-use uel::{Dtype, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
+use uel::shard::{Incoming, Outgoing};
+use uel::{Dtype, Error, GroupLoader, Kind, ProcessGroup, RankFault, Result, SingleGroup, Split, ThreadGroup};
 
 use cases::{CPU, Watched, bytes, check, safetensors, write};
 
@@ -166,6 +168,134 @@ fn a_part_that_cannot_be_made_fails_on_every_rank() {
         files.tensor("good")
     });
     assert_eq!(all(outcomes.unwrap()).len(), 2);
+}
+
+/// A group whose ranks send each other messages, and short ones.
+#[derive(Debug)]
+struct Messages {
+    inner: ThreadGroup,
+    longest: usize,
+}
+
+impl ProcessGroup for Messages {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.inner.timeout()
+    }
+
+    fn message_bytes(&self) -> usize {
+        self.longest
+    }
+
+    fn exchange(&self, outgoing: &[Outgoing<'_>], incoming: &mut [Incoming<'_>], patience: Duration) -> Result<()> {
+        let lens = outgoing.iter().map(|message| message.bytes.len());
+        // Notes that are gathered go as they are.
+        let longest = lens.chain(incoming.iter().map(|message| message.into.len())).max().unwrap_or(0);
+        assert!(longest <= self.longest.max(1024), "{longest} bytes in a message");
+        self.inner.exchange(outgoing, incoming, patience)
+    }
+
+    fn abort(&self, cause: &Error) {
+        self.inner.abort(cause);
+    }
+
+    fn fault(&self) -> Option<RankFault> {
+        self.inner.fault()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    /// Ranks that cannot read each other's memory get the same by messages, of which a tensor takes many.
+    #[test]
+    fn messages_bring_the_same(files in cases::any_files(), ranks in 1..5usize, seed in 0..12usize, longest in 1025..5000usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = write(&files, folder.path());
+        let work = |inner| check(Arc::new(Messages { inner, longest }), &CPU, &paths, seed).map(drop);
+        all(ThreadGroup::run(ranks, LONG, work).unwrap());
+    }
+}
+
+/// Parts longer than a message are sent in several, and arrive whole.
+#[test]
+fn long_parts_are_sent_in_several_messages() {
+    let part = |rank: usize| (0..10_007).map(|n| (n * (rank + 3)) as u8).collect::<Vec<u8>>();
+    let outcomes = ThreadGroup::run(3, LONG, |inner| {
+        let group = Messages { inner, longest: 1 << 10 };
+        let (rank, mut all) = (group.rank(), part(1));
+        if rank != 1 {
+            all.fill(0);
+        }
+        group.broadcast(1, &mut all)?;
+        assert!(all == part(1));
+        let parts: Vec<Vec<u8>> = (0..3).map(|rank| part(rank)[rank * 1000..].to_vec()).collect();
+        let mut own = vec![0; parts[rank].len()];
+        let slices: Vec<&[u8]> = if rank == 2 { parts.iter().map(Vec::as_slice).collect() } else { Vec::new() };
+        group.scatter(2, &slices, &mut own)?;
+        assert!(own == parts[rank]);
+        match rank {
+            0 => group.send(1, &parts[0])?,
+            1 => {
+                let mut into = vec![0; parts[0].len()];
+                group.recv(0, &mut into)?;
+                assert!(into == parts[0]);
+            }
+            _ => {}
+        }
+        group.barrier()
+    });
+    all(outcomes.unwrap());
+}
+
+/// What each rank gets by a plan, by messages and where it lies, is what it reads by itself, and each byte is read once.
+#[test]
+fn a_plan_brings_the_same_on_every_road() {
+    let folder = tempfile::tempdir().unwrap();
+    let shapes = vec![
+        vec![(Dtype::Bf16, vec![300, 170]), (Dtype::F32, vec![64, 33, 5]), (Dtype::U64, vec![40])],
+        vec![(Dtype::F16, vec![3, 900]), (Dtype::F32, vec![0, 7]), (Dtype::Bool, vec![12, 10])],
+    ];
+    let paths = write(&shapes, folder.path());
+    let total: u64 = paths.iter().map(|path| std::fs::metadata(path).unwrap().len()).sum();
+    let plan = uel::ShardPlan::new().with_rows("*.0.weight").unwrap().with_columns("*.1.weight").unwrap();
+    let plan = plan.with_split("layer.1.2.weight", Split::new(1).with_sections(2)).unwrap();
+    for (dtype, lends) in [(None, true), (None, false), (Some(DType::F32), true), (Some(DType::BF16), true)] {
+        let outcomes = ThreadGroup::run(3, LONG, |inner| {
+            let group: Arc<dyn ProcessGroup> = match lends {
+                true => Arc::new(inner),
+                false => Arc::new(Messages { inner, longest: 2000 }),
+            };
+            let rank = group.rank();
+            let (mut loader, recorded) = cases::recording(group);
+            if let Some(dtype) = dtype {
+                loader = loader.with_dtype(dtype);
+            }
+            loader.add_paths(&paths);
+            let tensors = loader.load_files()?.load_plan(&plan)?;
+            let read: u64 = recorded.lock().unwrap().iter().map(|source| source.bytes_read()).sum();
+            Ok((rank, tensors, read))
+        });
+        let plain = uel::Checkpoint::open_files(&paths).unwrap();
+        let mut read = 0;
+        for (rank, tensors, bytes_read) in all(outcomes.unwrap()) {
+            let own = plain.load_shard(&plan, rank, 3, dtype, &CPU).unwrap();
+            assert_eq!(tensors.len(), own.len());
+            for (name, tensor) in own {
+                assert_eq!((tensors[&name].dtype(), tensors[&name].dims()), (tensor.dtype(), tensor.dims()), "{name}");
+                assert!(bytes(&tensors[&name]) == bytes(&tensor), "{name}, rank {rank}, {dtype:?}, {lends}");
+            }
+            read += bytes_read;
+        }
+        assert_eq!(read, total);
+    }
 }
 
 /// A rank whose bytes that it sends are counted.

@@ -4,8 +4,10 @@
 //! [`fill`] returns `Ok`, every byte of every destination was read from its source.
 
 mod check;
+mod rows;
 
 pub(crate) use check::{Check, check};
+pub(crate) use rows::Rows;
 
 use std::any::Any;
 use std::mem::MaybeUninit;
@@ -88,6 +90,7 @@ pub(crate) struct How<'a> {
 enum Task<'a> {
     Read(Span<'a>),
     Scatter(Scatter<'a>),
+    Rows(Rows<'a>),
     /// Read and forgotten, so that the page cache holds it.
     Pass(Pass<'a>),
 }
@@ -97,6 +100,7 @@ impl<'a> Task<'a> {
         match self {
             Task::Read(span) => span.source_len() as u64,
             Task::Scatter(scatter) => scatter.range.byte_len(),
+            Task::Rows(rows) => rows.into.len() as u64,
             Task::Pass(pass) => pass.range.byte_len(),
         }
     }
@@ -106,6 +110,7 @@ impl<'a> Task<'a> {
         match self {
             Task::Read(span) => (span.source, span.offset),
             Task::Scatter(scatter) => (scatter.source, scatter.range.start()),
+            Task::Rows(rows) => (rows.source, rows.base),
             Task::Pass(pass) => (pass.source, pass.range.start()),
         }
     }
@@ -124,9 +129,32 @@ pub(crate) fn fill<'a>(
 ) -> Result<()> {
     let mut tasks = Vec::new();
     for span in spans {
-        cut(span, &mut tasks);
+        cut(span, By::Offset, &mut tasks);
     }
     tasks.extend(scatters.into_iter().map(Task::Scatter));
+    execute(tasks, how)
+}
+
+/// What [`fill_parts`] reads.
+#[derive(Debug)]
+pub(crate) enum Part<'a> {
+    Span(Span<'a>),
+    Rows(Rows<'a>),
+}
+
+/// As [`fill`], for spans and the runs of slices whose destinations lie anywhere.
+///
+/// # Errors
+///
+/// As [`fill`].
+pub(crate) fn fill_parts<'a>(parts: impl IntoIterator<Item = Part<'a>>, how: How<'_>) -> Result<()> {
+    let mut tasks = Vec::new();
+    for part in parts {
+        match part {
+            Part::Span(span) => cut(span, By::Destination, &mut tasks),
+            Part::Rows(rows) => rows.cut(&mut tasks)?,
+        }
+    }
     execute(tasks, how)
 }
 
@@ -137,9 +165,9 @@ pub(crate) fn fill<'a>(
 /// As [`fill`], but for panics, which are passed on.
 pub(crate) fn fill_here(span: Span<'_>) -> Result<()> {
     let mut tasks = Vec::new();
-    cut(span, &mut tasks);
+    cut(span, By::Offset, &mut tasks);
     let mut scratch = Vec::new();
-    tasks.into_iter().try_for_each(|task| run(task, &mut scratch))
+    tasks.into_iter().try_for_each(|task| run(task, &mut scratch).map(drop))
 }
 
 /// Reads ranges and forgets what was read: the page cache holds it afterwards.
@@ -175,13 +203,12 @@ fn execute(tasks: Vec<Task<'_>>, how: How<'_>) -> Result<()> {
         while !failed.load(Ordering::Relaxed) {
             let next = lock(&queue).next();
             let Some((position, task)) = next else { return };
-            let byte_len = task.byte_len();
             let (source, offset) = task.place();
             let outcome = catch_unwind(AssertUnwindSafe(|| run(task, &mut scratch)));
             let panicked =
                 |panic: Box<dyn Any + Send>| worker_panic(&*panic).with_path(source.path()).with_offset(offset);
             match outcome.unwrap_or_else(|panic| Err(panicked(panic))) {
-                Ok(()) => (how.arrived)(byte_len),
+                Ok(byte_len) => (how.arrived)(byte_len),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
                     let mut first = lock(&first_error);
@@ -263,11 +290,22 @@ pub(crate) fn threads_for<'a>(sources: impl IntoIterator<Item = &'a dyn ByteSour
     sources.into_iter().map(|source| source.hints().concurrency).max().unwrap_or(0).min(MAX_THREADS)
 }
 
-/// Cuts a span: between the pieces that are checked, or else at multiples of [`CHUNK`] in the file, or after
-/// [`CAST_CHUNK`] bytes where they are cast.
-fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
+/// Where spans are cut.
+#[derive(Clone, Copy)]
+enum By {
+    /// At multiples of a chunk in the file. The huge pages of destinations that are made for their reads begin there too.
+    Offset,
+    /// At multiples of a chunk in memory, so that two threads do not fault in the same huge page; in the file where a
+    /// source's requests have lengths of their own.
+    Destination,
+}
+
+/// Cuts a span: between the pieces that are checked, or else at multiples of [`CHUNK`], or after [`CAST_CHUNK`] bytes where
+/// they are cast.
+fn cut<'a>(span: Span<'a>, by: By, tasks: &mut Vec<Task<'a>>) {
     let Span { source, mut offset, mut into, cast, checks } = span;
     let chunk = chunk(source);
+    let by_destination = matches!(by, By::Destination) && chunk == CHUNK;
     let mut checks = checks.into_iter().peekable();
     while !into.is_empty() {
         let group = take_group(&mut checks, offset, chunk);
@@ -275,6 +313,7 @@ fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
             (Some((_, end)), _) => usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX),
             (None, Some(_)) if chunk == CHUNK => CAST_CHUNK,
             (None, Some(_)) => chunk as usize / CAST_CHUNK * CAST_CHUNK,
+            (None, None) if by_destination => (chunk - into.as_ptr().addr() as u64 % chunk) as usize,
             (None, None) => (chunk - offset % chunk) as usize,
         };
         let piece = cast.map_or(Some(source_len), |cast| cast.destination_len(source_len)).unwrap_or(usize::MAX);
@@ -287,25 +326,31 @@ fn cut<'a>(span: Span<'a>, tasks: &mut Vec<Task<'a>>) {
     }
 }
 
-fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<()> {
+/// Does a task; the bytes that it has read.
+fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<u64> {
+    let byte_len = task.byte_len();
     match task {
+        Task::Rows(rows) => return rows.run(scratch),
         Task::Read(Span { source, offset, into, cast: None, checks }) => {
             let bytes = read(source, offset, into)?;
-            check(&checks, source, offset, bytes)
+            check(&checks, source, offset, bytes)?;
         }
         Task::Read(Span { source, offset, into, cast: Some(cast), checks }) => {
             let bytes = read_to_scratch(source, offset, cast.source_len(into.len()), scratch)?;
             check(&checks, source, offset, bytes)?;
             let error = || Error::new(Kind::Internal, "a cast must fill its destination").with_offset(offset);
-            if cast.run(bytes, into) { Ok(()) } else { Err(error()) }
+            if !cast.run(bytes, into) {
+                return Err(error());
+            }
         }
-        Task::Scatter(scatter) => run_scatter(scatter, scratch),
+        Task::Scatter(scatter) => run_scatter(scatter, scratch)?,
         Task::Pass(Pass { source, range, checks }) => {
             let byte_len = usize::try_from(range.byte_len()).unwrap_or(CHUNK as usize);
             let bytes = read_to_scratch(source, range.start(), byte_len, scratch)?;
-            check(&checks, source, range.start(), bytes)
+            check(&checks, source, range.start(), bytes)?;
         }
     }
+    Ok(byte_len)
 }
 
 /// Reads `byte_len` bytes from `offset` on into the thread's scratch memory.

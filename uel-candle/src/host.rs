@@ -175,28 +175,40 @@ const STREAMED_FROM: usize = 64 << 10;
 ///
 /// Where the lengths differ.
 pub(crate) fn copy_past_caches(from: &[u8], into: &mut [u8]) {
+    copy_past_caches_into(from, for_reading(into));
+}
+
+/// The same into memory that need not be initialised; what was written there.
+///
+/// # Panics
+///
+/// Where the lengths differ.
+pub(crate) fn copy_past_caches_into<'i>(from: &[u8], into: &'i mut [MaybeUninit<u8>]) -> &'i mut [u8] {
     #[cfg(target_arch = "x86_64")]
     if from.len() == into.len() && from.len() >= STREAMED_FROM && std::arch::is_x86_feature_detected!("avx") {
         // SAFETY: the processor has AVX, as was just asked, and the lengths are equal.
         unsafe { copy_with_avx(from, into) };
-        return;
+        // SAFETY: the call above wrote every byte.
+        return unsafe { into.assume_init_mut() };
     }
-    into.copy_from_slice(from);
+    into.write_copy_of_slice(from)
 }
 
+/// Writes every byte of `into`.
+///
 /// # Safety
 ///
 /// The processor has AVX, and the slices have the same length.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
-unsafe fn copy_with_avx(from: &[u8], into: &mut [u8]) {
+unsafe fn copy_with_avx(from: &[u8], into: &mut [MaybeUninit<u8>]) {
     use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_loadu_si256, _mm256_stream_si256};
     const VECTOR: usize = size_of::<__m256i>();
     const BLOCK: usize = 4 * VECTOR;
     let start = into.as_ptr().align_offset(VECTOR).min(into.len());
     let blocks = (into.len() - start) / BLOCK;
     let end = start + blocks * BLOCK;
-    into[..start].copy_from_slice(&from[..start]);
+    into[..start].write_copy_of_slice(&from[..start]);
     for at in (start..end).step_by(BLOCK) {
         // SAFETY: `at + BLOCK` is at most `end`, which lies in both slices: they have one length. The loads need no
         // alignment; the stores need that of a vector, which `start` has been given and a multiple of vectors keeps. The
@@ -212,7 +224,7 @@ unsafe fn copy_with_avx(from: &[u8], into: &mut [u8]) {
     }
     // Stores past the caches are not ordered with others; whoever is told of the copy must see all of it.
     _mm_sfence();
-    into[end..].copy_from_slice(&from[end..]);
+    into[end..].write_copy_of_slice(&from[end..]);
 }
 
 /// Appends the cast of `bytes` to `into`.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use uel_candle::{Checkpoint, Edit, LoraOptions};
+use uel_candle::{Edit, LoraOptions};
 use uel_core::{Error, Kind, Result};
 
 /// The name of PEFT's configuration file.
@@ -32,7 +32,7 @@ struct Config {
 /// Adds the adapter at `path`, a file or its folder, to `edit`. Without `scale` the adapter's own is taken: that of its
 /// alpha tensors, or of its configuration.
 pub(crate) fn add(edit: Edit, path: &Path, scale: Option<f64>) -> Result<Edit> {
-    let adapter = Checkpoint::open(path)?;
+    let adapter = crate::args::open_options().open(path)?;
     let config_path = if path.is_dir() { path.join(CONFIG) } else { path.with_file_name(CONFIG) };
     let has_alphas = adapter.infos().any(|info| info.name().ends_with(".alpha"));
     // A file with alphas has its scales itself, whatever stands beside it.

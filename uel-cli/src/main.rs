@@ -53,6 +53,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 the input is at fault or differs
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    remote: args::Remote,
 }
 
 #[derive(Subcommand, Debug)]
@@ -115,7 +117,7 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let done = match cli.command {
+    let done = cli.remote.apply().and_then(|()| match cli.command {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Convert(args) => convert::run(&args),
@@ -126,7 +128,7 @@ fn main() -> ExitCode {
         Command::Recover(args) => recover::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchRun(args) => bench::run_one(&args),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => {

@@ -263,6 +263,28 @@ impl TensorSlice {
     pub fn runs(&self) -> Runs<'_> {
         Runs { slice: self, counters: vec![0; self.loops.len()], next: self.start, left: self.run_count }
     }
+
+    /// The runs but for the first `skipped`, without going through those.
+    ///
+    /// ```
+    /// use uel_core::{Dtype, TensorSlice};
+    /// let columns = TensorSlice::new(Dtype::U8, &[3, 10], &[(..).into(), (2..4).into()])?;
+    /// assert_eq!(columns.runs_from(1).map(|run| run.to_string()).collect::<Vec<_>>(), ["12..14", "22..24"]);
+    /// # Ok::<(), uel_core::Error>(())
+    /// ```
+    pub fn runs_from(&self, skipped: u64) -> Runs<'_> {
+        let left = self.run_count.saturating_sub(skipped);
+        let (mut rest, mut next) = (if left == 0 { 0 } else { skipped }, self.start);
+        let counter = |each: &Loop| {
+            let counter = rest % each.count;
+            rest /= each.count;
+            // A run that there is, and so below the bytes of the tensor.
+            next += counter * each.stride;
+            counter
+        };
+        let counters = self.loops.iter().map(counter).collect();
+        Runs { slice: self, counters, next, left }
+    }
 }
 
 #[cold]
@@ -332,6 +354,19 @@ mod tests {
         // All rows lie at one distance, so one loop is enough.
         assert_eq!(inner.loops, [Loop { count: 6, stride: 5 }]);
         assert_eq!(runs(&TensorSlice::new(Dtype::F64, &[], &[]).unwrap()), [(0, 8)]);
+    }
+
+    #[test]
+    fn runs_may_begin_anywhere() {
+        let dims: [Bounds; 4] = [(1..3).into(), (..).into(), (1..2).into(), (2..4).into()];
+        for dims in [&dims[..], &dims[..1], &[(..).into(), (3..).into()]] {
+            let slice = TensorSlice::new(Dtype::U8, &[4, 3, 3, 5], dims).unwrap();
+            let all: Vec<_> = slice.runs().collect();
+            for skipped in 0..=all.len() + 1 {
+                let rest: Vec<_> = slice.runs_from(skipped as u64).collect();
+                assert_eq!(rest, all[skipped.min(all.len())..]);
+            }
+        }
     }
 
     #[test]

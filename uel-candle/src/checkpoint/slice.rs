@@ -1,29 +1,22 @@
 //! Parts of a tensor: only the bytes of the slice are read.
 
 use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use uel_core::plan::Request;
 use uel_core::slice::Bounds;
-use uel_core::{Error, Kind, PlanOptions, ReadPlan, Result, TensorSlice};
+use uel_core::{Error, Kind, Result, TensorSlice};
 
 use super::Checkpoint;
 use super::convert::{candle, too_large, widened};
 use super::options::Mode;
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
-use crate::engine::{self, How, Scatter};
+use crate::engine::{self, How, Part, Rows};
 use crate::host::{Unfilled, as_bytes};
 use crate::placement;
 use crate::transfer::transfer_to_gpu_pinned;
-
-/// A read that several runs of a slice share is at most this long.
-const SHARED_READ: u64 = 1 << 20;
-
-/// Runs of a slice that are planned at once: each takes some hundred bytes of memory, and a slice may have a run for
-/// every element.
-const RUNS_AT_ONCE: usize = 1 << 17;
 
 /// What [`Checkpoint::slice`] takes: a range or index, a tuple of up to six, or a list of [`Bounds`]. Dimensions that
 /// are not named are taken whole; an index drops its dimension.
@@ -109,40 +102,15 @@ impl Checkpoint {
         let read_as = if want.widened { candle_core::DType::U8 } else { want.dtype };
         let mut unfilled = Unfilled::new(read_as, byte_len).map_err(place)?;
 
-        let inside = || place(Error::new(Kind::Internal, "a run of the slice lies outside the tensor"));
-        let mut runs = slice
-            .runs()
-            .map(|run| Some(Request { file: info.file(), range: run.offset_by(info.range().start())? }))
-            .peekable();
-        let mut rest = unfilled.as_uninit_mut();
-        let mut bytes_read = 0;
-        let how = How { threads: self.inner.options.threads, arrived: &|_| {} };
-        while runs.peek().is_some() {
-            let requests: Vec<Request> = runs.by_ref().take(RUNS_AT_ONCE).collect::<Option<_>>().ok_or_else(inside)?;
-            let plan = ReadPlan::new(
-                &requests,
-                PlanOptions { gap: source.hints().gap, chunk: engine::shared(source, SHARED_READ) },
-            );
-            let mut scatters = Vec::with_capacity(plan.read_count());
-            for read in plan.reads() {
-                let mut parts = Vec::with_capacity(read.parts.len());
-                for part in read.parts {
-                    // Runs are disjoint and in order, so each part takes the next piece of the destination.
-                    let length = usize::try_from(part.range.byte_len()).map_err(|_| too_large(info))?;
-                    let (head, tail) = std::mem::take(&mut rest).split_at_mut_checked(length).ok_or_else(inside)?;
-                    rest = tail;
-                    parts.push((part.range.start(), head));
-                }
-                scatters.push(Scatter { source, range: read.range, parts, checks: Vec::new() });
-            }
-            engine::fill([], scatters, how).map_err(place)?;
-            bytes_read += plan.planned_bytes();
-        }
-        if !rest.is_empty() {
-            return Err(inside());
-        }
-        // SAFETY: every `fill` returned `Ok`, and the parts handed to them cover the whole storage: nothing of `rest` was
-        // left.
+        let read = AtomicU64::new(0);
+        let arrived = |bytes: u64| {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let into = unfilled.as_uninit_mut();
+        let rows = Rows { source, base: info.range().start(), slice: &slice, first: 0, into };
+        let how = How { threads: self.inner.options.threads, arrived: &arrived };
+        engine::fill_parts([Part::Rows(rows)], how).map_err(place)?;
+        // SAFETY: `fill_parts` returned `Ok`, and was given the whole storage.
         #[allow(unsafe_code)]
         let storage = unsafe { unfilled.assume_filled() };
         let tensor = match want.widened {
@@ -153,7 +121,7 @@ impl Checkpoint {
         let reason = "slices are read".to_owned();
         let mut report = LoadReport { chosen: Mode::LowMemory, reason, ..LoadReport::default() };
         report.add_copied(CopyReason::Slice, slice.byte_len());
-        report.bytes_read = bytes_read;
+        report.bytes_read = read.into_inner();
         report.duration = began.elapsed();
         self.note(&report);
         Ok(tensor)

@@ -2,11 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::path::Path;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use uel_core::source::{ByteSource, MemorySource};
+#[cfg(test)]
+use uel_core::source::MemorySource;
+use uel_core::source::{ByteSource, ByteSourceExt, Hints};
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
@@ -37,11 +40,43 @@ impl AsRef<[u8]> for FileBytes {
     }
 }
 
+/// A file in memory, of which so much is copied that it goes past the caches.
+#[derive(Debug)]
+struct FileInMemory {
+    path: PathBuf,
+    bytes: FileBytes,
+}
+
+impl ByteSource for FileInMemory {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn byte_len(&self) -> u64 {
+        self.bytes.as_ref().len() as u64
+    }
+
+    fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        self.check_range(offset, buffer.len())?;
+        // In the file, as was checked, and so in memory.
+        let start = offset as usize;
+        let outside = || Error::new(Kind::Internal, "a range of the file lies outside of it").with_path(&self.path);
+        let bytes = self.bytes.as_ref().get(start..start + buffer.len()).ok_or_else(outside)?;
+        Ok(host::copy_past_caches_into(bytes, buffer))
+    }
+
+    fn hints(&self) -> Hints {
+        Hints { gap: 0, ..Hints::default() }
+    }
+}
+
 /// A file that this rank holds: opened from memory.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) checkpoint: Checkpoint,
     pub(super) bytes: FileBytes,
+    /// The bytes, as other ranks may read them.
+    pub(super) source: Arc<dyn ByteSource>,
     /// The same bytes on the rank's device, where they were asked for there.
     pub(super) on_device: Option<Arc<DeviceBytes>>,
 }
@@ -104,9 +139,9 @@ pub(super) fn read(files: &[(usize, &Path)], open: &OpenFn, options: &OpenOption
         read.buffers += 1;
         for ((number, path, _), (start, end)) in now.iter().zip(places) {
             let bytes = FileBytes { buffer: Arc::clone(&buffer), start, end };
-            let source: Arc<dyn ByteSource> = Arc::new(MemorySource::new(*path, bytes.clone()));
-            let checkpoint = Checkpoint::from_sources(vec![source], options.clone())?;
-            read.held.insert(*number, Held { checkpoint, bytes, on_device: None });
+            let source: Arc<dyn ByteSource> = Arc::new(FileInMemory { path: path.to_path_buf(), bytes: bytes.clone() });
+            let checkpoint = Checkpoint::from_sources(vec![Arc::clone(&source)], options.clone())?;
+            read.held.insert(*number, Held { checkpoint, bytes, source, on_device: None });
         }
     }
     Ok(read)
@@ -173,6 +208,16 @@ mod tests {
             prop_assert!(sums.iter().max().unwrap() - sums.iter().min().unwrap() <= largest);
             prop_assert_eq!(sums.iter().sum::<u64>(), sizes.iter().sum::<u64>());
         }
+    }
+
+    #[test]
+    fn files_in_memory_conform() {
+        let file = |bytes: &[u8]| {
+            let buffer = Arc::new([&[9; 3], bytes, &[8; 5]].concat());
+            let bytes = FileBytes { buffer, start: 3, end: 3 + bytes.len() };
+            Box::new(FileInMemory { path: "memory".into(), bytes }) as Box<dyn ByteSource>
+        };
+        uel_core::source::conformance::check(file).unwrap();
     }
 
     #[test]

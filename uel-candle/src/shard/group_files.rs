@@ -1,6 +1,6 @@
 //! Tensors from files that a group of ranks has read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -17,6 +17,9 @@ use super::step::{Doing, Steps};
 use crate::checkpoint::Checkpoint;
 use crate::transfer::transfer_to_gpu_pinned;
 use crate::view::TensorView;
+
+/// A delivery, what this rank made ready for its bytes where they are sent, and the file where it is this rank's.
+type Work<'a> = (Delivery<'a>, Option<Prepared>, Option<Checkpoint>);
 
 /// Files that the ranks of a group have read, each the other ones' too: from [`GroupLoader`](crate::GroupLoader).
 ///
@@ -39,6 +42,10 @@ pub struct GroupFiles {
     pub(super) index: TensorIndex,
     /// The files, and the ranks that have them.
     pub(super) files: Vec<(usize, PathBuf)>,
+    /// How each file is found in its owner's memory, where all ranks can read it there.
+    pub(super) lent: Option<Vec<Vec<u8>>>,
+    /// Tensors that do not stand in their files as they are.
+    pub(super) made: HashSet<String>,
     /// Those of this rank, by number.
     pub(super) held: RwLock<BTreeMap<usize, Held>>,
     pub(super) bytes_read: u64,
@@ -105,7 +112,7 @@ impl GroupFiles {
             .ok_or_else(|| Error::new(Kind::Internal, "a tensor is in one of the files").with_tensor(name))
     }
 
-    fn owner_of(&self, info: &TensorInfo<'_>) -> Option<usize> {
+    pub(super) fn owner_of(&self, info: &TensorInfo<'_>) -> Option<usize> {
         self.files.get(info.file()).map(|(rank, _)| *rank)
     }
 
@@ -206,9 +213,11 @@ impl GroupFiles {
     pub fn load_plan(&self, plan: &ShardPlan) -> Result<HashMap<String, Tensor>> {
         // Compared once, so that plans which differ in a later tensor are found before the first is sent.
         let doing = Doing::new("all tensors by a plan").with(plan.describe());
-        self.steps.run(&doing, || Ok(()), |_, ()| Ok(()), Ok)?;
-        let mut tensors = HashMap::with_capacity(self.index.len());
+        let mut tensors = self.lent_at_once(&doing, plan)?;
         for name in self.keys() {
+            if tensors.contains_key(name) {
+                continue;
+            }
             let tensor = match plan.split(name) {
                 Some(split) => self.sharded(name, split.clone())?,
                 None => self.tensor(name)?,
@@ -241,7 +250,7 @@ impl GroupFiles {
     }
 
     /// The file with a tensor of this rank's.
-    fn held_of(&self, info: &TensorInfo<'_>) -> Result<Held> {
+    pub(super) fn held_of(&self, info: &TensorInfo<'_>) -> Result<Held> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         held.get(&info.file()).cloned().ok_or_else(|| {
             let owner = self.owner_of(info).unwrap_or_default();
@@ -255,6 +264,11 @@ impl GroupFiles {
                 None => error,
             }
         })
+    }
+
+    /// File number `file`, where it is this rank's and was not released.
+    pub(super) fn held_at(&self, file: usize) -> Option<Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).get(&file).cloned()
     }
 
     fn delivery<'a>(
@@ -289,23 +303,27 @@ impl GroupFiles {
     ) -> Result<T> {
         let rank = self.group().rank();
         let doing = doing.clone().with(format!("{:?}", self.dtype));
+        // Kept until all ranks have what they read of it.
+        let mut kept = Vec::new();
         let prepare = || {
-            let prepare = |delivery: Delivery<'a>| {
+            let mut all: Vec<Work<'a>> = Vec::new();
+            for delivery in deliveries()? {
                 let held = match delivery.owner == rank {
                     true => Some(self.held_of(&delivery.info)?),
                     false => None,
                 };
+                let lent = self.lends(&delivery.info);
                 let device = self.on_device.then_some(&self.device);
-                let prepared = delivery.prepare(rank, device, held.as_ref())?;
-                Ok((delivery, prepared, held.map(|held| held.checkpoint)))
-            };
-            deliveries()?
-                .into_iter()
-                .map(prepare)
-                .collect::<Result<Vec<(Delivery<'a>, Prepared, Option<Checkpoint>)>>>()
+                let prepared = if lent { None } else { Some(delivery.prepare(rank, device, held.as_ref())?) };
+                let held = held.map(|held| held.checkpoint);
+                kept.extend(held.clone());
+                all.push((delivery, prepared, held));
+            }
+            Ok(all)
         };
-        let exchange = |group: &dyn ProcessGroup, mut all: Vec<(Delivery<'a>, Prepared, Option<Checkpoint>)>| {
+        let exchange = |group: &dyn ProcessGroup, mut all: Vec<Work<'a>>| {
             for (delivery, prepared, held) in &mut all {
+                let Some(prepared) = prepared else { continue };
                 let source = match held {
                     Some(held) => Some(held.source(held.info(delivery.info.name())?.file())?),
                     None => None,
@@ -315,7 +333,10 @@ impl GroupFiles {
             Ok(all)
         };
         self.steps.run(&doing, prepare, exchange, |all| {
-            let parts = all.into_iter().map(|(delivery, prepared, _)| delivery.finish(rank, prepared));
+            let parts = all.into_iter().map(|(delivery, prepared, _)| match prepared {
+                Some(prepared) => delivery.finish(rank, prepared),
+                None => self.borrowed(&delivery),
+            });
             finish(parts.filter_map(Result::transpose).collect::<Result<_>>()?)
         })
     }

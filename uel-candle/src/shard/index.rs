@@ -1,5 +1,7 @@
 //! What ranks tell each other about their files: names, dtypes, shapes and places, so that nobody reads another's headers.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use uel_core::{BlockDtype, ByteRange, Dtype, Error, Kind, Result, TensorIndexBuilder};
 
@@ -16,6 +18,9 @@ struct Account {
     shape: Vec<usize>,
     start: u64,
     end: u64,
+    /// It does not stand in its file as it is, but in a source that the owner makes of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    made: bool,
 }
 
 /// The tensors in the files that a rank read.
@@ -29,6 +34,7 @@ pub(super) fn encode(read: &Read) -> Result<Vec<u8>> {
             shape: info.shape().to_vec(),
             start: info.range().start(),
             end: info.range().end(),
+            made: info.file() > 0,
         }));
     }
     let bytes = serde_json::to_vec(&tensors).map_err(|error| {
@@ -43,11 +49,17 @@ pub(super) fn encode(read: &Read) -> Result<Vec<u8>> {
 }
 
 /// Adds the tensors of a rank. `is_own` says which files are that rank's.
-pub(super) fn decode(bytes: &[u8], is_own: impl Fn(usize) -> bool, index: &mut TensorIndexBuilder) -> Result<()> {
+/// Names of tensors that do not stand in their files as they are go to `made`.
+pub(super) fn decode(
+    bytes: &[u8],
+    is_own: impl Fn(usize) -> bool,
+    index: &mut TensorIndexBuilder,
+    made: &mut HashSet<String>,
+) -> Result<()> {
     let unreadable = |message: &str| Error::new(Kind::Group, format!("a rank sent {message}"));
     let tensors: Vec<Account> = serde_json::from_slice(bytes)
         .map_err(|error| unreadable("an account of its tensors that cannot be read").with_source(error))?;
-    for Account { file, name, dtype, shape, start, end } in tensors {
+    for Account { file, name, dtype, shape, start, end, made: is_made } in tensors {
         let named = |error: Error| error.with_tensor(&name);
         let known = Dtype::from_safetensors(&dtype);
         let block = || BlockDtype::ALL.iter().find(|block| block.as_str() == dtype).copied().map(Dtype::Block);
@@ -58,6 +70,9 @@ pub(super) fn decode(bytes: &[u8], is_own: impl Fn(usize) -> bool, index: &mut T
             return Err(named(unreadable("a tensor of a file that it does not have")));
         }
         index.push(&name, dtype, &shape, file, range)?;
+        if is_made {
+            made.insert(name);
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Many files, read by a group of ranks: who reads what, and what all know afterwards.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -11,8 +12,8 @@ use uel_core::{Error, Kind, Result, TensorIndex, TensorIndexBuilder};
 use super::files::{self, OpenFn, Read};
 use super::group::{ProcessGroup, check_rank};
 use super::group_files::GroupFiles;
-use super::index;
 use super::step::{Doing, Steps};
+use super::{index, lending};
 use crate::checkpoint::OpenOptions;
 
 /// What each rank says of its account: how long it is, and whether the group moves memory of the rank's device.
@@ -56,6 +57,10 @@ pub struct GroupLoader {
     /// Files, and the ranks that read them where that was said.
     files: Vec<(Option<usize>, PathBuf)>,
 }
+
+/// What is in all files, the names of tensors that are not as they stand there, this rank's files, and whether all ranks move
+/// memory of their devices themselves.
+type All = (TensorIndex, HashSet<String>, Read, bool);
 
 impl fmt::Debug for GroupLoader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,10 +158,15 @@ impl GroupLoader {
         let owners = self.agree_on_owners(&steps)?;
         let files: Vec<(usize, PathBuf)> =
             owners.into_iter().zip(self.files.iter().map(|(_, path)| path.clone())).collect();
-        let (index, mut read, on_device) = self.read(&steps, &files)?;
-        if on_device {
-            self.upload(&steps, &mut read)?;
-        }
+        let (index, made, mut read, on_device) = self.read(&steps, &files)?;
+        // What goes from device to device is not read by others where it lies in the host's memory.
+        let lent = match on_device {
+            true => {
+                self.upload(&steps, &mut read)?;
+                None
+            }
+            false => lending::offer(&steps, &files, &read.held)?,
+        };
         tracing::debug!(tensors = index.len(), bytes = read.bytes, buffers = read.buffers, "read");
         Ok(GroupFiles {
             steps,
@@ -165,6 +175,8 @@ impl GroupLoader {
             on_device,
             index,
             files,
+            lent,
+            made,
             held: RwLock::new(read.held),
             bytes_read: read.bytes,
             buffers: read.buffers,
@@ -212,8 +224,8 @@ impl GroupLoader {
         steps.run(&Doing::new("copying files to devices"), prepare, |_, ()| Ok(()), Ok)
     }
 
-    /// Reads this rank's files, and says whether all ranks move memory of their devices themselves.
-    fn read(&self, steps: &Steps, files: &[(usize, PathBuf)]) -> Result<(TensorIndex, Read, bool)> {
+    /// Reads this rank's files, and says what is in all, and whether all ranks move memory of their devices themselves.
+    fn read(&self, steps: &Steps, files: &[(usize, PathBuf)]) -> Result<All> {
         let (rank, size) = (self.group.rank(), self.group.size());
         let own: Vec<(usize, &Path)> = (files.iter().enumerate())
             .filter(|(_, (owner, _))| *owner == rank)
@@ -250,12 +262,12 @@ impl GroupLoader {
             Ok((read, accounts, all_on_device))
         };
         steps.run(&Doing::new("reading files"), prepare, exchange, |(read, accounts, on_device)| {
-            let mut index = TensorIndexBuilder::new();
+            let (mut index, mut made) = (TensorIndexBuilder::new(), HashSet::new());
             for (from, account) in accounts.iter().enumerate() {
                 let is_own = |file: usize| files.get(file).is_some_and(|(owner, _)| *owner == from);
-                index::decode(account, is_own, &mut index)?;
+                index::decode(account, is_own, &mut index, &mut made)?;
             }
-            Ok((index.finish(), read, on_device))
+            Ok((index.finish(), made, read, on_device))
         })
     }
 }

@@ -10,6 +10,7 @@ mod files;
 mod group;
 mod group_files;
 mod index;
+mod lending;
 mod loader;
 #[cfg(feature = "nccl")]
 mod nccl;

@@ -3,17 +3,16 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use uel_core::{Error, Kind, Result};
+use uel_core::{Error, Kind, Result, TensorSlice};
 
 use super::plan::ShardPlan;
 use super::split::Split;
-use crate::checkpoint::{Checkpoint, candle, cast, is_cast};
+use crate::checkpoint::{Checkpoint, Part, candle, cast, is_cast};
 use crate::transfer::transfer_to_gpu_pinned;
 
 impl Checkpoint {
     /// The part of the tensor called `name` that rank `rank` among `ranks` gets. Only the bytes of the part are read, and gaps of
-    /// up to 4 KiB between its rows where that saves requests: where rows are further apart each is read by itself, else the
-    /// stretch is read once and cut.
+    /// up to 4 KiB between its rows where that is predicted to be cheaper than a request for each row.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};
@@ -81,8 +80,15 @@ impl Checkpoint {
         dtype: Option<DType>,
         device: &Device,
     ) -> Result<HashMap<String, Tensor>> {
-        let mut tensors = HashMap::with_capacity(self.len());
+        // Those for a device are on the CPU one at a time.
+        let mut tensors = match device {
+            Device::Cpu => self.divided_at_once(plan, rank, ranks, dtype)?,
+            _ => HashMap::with_capacity(self.len()),
+        };
         for name in self.names() {
+            if tensors.contains_key(&name) {
+                continue;
+            }
             let tensor = match plan.split(&name) {
                 Some(split) => {
                     let part = joined(self.parts(&name, split, rank, ranks)?, split.dim())?;
@@ -93,6 +99,35 @@ impl Checkpoint {
             tensors.insert(name, tensor);
         }
         Ok(tensors)
+    }
+
+    /// The parts of those tensors that are divided in one section and need nothing but to be read, all at once: into one buffer
+    /// where the allocator allows it, because fresh memory in small pages costs more than the reads.
+    fn divided_at_once(
+        &self,
+        plan: &ShardPlan,
+        rank: usize,
+        ranks: usize,
+        dtype: Option<DType>,
+    ) -> Result<HashMap<String, Tensor>> {
+        let replaced = self.is_changed();
+        let mut parts = Vec::new();
+        let mut names = Vec::new();
+        for info in self.index().iter() {
+            let Some(split) = plan.split(info.name()).filter(|_| !replaced || self.replaced(info.name()).is_none())
+            else {
+                continue;
+            };
+            let slices = split.slices(info.name(), info.shape(), rank, ranks)?;
+            let [bounds] = slices.as_slice() else { continue };
+            let slice = TensorSlice::of(&info, bounds).map_err(|error| self.located(error, info))?;
+            let part = Part::new(self.source(info.file())?, info, slice, dtype);
+            if let Some(part) = part.map_err(|error| self.located(error, info))? {
+                parts.push(part);
+                names.push(info.name().to_owned());
+            }
+        }
+        Ok(names.into_iter().zip(self.read_own_parts(&parts)?).collect())
     }
 
     /// The sections of a part, on the CPU.

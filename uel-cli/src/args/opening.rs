@@ -1,7 +1,8 @@
 //! How checkpoints are opened.
 
+use super::remote::{files_options, open_options};
 use std::path::Path;
-use uel_candle::{Checkpoint, OpenOptions};
+use uel_candle::Checkpoint;
 use uel_core::Result;
 use uel_core::checkpoint::{CheckpointFiles, FilesOptions};
 use uel_core::pytorch::PytorchOptions;
@@ -18,8 +19,8 @@ impl Opening {
     /// The checkpoint at `path`.
     pub(crate) fn checkpoint(&self, path: &Path) -> Result<Checkpoint> {
         match &self.state_key {
-            Some(key) => OpenOptions::new().with_state_key(key).open(path),
-            None => Checkpoint::open(path),
+            Some(key) => open_options().with_state_key(key).open(path),
+            None => open_options().open(path),
         }
     }
 
@@ -33,6 +34,6 @@ impl Opening {
             Some(key) => PytorchOptions::new().with_state_key(key),
             None => PytorchOptions::new(),
         };
-        FilesOptions::new().with_pytorch(pytorch)
+        files_options().with_pytorch(pytorch)
     }
 }

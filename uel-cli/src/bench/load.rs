@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use uel_candle::FileFormat;
-use uel_core::checkpoint::{CheckpointFiles, FilesOptions};
+use uel_core::checkpoint::CheckpointFiles;
 use uel_core::source::shown;
 
 /// Runs before each that counts, at most.
@@ -28,7 +28,7 @@ struct Loader {
 }
 
 pub(super) fn run(args: &LoadArgs) -> Result<(), Stop> {
-    let files = CheckpointFiles::open(&args.path, &FilesOptions::new())?;
+    let files = CheckpointFiles::open(&args.path, &crate::args::files_options())?;
     let served = files.files().iter().any(|source| source.as_file().is_none());
     if served && (args.cold || args.vs.is_some()) {
         let what = if args.cold { "--cold drops files from the page cache" } else { "--vs loads files" };
@@ -160,7 +160,12 @@ impl Loader {
 
 /// Runs this program again, as a measuring process.
 fn start(arguments: &[OsString]) -> std::io::Result<Output> {
-    Command::new(std::env::current_exe()?).arg(RUN_COMMAND).args(arguments).stdin(Stdio::null()).output()
+    Command::new(std::env::current_exe()?)
+        .arg(RUN_COMMAND)
+        .args(crate::args::remote_arguments())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
 }
 
 /// What a measuring process answered, or in one line how it ended without.

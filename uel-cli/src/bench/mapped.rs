@@ -15,7 +15,7 @@ use uel_candle::{Mode, OpenOptions};
 
 /// Options for `mode`, which may map where the mode is to map or to choose.
 pub(super) fn options_for(mode: Mode) -> OpenOptions {
-    let options = OpenOptions::new().with_mode(mode);
+    let options = crate::args::open_options().with_mode(mode);
     match mode {
         // SAFETY: whoever runs the command was told not to write to the files or cut them; see above.
         Mode::Auto | Mode::Mmap => unsafe { options.with_mmap() },

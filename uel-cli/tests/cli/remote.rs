@@ -24,6 +24,13 @@ fn file_urls_are_paths() {
 }
 
 #[test]
+fn a_cache_needs_a_folder() {
+    assert_eq!(crate::uel(&[&"inspect", &"x.safetensors", &"--cache-size", &"1GB"]).status.code(), Some(2));
+    #[cfg(not(feature = "remote"))]
+    assert_eq!(crate::uel(&[&"inspect", &"x.safetensors", &"--cache", &"folder"]).status.code(), Some(2));
+}
+
+#[test]
 #[cfg(not(feature = "remote"))]
 fn without_the_feature_urls_are_refused_by_name() {
     for command in ["inspect", "verify"] {
@@ -85,6 +92,26 @@ mod with_the_feature {
         // What is there and no checkpoint is a verdict.
         let output = uel(&[&"verify", &server.url("/model.safetensors?sig=s3cr3t")]);
         assert_eq!(output.status.code(), Some(1));
+    }
+
+    #[test]
+    fn what_was_read_is_kept_in_a_cache() {
+        let (dir, server) = (tempfile::tempdir().unwrap(), Server::start());
+        let path = dir.path().join("large.safetensors");
+        write(&path, &[("w", Dtype::F32, &[1 << 20], vec![1; 4 << 20])]);
+        server.put("/large.safetensors", std::fs::read(&path).unwrap());
+        let (url, cache) = (server.url("/large.safetensors"), dir.path().join("cache"));
+        let mut requests = Vec::new();
+        for name in ["first", "second"] {
+            let out = dir.path().join(format!("{name}.safetensors"));
+            json(&[&"convert", &"--json", &"--cache", &cache, &"--cache-size", &"100MB", &url, &out]);
+            requests.push(server.take_seen().len());
+            assert!(uel(&[&"diff", &path, &out]).status.success());
+        }
+        // The second run asks whether it is the same object still.
+        assert!(requests[0] > 1 && requests[1] == 1, "{requests:?}");
+        json(&[&"bench", &"load", &"--json", &"--runs", &"1", &"--cache", &cache, &url]);
+        assert!(server.take_seen().iter().map(|seen| seen.body_bytes).sum::<u64>() < 4 << 20);
     }
 
     #[test]

@@ -88,6 +88,7 @@ fn only_strong_etags_are_kept() {
             etag: etag.map(str::to_owned),
             modified: modified.map(str::to_owned),
             redirect: None,
+            file: None,
         };
         server.put_object("/object", object);
         read_all(&server, "/object", cached(folder.path()), &bytes);

@@ -67,6 +67,39 @@ fn a_look_at_two_gigabytes_is_a_request_of_half_a_megabyte() {
     assert!(seen.iter().map(|seen| seen.body_bytes).sum::<u64>() <= 1_000_000);
 }
 
+/// Both formats, of which one has its names at the end, and the other a vocabulary at its beginning.
+#[test]
+fn a_look_at_two_gigabytes_of_other_formats_is_three_requests_at_most() {
+    const TENSOR: usize = 500_000_000;
+    let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
+    let names = ["a", "b", "c", "d"];
+    let metas = || names.map(|name| TensorMeta::new(name, Dtype::U8, [TENSOR]));
+    let zeros = vec![0; TENSOR];
+    let pytorch = folder.path().join("model.pth");
+    let writer = PthWriter::create(&pytorch, StateDict::new(metas()), &SaveOptions::new()).unwrap();
+    names.iter().for_each(|name| writer.write(name, Dtype::U8, &[TENSOR], &zeros).unwrap());
+    writer.finish().unwrap();
+    server.put_file("/model.pth", std::fs::File::open(&pytorch).unwrap());
+    // Its disk space comes back when the server is gone.
+    std::fs::remove_file(pytorch).unwrap();
+    let gguf = folder.path().join("model.gguf");
+    let tokens: Vec<String> = (0..32_000).map(|n| format!("token {n}")).collect();
+    let metadata = MetadataBuilder::new().with("tokenizer.ggml.tokens", tokens).unwrap();
+    let floats = names.map(|name| TensorMeta::new(name, Dtype::F32, [TENSOR / 4]));
+    let contents = GgufContents::new(floats).with_metadata(metadata);
+    let writer = GgufWriter::create(&gguf, contents, &SaveOptions::new()).unwrap();
+    names.iter().for_each(|name| writer.write(name, Dtype::F32, &[TENSOR / 4], &zeros).unwrap());
+    writer.finish().unwrap();
+    server.put_file("/model.gguf", std::fs::File::open(&gguf).unwrap());
+    for target in ["/model.pth", "/model.gguf"] {
+        let files = CheckpointFiles::open(server.url(target), &files()).unwrap();
+        assert_eq!((files.index().len(), files.index().total_bytes()), (4, 4 * TENSOR as u64));
+        let seen = server.take_seen();
+        let bytes: u64 = seen.iter().map(|seen| seen.body_bytes).sum();
+        assert!(seen.len() <= 3 && bytes <= 1_000_000, "{target}: {bytes} bytes, {seen:?}");
+    }
+}
+
 #[test]
 fn a_long_header_takes_a_second_request() {
     let server = Server::start();

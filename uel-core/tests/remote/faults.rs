@@ -122,6 +122,7 @@ fn without_etags_the_time_of_modification_counts() {
         etag: None,
         modified: modified.map(str::to_owned),
         redirect: None,
+        file: None,
     };
     server.put_object("/object", object(Some("Sat, 21 Nov 2026 10:00:00 GMT")));
     let source = open(&server, "/object", options()).unwrap();
@@ -147,6 +148,7 @@ fn weak_etags_are_compared_and_not_sent() {
         etag: Some(etag.to_owned()),
         modified: None,
         redirect: None,
+        file: None,
     };
     server.put_object("/object", object("W/\"1\""));
     let source = open(&server, "/object", options()).unwrap();

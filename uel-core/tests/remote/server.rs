@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "the programs that share this file use different parts of it")]
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -47,6 +48,8 @@ pub(crate) enum Fault {
 pub(crate) struct Object {
     /// Its first bytes; zeros follow.
     pub(crate) bytes: Arc<[u8]>,
+    /// Where its bytes stand instead, if they do.
+    pub(crate) file: Option<Arc<File>>,
     pub(crate) byte_len: u64,
     pub(crate) etag: Option<String>,
     pub(crate) modified: Option<String>,
@@ -118,14 +121,21 @@ impl Server {
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
         let byte_len = bytes.len() as u64;
         let etag = Some(format!("\"{hash:016x}-{byte_len}\""));
-        self.put_object(path, Object { bytes, byte_len, etag, modified: None, redirect: None });
+        self.put_object(path, Object { bytes, byte_len, etag, modified: None, redirect: None, file: None });
     }
 
     /// Puts an object of `byte_len` bytes, all zero behind the first ones.
     pub(crate) fn put_sparse(&self, path: &str, first: impl Into<Vec<u8>>, byte_len: u64) {
         let etag = Some("\"sparse\"".to_owned());
         let bytes = first.into().into();
-        self.put_object(path, Object { bytes, byte_len, etag, modified: None, redirect: None });
+        self.put_object(path, Object { bytes, byte_len, etag, modified: None, redirect: None, file: None });
+    }
+
+    /// Puts what stands in a file.
+    pub(crate) fn put_file(&self, path: &str, file: File) {
+        let byte_len = file.metadata().unwrap().len();
+        let (etag, file) = (Some("\"file\"".to_owned()), Some(Arc::new(file)));
+        self.put_object(path, Object { bytes: Arc::from([]), byte_len, etag, modified: None, redirect: None, file });
     }
 
     pub(crate) fn put_object(&self, path: &str, object: Object) {
@@ -138,8 +148,14 @@ impl Server {
 
     /// Sends whoever asks for `path` to `to`.
     pub(crate) fn redirect(&self, path: &str, to: impl Into<String>) {
-        let object =
-            Object { bytes: Arc::from([]), byte_len: 0, etag: None, modified: None, redirect: Some(to.into()) };
+        let object = Object {
+            bytes: Arc::from([]),
+            byte_len: 0,
+            etag: None,
+            modified: None,
+            redirect: Some(to.into()),
+            file: None,
+        };
         self.put_object(path, object);
     }
 
@@ -348,6 +364,11 @@ fn answer(stream: &mut TcpStream, head: &str, state: &State) -> bool {
 }
 
 fn content(object: &Object, at: u64, len: usize) -> Vec<u8> {
+    if let Some(file) = &object.file {
+        let mut bytes = vec![0; len];
+        std::os::unix::fs::FileExt::read_exact_at(&**file, &mut bytes, at).unwrap();
+        return bytes;
+    }
     (at..at + len as u64).map(|at| object.bytes.get(at as usize).copied().unwrap_or(0)).collect()
 }
 

@@ -15,9 +15,11 @@ pub use thread::ThreadGroup;
 pub use crate::cuda::DeviceBytes;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::Device;
+use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
 /// The most bytes of one message. MPI counts bytes in 32 bits with a sign.
@@ -101,12 +103,32 @@ pub trait ProcessGroup: Send + Sync + Debug {
         None
     }
 
+    /// The longest message that the operations below send, the same on all ranks: longer parts are sent in several.
+    fn message_bytes(&self) -> usize {
+        MAX_MESSAGE_BYTES
+    }
+
+    /// Lets other ranks read `source`, whose bytes are `bytes`, where it lies in this rank's memory, for as long as it lives there:
+    /// what they have to be told to find it. `None` where ranks only send each other messages.
+    fn lend(&self, source: &Arc<dyn ByteSource>, bytes: &[u8]) -> Option<Vec<u8>> {
+        let _ = (source, bytes);
+        None
+    }
+
+    /// What rank `from` lends, by what [`lend`](Self::lend) returned there. `None` where this rank cannot read it, or it is gone.
+    ///
+    /// Reads fail, or bring other bytes, where the lender gives it up meanwhile, so that both have to agree when they are done.
+    fn borrow(&self, from: usize, ticket: &[u8]) -> Option<Arc<dyn ByteSource>> {
+        let _ = (from, ticket);
+        None
+    }
+
     /// How long a rank waits for others to come to an operation.
     fn patience(&self) -> Duration {
         self.timeout() / 3
     }
 
-    /// Sends `bytes` to rank `to`, in messages of at most [`MAX_MESSAGE_BYTES`].
+    /// Sends `bytes` to rank `to`, in messages of at most [`message_bytes`](Self::message_bytes).
     ///
     /// # Errors
     ///
@@ -114,7 +136,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
     fn send(&self, to: usize, bytes: &[u8]) -> Result<()> {
         let patience = self.patience();
         bytes
-            .chunks(MAX_MESSAGE_BYTES)
+            .chunks(longest(self.message_bytes()))
             .try_for_each(|bytes| self.exchange(&[Outgoing { to, bytes }], &mut [], patience))
     }
 
@@ -125,7 +147,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
     /// As [`exchange`](Self::exchange).
     fn recv(&self, from: usize, into: &mut [u8]) -> Result<()> {
         let patience = 2 * self.patience();
-        into.chunks_mut(MAX_MESSAGE_BYTES)
+        into.chunks_mut(longest(self.message_bytes()))
             .try_for_each(|into| self.exchange(&[], &mut [Incoming { from, into }], patience))
     }
 
@@ -140,7 +162,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
             return self.recv(root, bytes);
         }
         let others: Vec<usize> = (0..self.size()).filter(|&rank| rank != root).collect();
-        for bytes in bytes.chunks(MAX_MESSAGE_BYTES) {
+        for bytes in bytes.chunks(longest(self.message_bytes())) {
             let outgoing: Vec<Outgoing<'_>> = others.iter().map(|&to| Outgoing { to, bytes }).collect();
             self.exchange(&outgoing, &mut [], self.patience())?;
         }
@@ -174,7 +196,7 @@ pub trait ProcessGroup: Send + Sync + Debug {
             }
             let mut outgoing = Vec::with_capacity(left.len());
             for (to, part) in &mut left {
-                let (bytes, rest) = part.split_at(part.len().min(MAX_MESSAGE_BYTES));
+                let (bytes, rest) = part.split_at(part.len().min(longest(self.message_bytes())));
                 outgoing.push(Outgoing { to: *to, bytes });
                 *part = rest;
             }
@@ -252,6 +274,11 @@ pub trait DeviceGroup: Send + Sync + Debug {
         outgoing: Vec<(usize, DeviceBytes)>,
         incoming: Vec<(usize, DeviceBytes)>,
     ) -> Result<Vec<DeviceBytes>>;
+}
+
+/// A length of messages that every group takes.
+fn longest(asked: usize) -> usize {
+    asked.clamp(1, MAX_MESSAGE_BYTES)
 }
 
 pub(crate) fn check_rank(rank: usize, size: usize) -> Result<()> {

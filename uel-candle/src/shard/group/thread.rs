@@ -1,9 +1,10 @@
 //! Ranks that are threads of one process.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
 use super::{DEFAULT_TIMEOUT, Incoming, Outgoing, ProcessGroup, RankFault, check_exchange, ranks};
@@ -29,6 +30,14 @@ struct Shared {
     timeout: Duration,
     state: Mutex<State>,
     changed: Condvar,
+    lent: Mutex<Lent>,
+}
+
+/// What ranks lend each other, by number.
+#[derive(Debug, Default)]
+struct Lent {
+    next: u64,
+    sources: HashMap<u64, Weak<dyn ByteSource>>,
 }
 
 #[derive(Debug)]
@@ -64,7 +73,13 @@ impl ThreadGroup {
         }
         let waiting = vec![VecDeque::new(); size * size];
         let state = State { waiting, left: vec![false; size], waits: vec![false; size], fault: None };
-        let shared = Arc::new(Shared { size, timeout, state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            size,
+            timeout,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            lent: Mutex::default(),
+        });
         Ok((0..size).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect())
     }
 
@@ -222,6 +237,20 @@ impl ProcessGroup for ThreadGroup {
         let (mut state, outcome) = self.wait(state, to_send, incoming.iter_mut().collect(), patience);
         self.set_waits(&mut state, false);
         outcome
+    }
+
+    fn lend(&self, source: &Arc<dyn ByteSource>, _: &[u8]) -> Option<Vec<u8>> {
+        let mut lent = self.shared.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        lent.sources.retain(|_, source| source.strong_count() > 0);
+        let number = lent.next;
+        lent.next = number.checked_add(1)?;
+        lent.sources.insert(number, Arc::downgrade(source));
+        Some(number.to_le_bytes().to_vec())
+    }
+
+    fn borrow(&self, _: usize, ticket: &[u8]) -> Option<Arc<dyn ByteSource>> {
+        let number = u64::from_le_bytes(ticket.try_into().ok()?);
+        self.shared.lent.lock().unwrap_or_else(PoisonError::into_inner).sources.get(&number)?.upgrade()
     }
 
     fn abort(&self, cause: &Error) {

@@ -5,6 +5,8 @@
 //! notices of other ranks and the clock.
 
 #[allow(unsafe_code)]
+mod memory;
+#[allow(unsafe_code)]
 mod world;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mpi::environment::Threading;
+use uel_core::source::ByteSource;
 use uel_core::{Error, Kind, Result};
 
 use super::{DEFAULT_TIMEOUT, Incoming, Outgoing, ProcessGroup, RankFault, check_exchange};
@@ -167,6 +170,14 @@ impl ProcessGroup for MpiGroup {
             message.into.copy_from_slice(&bytes);
         }
         Ok(())
+    }
+
+    fn lend(&self, _: &Arc<dyn ByteSource>, bytes: &[u8]) -> Option<Vec<u8>> {
+        memory::ticket(bytes)
+    }
+
+    fn borrow(&self, from: usize, ticket: &[u8]) -> Option<Arc<dyn ByteSource>> {
+        Some(Arc::new(memory::borrow(from, ticket)?))
     }
 
     fn abort(&self, cause: &Error) {
