@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStre
 use uel_core::Result;
 
 use super::link::{Link, driver};
-use super::peer::{DeviceBytes, Memory, outside};
+use super::peer::DeviceBytes;
 use super::seeded;
 use super::supported::cuda;
 use crate::host::pool::Lease;
@@ -106,11 +106,8 @@ impl Lane {
     /// Memory that is to be read by what is submitted before the result is dropped.
     pub(crate) fn reading<'a>(&'a self, bytes: &'a DeviceBytes) -> Result<InUse<'a>> {
         self.after(bytes)?;
-        let ((address, until), at) = match &bytes.memory {
-            Some(Memory::Own(buffer)) => (buffer.for_reading(&self.stream), 0),
-            Some(Memory::Part(whole, at)) => (whole.own()?.for_reading(&self.stream), *at),
-            None => return Err(outside()),
-        };
+        let (buffer, at) = bytes.place()?;
+        let (address, until) = buffer.for_reading(&self.stream);
         Ok(InUse { address: address + at as u64, until: Some(until) })
     }
 

@@ -21,7 +21,7 @@ use crate::transfer::count;
 
 /// Device memory that a group moves from rank to rank: some bytes, of which a tensor is made.
 pub struct DeviceBytes {
-    pub(super) memory: Option<Memory>,
+    memory: Option<Memory>,
     byte_len: usize,
     device: CudaDevice,
     link: Arc<Link>,
@@ -29,7 +29,7 @@ pub struct DeviceBytes {
     pub(super) ready: Arc<CudaEvent>,
 }
 
-pub(super) enum Memory {
+enum Memory {
     Own(Buffer),
     /// Bytes of other memory, from a place on.
     Part(Arc<DeviceBytes>, usize),
@@ -86,7 +86,9 @@ impl DeviceBytes {
         ready(&cut.ready)?;
         ready(&whole.ready)?;
         {
-            let (from, _read) = whole.own()?.for_reading(&copies);
+            let (buffer, at) = whole.place()?;
+            let (from, _read) = buffer.for_reading(&copies);
+            let from = from + at as u64;
             let (to, _written) = cut.own_mut()?.for_writing(&copies);
             let mut reached = 0usize;
             for (start, rows) in stretches(slice)? {
@@ -112,6 +114,15 @@ impl DeviceBytes {
         match self.memory.take() {
             Some(Memory::Own(buffer)) => Ok(buffer.into_tensor(&self.device, shape)),
             _ => Err(Error::new(Kind::Internal, "a tensor is made of memory of its own")),
+        }
+    }
+
+    /// The memory that these bytes lie in, and where they begin there.
+    pub(super) fn place(&self) -> Result<(&Buffer, usize)> {
+        match &self.memory {
+            Some(Memory::Own(buffer)) => Ok((buffer, 0)),
+            Some(Memory::Part(whole, at)) => Ok((whole.own()?, *at)),
+            None => Err(outside()),
         }
     }
 
@@ -168,7 +179,7 @@ fn stretches(slice: &TensorSlice) -> Result<Vec<(u64, Rows)>> {
     Ok(stretches)
 }
 
-pub(super) fn outside() -> Error {
+fn outside() -> Error {
     Error::new(Kind::Internal, "bytes lie outside of the device memory that they are to be in")
 }
 

@@ -103,10 +103,9 @@ impl GroupLoader {
         self
     }
 
-    /// Copies this rank's files to its device whole, each into one buffer, where the group moves memory of that device
-    /// ([`ProcessGroup::on_device`]) and so does every other rank's. Tensors are sent from there, and parts are cut there,
-    /// so that the bytes cross the bus once for all; it takes as much memory of the device as the files have, until they are
-    /// released.
+    /// Copies this rank's files to its device whole, each into one buffer, where the group moves the memory of all ranks'
+    /// devices ([`ProcessGroup::on_device`]). Tensors are sent from there, and parts are cut there, so that the bytes cross the
+    /// bus once for all. It takes as much memory of the device as the files have, until they are released.
     #[must_use]
     pub fn with_files_on_device(mut self) -> Self {
         self.on_device = true;
