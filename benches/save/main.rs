@@ -32,7 +32,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use claims::{asked, claim, of, rounds};
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
 use uel::{
@@ -46,13 +46,14 @@ static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 const TENSORS: u64 = 200;
 
 fn main() {
-    let all = ["fast", "large", "synced", "edit", "async", "hashes"];
+    let all = ["fast", "large", "llama", "synced", "edit", "async", "hashes"];
     let asked = asked(&all, &all);
     memcpy_gb_per_s();
     for case in asked {
         match case {
             "fast" => fast(),
             "large" => large(),
+            "llama" => llama(),
             "synced" => synced(),
             "edit" => edit(),
             "async" => background(),
@@ -157,14 +158,30 @@ fn fast() {
 }
 
 fn large() {
-    let tensors = tensors(&files::warm_bf16_file(LARGE_TENSORS));
+    against_candle("2 GB of bf16 in 20 tensors", &tensors(&files::warm_bf16_file(LARGE_TENSORS)));
+}
+
+/// Five layers of a model of 7 billion parameters: 35 tensors of 34 and 90 MB, 2 GB.
+fn llama() {
+    let shapes = [("q", 4096, 4096), ("k", 4096, 4096), ("v", 4096, 4096), ("o", 4096, 4096)];
+    let shapes = [&shapes[..], &[("gate", 11008, 4096), ("up", 11008, 4096), ("down", 4096, 11008)]].concat();
+    let layer = |layer: usize| {
+        let tensor = |rows, columns| Tensor::ones((rows, columns), DType::BF16, &Device::Cpu).unwrap();
+        let name = move |part: &str| format!("model.layers.{layer}.{part}_proj.weight");
+        shapes.iter().map(move |&(part, rows, columns)| (name(part), tensor(rows, columns)))
+    };
+    against_candle("five layers of a Llama of 7 billion parameters, bf16", &(0..5).flat_map(layer).collect());
+}
+
+fn against_candle(title: &str, tensors: &HashMap<String, Tensor>) {
     let candidates = vec![
         writing("dd bs=8M", |target| dd(target, &[])),
-        writing("uel save, nothing synced", |target| uel_save(&tensors, target, Durability::Fast)),
-        writing("uel save, synced (the default)", |target| uel_save(&tensors, target, Durability::Atomic)),
-        writing("candle save", |target| candle_core::safetensors::save(&tensors, target).unwrap()),
+        writing("uel save, nothing synced", |target| uel_save(tensors, target, Durability::Fast)),
+        writing("uel save, synced (the default)", |target| uel_save(tensors, target, Durability::Atomic)),
+        writing("candle save", |target| candle_core::safetensors::save(tensors, target).unwrap()),
     ];
-    let times = in_turns("2 GB of bf16 in 20 tensors, not synced", files::BYTES, rounds(7), candidates);
+    let bytes = tensors.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum::<usize>();
+    let times = in_turns(&format!("{title}, not synced"), bytes as u64, rounds(7), candidates);
     let multiple = |name: &str| of(&times, "candle save").median() / of(&times, name).median();
     claim("save as a multiple of candle's", multiple("uel save, nothing synced"), 3.0, false);
     println!("- synced, it is {:.2} times candle's, which is not", multiple("uel save, synced (the default)"));
