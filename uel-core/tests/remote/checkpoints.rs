@@ -91,12 +91,13 @@ fn a_look_at_two_gigabytes_of_other_formats_is_three_requests_at_most() {
     names.iter().for_each(|name| writer.write(name, Dtype::F32, &[TENSOR / 4], &zeros).unwrap());
     writer.finish().unwrap();
     server.put_file("/model.gguf", std::fs::File::open(&gguf).unwrap());
-    for target in ["/model.pth", "/model.gguf"] {
+    // A GGUF header is read in steps that double, because nothing says how long it is: this one in two of 512 KiB.
+    for (target, most) in [("/model.pth", 1_000_000), ("/model.gguf", 1_100_000)] {
         let files = CheckpointFiles::open(server.url(target), &files()).unwrap();
         assert_eq!((files.index().len(), files.index().total_bytes()), (4, 4 * TENSOR as u64));
         let seen = server.take_seen();
         let bytes: u64 = seen.iter().map(|seen| seen.body_bytes).sum();
-        assert!(seen.len() <= 3 && bytes <= 1_000_000, "{target}: {bytes} bytes, {seen:?}");
+        assert!(seen.len() <= 3 && bytes <= most, "{target}: {bytes} bytes, {seen:?}");
     }
 }
 
