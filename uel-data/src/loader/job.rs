@@ -56,7 +56,7 @@ pub(super) struct Job {
 
 pub(super) enum Source {
     Map(Arc<dyn Batches>),
-    Stream(Mutex<Reader>),
+    Stream(Box<Mutex<Reader>>),
 }
 
 impl Job {
@@ -87,7 +87,7 @@ impl Job {
                     let mut cx = SampleCx::of_loader(config.seed, epoch, None, Arc::clone(&cancelled));
                     reader.seek(position, &mut cx)?;
                 }
-                Source::Stream(Mutex::new(reader))
+                Source::Stream(Box::new(Mutex::new(reader)))
             }
         };
         let bounds = Bounds { window: config.prefetch, budget: config.budget, in_order: config.in_order };
