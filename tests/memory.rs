@@ -215,3 +215,123 @@ fn a_filtered_load_reads_what_was_asked_for_and_bounded_gaps() {
         }
     }
 }
+
+/// Samples of 64 KiB, as streams.
+struct Chunks(u64);
+
+struct ChunkStream(u64, u64);
+
+fn chunk(index: u64, len: usize) -> uel::data::Result<uel::data::Value> {
+    Ok(uel::data::Array::new(vec![len], vec![index as u8; len])?.into())
+}
+
+impl uel::data::IterableDataset for Chunks {
+    fn shards(&self) -> u64 {
+        4
+    }
+    fn open(&self, _: u64, cursor: Option<uel::data::Cursor>) -> uel::data::Result<Box<dyn uel::data::SampleStream>> {
+        Ok(Box::new(ChunkStream(self.0, cursor.unwrap_or_default().sample)))
+    }
+    fn fingerprint(&self) -> u64 {
+        self.0
+    }
+}
+
+impl uel::data::SampleStream for ChunkStream {
+    fn next(&mut self, _: &mut uel::data::SampleCx) -> uel::data::Result<Option<uel::data::Value>> {
+        self.1 += 1;
+        if self.1 > self.0 { Ok(None) } else { chunk(self.1, 64 << 10).map(Some) }
+    }
+    fn cursor(&self) -> uel::data::Cursor {
+        uel::data::Cursor { sample: self.1, offset: 0 }
+    }
+}
+
+/// Batches of 1 to 16 samples, which say nothing of the largest.
+struct Odd(u64);
+
+impl uel::data::sampler::Batches for Odd {
+    fn len(&self) -> u64 {
+        self.0 / 136 * 16
+    }
+    fn append(&self, number: u64, out: &mut Vec<u64>) {
+        let (round, size) = (number / 16 * 136, number % 16);
+        let first = round + size * (size + 1) / 2;
+        out.extend(first..first + size + 1);
+    }
+}
+
+impl uel::data::sampler::BatchSampler for Odd {
+    fn batches(&self, _: u64) -> uel::data::Result<Arc<dyn uel::data::sampler::Batches>> {
+        Ok(Arc::new(Odd(self.0)))
+    }
+    fn fingerprint(&self) -> u64 {
+        self.0
+    }
+}
+
+/// 64 KiB each, written as rows.
+struct RowChunks(uel::data::Layout);
+
+impl uel::data::Dataset for RowChunks {
+    fn len(&self) -> u64 {
+        1360
+    }
+    fn get(&self, index: u64, _: &mut uel::data::SampleCx) -> uel::data::Result<uel::data::Value> {
+        chunk(index, 64 << 10)
+    }
+    fn layout(&self) -> Option<&uel::data::Layout> {
+        Some(&self.0)
+    }
+    fn fingerprint(&self) -> u64 {
+        0
+    }
+}
+
+/// What a loader with a budget holds while nobody takes its batches, and while somebody does: told by the allocator, not
+/// by the loader.
+#[test]
+fn measured_loaders_hold_their_budget() {
+    use uel::data::collate::Pad;
+    use uel::data::dataset::FnDataset;
+    use uel::data::{DataLoader, DataLoaderBuilder, IterableExt as _};
+    const CHILD: &str = "UEL_TEST_LOADERS_HOLD_THEIR_BUDGET";
+    const BUDGET: usize = 24 << 20;
+    /// Threads, lists of indices, the loader itself.
+    const SLACK: usize = 2 << 20;
+    if std::env::var_os(CHILD).is_none() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "memory::measured_loaders_hold_their_budget", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(stdout.matches("measured: ").count(), 4, "{stdout}");
+        return;
+    }
+    // `batch` is what the largest batch takes together with its samples.
+    let run = |name: &str, builder: DataLoaderBuilder, batch: usize| {
+        let builder = builder.num_workers(4).prefetch(1000).prefetch_bytes(BUDGET as u64);
+        let (batches, held) = held_by(|| {
+            let mut epoch = builder.build().unwrap().epoch(0).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            epoch.by_ref().map(|batch| drop(batch.unwrap())).count()
+        });
+        println!("measured: {name}, {batches} batches, {held} bytes held");
+        assert!(batches > 40, "{batches}");
+        // The batch that is due may be beyond, and what was read last is not counted yet.
+        let most = BUDGET + batch + BUDGET / 8 + SLACK;
+        assert!(held <= most, "{name}: {held} of {most} bytes");
+        assert!(held >= BUDGET / 2, "{name}: {held} bytes");
+    };
+    let rows = RowChunks(uel::data::Layout::array(DType::U8, [64 << 10]));
+    run("rows in odd batches", DataLoader::builder(rows).batch_sampler(Odd(1360)), 1 << 20);
+    let ragged =
+        FnDataset::new("ragged", 1600, |index, _| chunk(index, if index % 16 == 0 { 1 << 18 } else { 1 << 12 }));
+    // 16 samples of 256 KiB, and a mask of as many.
+    run("padded", DataLoader::builder(ragged).batch_size(16).collate(Pad::new(0.0)), 9 << 20);
+    run("streams", DataLoader::stream(Chunks(400)).batch_size(16), 2 << 20);
+    let decoded = Chunks(200).map("larger", |_, cx| chunk(cx.key(), 1 << 18));
+    run("streams that are decoded", DataLoader::stream(decoded).batch_size(8), 4 << 20);
+}

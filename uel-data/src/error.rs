@@ -165,6 +165,20 @@ impl Error {
         self
     }
 
+    /// Gives it the place of `other`, as far as it has none of its own.
+    #[cold]
+    pub(crate) fn at_place_of(mut self, other: &Self) -> Self {
+        let (to, from) = (&mut *self.inner, &*other.inner);
+        to.epoch = to.epoch.or(from.epoch);
+        to.batch = to.batch.or(from.batch);
+        to.worker = to.worker.or(from.worker);
+        to.stage = to.stage.or(from.stage);
+        to.index = to.index.or(from.index);
+        to.description = to.description.take().or_else(|| from.description.clone());
+        to.field = to.field.take().or_else(|| from.field.clone());
+        self
+    }
+
     /// Says what would have been right.
     #[cold]
     pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {

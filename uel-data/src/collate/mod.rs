@@ -26,8 +26,59 @@ pub trait Collate: Send + Sync {
     /// [`Kind::Collate`] where the samples do not fit together, with the index of the first that does not and the field.
     fn collate(&self, samples: Vec<Value>, indices: &[u64]) -> Result<Field>;
 
+    /// How many bytes the batch of these samples takes, or somewhat more: the loader makes room for so many in its budget
+    /// before it collates. What a collation makes beyond that is counted once it is made. As many as the samples take
+    /// unless it says otherwise.
+    fn batch_bytes(&self, samples: &[Value]) -> u64 {
+        samples.iter().map(Value::byte_len).sum()
+    }
+
     /// What tells this collation from another one.
     fn fingerprint(&self) -> u64;
+}
+
+/// The bytes of a batch in which `arrays` says what becomes of those at one place, and all else is taken over.
+fn bytes_of(values: &[&Value], arrays: &dyn Fn(&[&Array]) -> u64) -> u64 {
+    match values.first() {
+        None => 0,
+        Some(Value::Array(_)) => arrays(&values.iter().filter_map(|value| as_array(value)).collect::<Vec<_>>()),
+        Some(Value::List(first) | Value::Tuple(first)) => {
+            let parts = (0..first.len()).map(|position| {
+                let column: Vec<&Value> = values.iter().filter_map(|value| at(value, position)).collect();
+                bytes_of(&column, arrays)
+            });
+            parts.fold(0, u64::saturating_add)
+        }
+        Some(Value::Map(first)) => {
+            let parts = first.iter().map(|(key, _)| {
+                let column: Vec<&Value> = values.iter().filter_map(|value| under(value, key)).collect();
+                bytes_of(&column, arrays)
+            });
+            parts.fold(0, u64::saturating_add)
+        }
+        Some(_) => values.iter().map(|value| value.byte_len()).fold(0, u64::saturating_add),
+    }
+}
+
+fn as_array(value: &Value) -> Option<&Array> {
+    match value {
+        Value::Array(array) => Some(array),
+        _ => None,
+    }
+}
+
+fn at(value: &Value, position: usize) -> Option<&Value> {
+    match value {
+        Value::List(values) | Value::Tuple(values) => values.get(position),
+        _ => None,
+    }
+}
+
+fn under<'a>(value: &'a Value, key: &Name) -> Option<&'a Value> {
+    match value {
+        Value::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+        _ => None,
+    }
 }
 
 /// A part of all samples of a batch, and where in them it stands.
@@ -194,6 +245,12 @@ fn common_rest<'a>(arrays: &'a [Array], part: &Part<'_>) -> Result<&'a [usize]> 
 
 fn length(array: &Array) -> usize {
     array.shape().first().copied().unwrap_or(0)
+}
+
+/// The bytes of an array for each step of its first dimension.
+fn row_bytes(array: &Array) -> u64 {
+    let bytes = array.elements().byte_len();
+    bytes.checked_div(length(array)).unwrap_or(bytes) as u64
 }
 
 fn with_rest(dims: &[usize], rest: &[usize]) -> Vec<usize> {

@@ -1,7 +1,9 @@
 //! Sequences packed into rows of one length.
 
 use super::stack::stack;
-use super::{Collate, Part, collate, common_rest, length, overflow, product, tensor, to_i64, with_rest};
+use super::{
+    Collate, Part, bytes_of, collate, common_rest, length, overflow, product, row_bytes, tensor, to_i64, with_rest,
+};
 use crate::{Array, Elements, Error, Field, Fingerprint, Result, Value};
 use uel_core::Kind;
 
@@ -101,6 +103,19 @@ impl Pack {
 impl Collate for Pack {
     fn collate(&self, samples: Vec<Value>, indices: &[u64]) -> Result<Field> {
         collate(samples, &mut Part { indices, path: String::new() }, &mut |arrays, part| self.pack(arrays, part))
+    }
+    fn batch_bytes(&self, samples: &[Value]) -> u64 {
+        bytes_of(&samples.iter().collect::<Vec<_>>(), &|arrays| {
+            let row = arrays.iter().map(|array| row_bytes(array)).max().unwrap_or(0);
+            let (count, total) = arrays
+                .iter()
+                .fold((0usize, 0usize), |(count, total), array| (count + 1, total.saturating_add(length(array))));
+            // No two rows are less than half full, but for the last one.
+            let most = total.saturating_mul(2).saturating_add(self.row_len);
+            let cells = self.row_len.saturating_mul(count).min(most) as u64;
+            // With a segment and a position, 8 bytes each.
+            cells.saturating_mul(row.saturating_add(16))
+        })
     }
     fn fingerprint(&self) -> u64 {
         Fingerprint::new("pack").with(self.row_len as u64).with(self.value.to_bits()).finish()

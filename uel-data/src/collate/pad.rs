@@ -1,7 +1,7 @@
 //! Arrays of several lengths, padded to the longest.
 
 use super::stack::stack;
-use super::{Collate, Part, collate, common_rest, length, overflow, product, tensor, with_rest};
+use super::{Collate, Part, bytes_of, collate, common_rest, length, overflow, product, row_bytes, tensor, with_rest};
 use crate::{Array, Elements, Field, Fingerprint, Result, Value};
 
 /// Pads the first dimension of arrays to the longest of their batch; all else as [`Stack`](super::Stack).
@@ -72,6 +72,15 @@ impl Pad {
 impl Collate for Pad {
     fn collate(&self, samples: Vec<Value>, indices: &[u64]) -> Result<Field> {
         collate(samples, &mut Part { indices, path: String::new() }, &mut |arrays, part| self.pad(arrays, part))
+    }
+    fn batch_bytes(&self, samples: &[Value]) -> u64 {
+        bytes_of(&samples.iter().collect::<Vec<_>>(), &|arrays| {
+            let longest = arrays.iter().map(|array| length(array)).max().unwrap_or(0);
+            let longest = longest.checked_next_multiple_of(self.multiple_of).unwrap_or(usize::MAX);
+            // And a byte of the mask for each.
+            let row = arrays.iter().map(|array| row_bytes(array)).max().unwrap_or(0).saturating_add(1);
+            row.saturating_mul(longest as u64).saturating_mul(arrays.len() as u64)
+        })
     }
     fn fingerprint(&self) -> u64 {
         let print = Fingerprint::new("pad").with(self.value.to_bits()).with(self.multiple_of as u64);

@@ -154,3 +154,32 @@ fn sequences_are_padded_packed_and_joined() {
     assert!(Ragged.collate(wide, &[0, 1]).is_err());
     assert!(Pack::new(0, 0.0).is_err());
 }
+
+proptest! {
+    /// What a collation says of a batch before it is made is no less than what it has.
+    #[test]
+    fn the_bytes_of_a_batch_are_known_before(
+        lens in proptest::collection::vec(0usize..40, 1..20), rest in 1usize..4, multiple in 1usize..9, row in 40usize..100,
+    ) {
+        let sample = |&len: &usize| Value::map([
+            ("x", floats(&[len, rest], 0.0)),
+            ("y", Value::tuple([Array::new([len], vec![7u8; len]).unwrap().into(), Value::Int(len as i64)])),
+            ("z", Value::List(vec!["text".into(), floats(&[2, 2], 0.0), Array::scalar(1.5f64).into()])),
+        ]);
+        let samples: Vec<Value> = lens.iter().map(sample).collect();
+        let indices: Vec<u64> = (0..lens.len() as u64).collect();
+        let pack = Pack::new(row, 0.0).unwrap();
+        let collations: [&dyn Collate; 4] = [&Pad::new(0.0).multiple_of(multiple), &Pad::new(0.0), &pack, &Ragged];
+        for collation in collations {
+            let said = collation.batch_bytes(&samples);
+            let made = collation.collate(samples.clone(), &indices).unwrap().byte_len();
+            let own: u64 = samples.iter().map(Value::byte_len).sum();
+            prop_assert!(made <= said, "{} {}", made, said);
+            // Rows that are packed may be half full.
+            let most = if collation.fingerprint() == pack.fingerprint() { 3 * made + row as u64 * 30 } else { made };
+            prop_assert!(said <= most + own, "{} {}", made, said);
+        }
+        let alike: Vec<Value> = lens.iter().map(|_| sample(&5)).collect();
+        prop_assert!(Stack.collate(alike.clone(), &indices).unwrap().byte_len() <= Stack.batch_bytes(&alike));
+    }
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::{Result, Rng, Stage};
+use crate::{Error, Kind, Result, Rng, Stage};
 
 /// The surroundings of a sample while it is made: its randomness, memory to work in, and whether it is still wanted.
 ///
@@ -25,7 +25,7 @@ pub struct SampleCx {
     scratch: Vec<u8>,
     /// What datasets keep from sample to sample, one value of a type.
     locals: Vec<Box<dyn Any + Send>>,
-    /// What closures of the user's took.
+    /// The time that was spent in [`decode`](Self::decode).
     pub(crate) decoding: Duration,
 }
 
@@ -53,15 +53,39 @@ impl SampleCx {
         Self { worker, cancelled: Some(cancelled), ..Self::new(seed, epoch) }
     }
 
-    /// Runs a closure of the user's: what fails in it fails in the stage *decode*.
-    pub(crate) fn decode<R>(&mut self, run: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+    /// Runs the part of reading a sample that makes something of its bytes: decompression, augmentation, tokenising. What
+    /// fails in it fails in the stage *decode*, and its time is [`LoaderStats::decode`](crate::LoaderStats::decode).
+    ///
+    /// ```
+    /// # use uel_data::{Error, SampleCx, Value};
+    /// # let mut cx = SampleCx::new(0, 0);
+    /// let bytes = b"17";
+    /// let number = cx.decode(|_| {
+    ///     let text = std::str::from_utf8(bytes).map_err(Error::other)?;
+    ///     text.parse::<i64>().map_err(Error::other)
+    /// })?;
+    /// assert_eq!(Value::Int(number), Value::Int(17));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of `run`.
+    pub fn decode<R>(&mut self, run: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
         let outer = self.stage;
+        if outer == Stage::Decode {
+            // Within another one, whose time it is.
+            return run(self);
+        }
         self.stage = Stage::Decode;
         let began = Instant::now();
-        let result = run(self)?;
+        let result = run(self);
         self.decoding += began.elapsed();
-        self.stage = outer;
-        Ok(result)
+        // What fails leaves the stage behind in which it failed.
+        if result.is_ok() {
+            self.stage = outer;
+        }
+        result
     }
 
     /// Says which samples are made next: their randomness is that of `keys`, row by row.
@@ -107,8 +131,8 @@ impl SampleCx {
         result
     }
 
-    /// The index by which the loader asked for the sample; within a dataset that is made of others, not theirs. 0
-    /// where nothing was asked for through [`begin`](Self::begin).
+    /// The index by which the loader asked for the sample; within a dataset that is made of others, not theirs. Of streams, the
+    /// number of the sample among those of all ranks. 0 where nothing was asked for through [`begin`](Self::begin).
     pub fn key(&self) -> u64 {
         self.keys.get(self.row).copied().unwrap_or(0)
     }
@@ -133,6 +157,16 @@ impl SampleCx {
     /// and give up with any error.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// An error where nobody waits for the sample any more: for loops over samples, which ask between two of them. It costs
+    /// no more than reading a flag.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Interrupted`] where the loader was dropped, or the epoch.
+    pub fn check_cancelled(&self) -> Result<()> {
+        if self.is_cancelled() { Err(cancelled()) } else { Ok(()) }
     }
 
     /// Memory of this worker, with whatever the last sample left in it: for bytes that are read to be decoded.
@@ -164,4 +198,10 @@ impl SampleCx {
         self.locals.push(local);
         result
     }
+}
+
+/// Nobody wants the sample any more: nobody sees this error.
+#[cold]
+pub(crate) fn cancelled() -> Error {
+    Error::new(Kind::Interrupted, "the loader was dropped")
 }

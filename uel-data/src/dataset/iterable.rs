@@ -214,6 +214,7 @@ impl<F: Fn(&Value) -> Result<bool> + Send + Sync> SampleStream for Filtered<F> {
             if (self.keep)(&sample)? {
                 return Ok(Some(sample));
             }
+            cx.check_cancelled()?;
         }
         Ok(None)
     }

@@ -8,6 +8,7 @@ mod iterable;
 pub use bridge::{FnDataset, TensorPairs};
 pub use combine::{Cached, Concat, DatasetExt, Filter, Interleave, Map, Repeat, Take, Zip};
 pub use cx::SampleCx;
+pub(crate) use cx::cancelled;
 pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream};
 
 use std::sync::Arc;
@@ -64,15 +65,17 @@ pub trait Dataset: Send + Sync {
     fn get(&self, index: u64, cx: &mut SampleCx) -> Result<Value>;
 
     /// Appends the samples at `indices` to `out`, in their order: for datasets that read many at once faster than one by
-    /// one. The loader asks for some samples at a time, so that it can stop between them.
+    /// one. The loader asks for some samples at a time, more of them the quicker they come.
     ///
-    /// An implementation that draws random numbers calls [`SampleCx::at_row`] before each sample.
+    /// An implementation that draws random numbers calls [`SampleCx::at_row`] before each sample, and one whose samples may be
+    /// slow [`SampleCx::check_cancelled`], so that a loader that is dropped waits for one sample only.
     ///
     /// # Errors
     ///
     /// As [`get`](Self::get). The loader then asks for the samples one by one, and so finds the one at fault.
     fn get_many(&self, indices: &[u64], cx: &mut SampleCx, out: &mut Vec<Value>) -> Result<()> {
         for (row, &index) in indices.iter().enumerate() {
+            cx.check_cancelled()?;
             cx.at_row(row);
             out.push(self.get(index, cx)?);
         }
@@ -88,8 +91,8 @@ pub trait Dataset: Send + Sync {
     /// Appends the samples at `indices` to the columns of `rows`, one column for each leaf of the
     /// [`layout`](Self::layout) in its order: the road on which a sample costs nothing but its copy. Room is reserved.
     ///
-    /// The loader checks afterwards that every column has grown by `indices.len()` rows. An implementation that draws
-    /// random numbers calls [`SampleCx::at_row`] before each sample.
+    /// The loader checks afterwards that every column has grown by `indices.len()` rows. [`SampleCx::at_row`] and
+    /// [`SampleCx::check_cancelled`] are called as in [`get_many`](Self::get_many).
     ///
     /// ```
     /// use candle_core::DType;
@@ -136,6 +139,7 @@ pub trait Dataset: Send + Sync {
     /// As [`get`](Self::get), and where a sample is not as the layout says.
     fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
         for (row, &index) in indices.iter().enumerate() {
+            cx.check_cancelled()?;
             cx.at_row(row);
             rows.push(&self.get(index, cx)?)?;
         }

@@ -238,6 +238,7 @@ impl RowFiles {
     pub(crate) fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
         if self.reads_spans() {
             for &row in indices {
+                cx.check_cancelled()?;
                 if !self.append_span(row, rows, cx)? {
                     for (position, column) in self.columns.iter().enumerate() {
                         self.append(column, &[row], rows.elements_mut(position)?, cx)?;
@@ -256,6 +257,7 @@ impl RowFiles {
     fn append(&self, column: &Column, indices: &[u64], elements: &mut Elements, cx: &mut SampleCx) -> Result<()> {
         let mut indices = indices;
         while let Some(&row) = indices.first() {
+            cx.check_cancelled()?;
             self.check(row)?;
             let most = column.neighbours(row);
             let run = indices.iter().zip(0..most).take_while(|&(&index, step)| index == row + step).count().max(1);

@@ -153,7 +153,8 @@ impl<D: Dataset> Dataset for Tokenized<D> {
     }
 
     fn get(&self, index: u64, cx: &mut SampleCx) -> Result<Value> {
-        self.tokenizer.apply(self.dataset.get(index, cx)?)
+        let sample = self.dataset.get(index, cx)?;
+        cx.decode(|_| self.tokenizer.apply(sample))
     }
 
     fn describe(&self, index: u64) -> String {
@@ -189,6 +190,9 @@ mod tests {
         let longer = Tokenized::new(lines.clone(), tokenizer.clone().with_max_len(3));
         assert_ne!(dataset.fingerprint(), longer.fingerprint());
         assert_ne!(dataset.fingerprint(), lines.fingerprint());
+        let loader = crate::DataLoader::builder(Tokenized::new(lines.clone(), tokenizer.clone())).build().unwrap();
+        let mut epoch = loader.epoch(0).unwrap();
+        assert!(epoch.by_ref().all(|batch| batch.is_ok()) && epoch.stats().decode > std::time::Duration::ZERO);
         let kind = |sample| tokenizer.apply(sample).unwrap_err().kind();
         assert_eq!(kind(Value::Int(1)), Kind::MissingField);
         assert_eq!(kind(Value::map([("text", Value::Int(1))])), Kind::MissingField);

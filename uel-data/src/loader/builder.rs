@@ -139,7 +139,8 @@ impl DataLoaderBuilder {
     }
 
     /// Takes the part of `rank` among `world` ranks that train together, each with this batch size; see
-    /// [`DistributedSampler`]. In streams the ranks take shards by turns, and `tail` has no meaning.
+    /// [`DistributedSampler`]. In streams the ranks take shards by turns, and `tail` has no meaning; sample `k` of a rank draws
+    /// the random numbers of index `k * world + rank`.
     pub fn distributed(mut self, rank: u64, world: u64, tail: Tail) -> Self {
         self.distributed = Some((rank, world, tail));
         self
@@ -151,8 +152,8 @@ impl DataLoaderBuilder {
         self
     }
 
-    /// Shuffles the samples of a stream within windows of so many, which are held in memory. A resumed run reads the
-    /// window once more that it stands in.
+    /// Shuffles the samples of a stream within windows of so many, which are held in memory, besides what
+    /// [`prefetch_bytes`](Self::prefetch_bytes) bounds. A resumed run reads the window once more that it stands in.
     pub fn shuffle_window(mut self, samples: usize) -> Self {
         self.shuffle_window = Some(samples);
         self
@@ -181,7 +182,8 @@ impl DataLoaderBuilder {
     /// How many bytes are made ahead, those that workers are at included.
     ///
     /// A batch that is larger by itself is made alone. Where samples have no layout, their sizes are known only when they
-    /// are read: then the batch that is due next may go beyond.
+    /// are read: then the batch that is due next may go beyond. Before they are collated there is room for what
+    /// [`Collate::batch_bytes`] says of their batch. The samples of a [`shuffle_window`](Self::shuffle_window) are not counted.
     pub fn prefetch_bytes(mut self, bytes: u64) -> Self {
         self.prefetch_bytes = Some(bytes);
         self

@@ -67,7 +67,8 @@ impl Stream {
     }
 
     pub(super) fn plan(&self, epoch: u64, seed: u64) -> Plan {
-        Plan { interleave: self.interleave, window: self.window, seed: self.shuffle.unwrap_or(seed), epoch }
+        let &Self { interleave, window, rank, world, .. } = self;
+        Plan { interleave, window, seed: self.shuffle.unwrap_or(seed), epoch, rank, world }
     }
 }
 
@@ -100,6 +101,11 @@ impl Config {
             Data::Map { batches, .. } => print.with(batches.fingerprint()),
             Data::Stream(stream) => {
                 let Stream { batch_size, drop_last, shuffle, interleave, window, rank, world, .. } = stream;
+                // A sample that is skipped takes no place in its batch, so that all behind it are others.
+                let print = match self.on_error {
+                    OnError::Skip { .. } => print.with_bytes(b"skip"),
+                    _ => print,
+                };
                 print
                     .with(*batch_size as u64)
                     .with(u64::from(*drop_last))

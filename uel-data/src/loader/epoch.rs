@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::gather::Local;
 use super::guard::guarded;
 use super::handover::Take;
-use super::job::{Job, Made};
+use super::job::{Inline, Job, Made};
 use super::pool::Pool;
 use super::reader::Position;
 use super::road::Filled;
@@ -17,7 +17,8 @@ use crate::{Batch, Error, Kind, Result, Stage};
 
 /// The batches of an epoch: an iterator that goes on behind an error, with the next batch.
 ///
-/// Dropped early, it cancels what the workers are at; they stop between two samples.
+/// Dropped early, it cancels what the workers are at; they stop between two samples. It waits for them only where they do not
+/// stay for the next epoch ([`persistent_workers`](crate::DataLoaderBuilder::persistent_workers)).
 pub struct Epoch {
     inner: Arc<Inner>,
     job: Arc<Job>,
@@ -86,17 +87,11 @@ impl Epoch {
         if let Some(local) = &mut self.local {
             loop {
                 let number = self.inline_next;
-                if self.job.len().is_some_and(|len| number >= len) {
-                    return None;
-                }
                 self.inline_next = number.saturating_add(1);
-                let is_known = number < self.state.next || self.state.ahead.contains(&number);
-                // What an earlier run took ahead is passed over; in streams it has to be read for that.
-                if !is_known || self.job.len().is_none() {
-                    let made = self.job.make_inline(number, local)?;
-                    if !is_known {
-                        return Some(Ok((number, made)));
-                    }
+                match self.job.make_inline(number, local) {
+                    Inline::Batch(made) => return Some(Ok((number, made))),
+                    Inline::Passed => {}
+                    Inline::End => return None,
                 }
             }
         }
@@ -109,9 +104,13 @@ impl Epoch {
                     .with_epoch(self.state.epoch)
                     .with_stage(Stage::Wait)
                     .with_expected(format!("one within {} s", patience.as_secs_f64()))
-                    .with_got(self.job.activities());
+                    .with_got(self.job.activities.words());
                 // In order it is known which one.
-                let next = self.state.next;
+                let ahead = &self.state.ahead;
+                let mut next = self.state.next;
+                while next < u64::MAX && ahead.contains(&next) {
+                    next += 1;
+                }
                 Some(Err(if self.inner.config.in_order { error.with_batch(next) } else { error }))
             }
         }
@@ -120,28 +119,39 @@ impl Epoch {
     /// Notes that a batch was taken.
     fn note(&mut self, number: u64, made: &mut Made) {
         let state = &mut self.state;
-        if number == state.next {
-            state.next = state.next.saturating_add(1);
-            while let Some(at) = state.ahead.iter().position(|&ahead| ahead == state.next) {
-                state.ahead.swap_remove(at);
-                state.next = state.next.saturating_add(1);
-            }
-        } else {
-            state.ahead.push(number);
-        }
+        state.ahead.push(number);
         if let Ok(Filled { batch, .. }) = &made.batch {
             state.samples = state.samples.saturating_add(batch.len() as u64);
             state.skipped = state.skipped.saturating_add(batch.skipped.len() as u64);
         }
-        if let Some(position) = made.position.take() {
-            self.positions.push((number, position));
-            let next = state.next;
-            if let Some(last) = self.positions.iter().position(|(number, _)| number.checked_add(1) == Some(next)) {
-                state.stream = Some(self.positions.swap_remove(last).1);
-                self.positions.retain(|(number, _)| *number >= next);
-            }
-        }
+        self.positions.extend(made.position.take().map(|position| (number, position)));
         self.taken += 1;
+        self.settle();
+    }
+
+    /// Moves on over batches that were taken: in streams as far as the place behind one is known, since a state that is
+    /// further than its place has samples come twice.
+    fn settle(&mut self) {
+        let Self { job, state, positions, .. } = self;
+        let is_stream = job.len().is_none();
+        if is_stream {
+            positions.append(&mut job.passed());
+        }
+        let mut number = state.next;
+        while let Some(behind) = number.checked_add(1)
+            && state.ahead.contains(&number)
+        {
+            if let Some(known) = positions.iter().position(|(of, _)| *of == number) {
+                state.stream = Some(positions.swap_remove(known).1);
+                state.next = behind;
+            } else if !is_stream {
+                state.next = behind;
+            }
+            number = behind;
+        }
+        let next = state.next;
+        state.ahead.retain(|&number| number >= next);
+        positions.retain(|(number, _)| *number >= next);
     }
 }
 
@@ -159,6 +169,7 @@ impl Iterator for Epoch {
             let (number, mut made) = match taken {
                 None => {
                     self.is_over = true;
+                    self.settle();
                     return None;
                 }
                 Some(Err(error)) => return Some(Err(error)),
@@ -175,8 +186,9 @@ impl Iterator for Epoch {
             {
                 let mut skipped = batch.skipped;
                 let last = skipped.pop().unwrap_or_else(|| Error::new(Kind::Internal, "nothing was skipped"));
-                let message = format!("more samples failed than may be skipped, at last: {last}");
+                let message = format!("more samples failed than may be skipped, at last: {}", last.cause());
                 return Some(Err(Error::new(Kind::Limit, message)
+                    .at_place_of(&last)
                     .with_epoch(batch.epoch)
                     .with_batch(number)
                     .with_expected(format!("at most {limit}"))

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::OnError;
 use super::guard::guarded;
-use super::job::{Activity, Job};
+use super::job::Job;
 use super::stats::{count, time};
-use crate::{Dataset, Error, Kind, Result, Rows, SampleCx, Value};
+use crate::dataset::cancelled;
+use crate::{Dataset, Error, Kind, Result, Rows, SampleCx, Stage, Value};
 
 /// Samples are asked for so many at a time that this passes in between: a loader that is dropped waits no longer, where
 /// samples are not slower than that.
@@ -16,16 +17,27 @@ const CHUNK_TIME: Duration = Duration::from_micros(100);
 /// The most samples that are asked for at a time.
 const MAX_CHUNK: usize = 1 << 16;
 
+/// Values are counted once they are read: what all workers may have read and not counted is this part of the budget, or a
+/// sample each where that is more.
+const UNCOUNTED_PART: u64 = 8;
+
 /// What a worker keeps from batch to batch.
 pub(super) struct Local {
     pub(super) cx: SampleCx,
     pub(super) indices: Vec<u64>,
-    pub(super) chunk: usize,
+    pub(super) pace: Pace,
+}
+
+/// How many samples are asked for at a time.
+pub(super) struct Pace {
+    chunk: usize,
+    /// The largest sample so far, where bytes are counted as samples are read.
+    largest: u64,
 }
 
 impl Local {
     pub(super) fn new(cx: SampleCx) -> Self {
-        Self { cx, indices: Vec::new(), chunk: 1 }
+        Self { cx, indices: Vec::new(), pace: Pace { chunk: 1, largest: 0 } }
     }
 }
 
@@ -75,12 +87,6 @@ pub(super) struct Gathered {
     pub(super) bytes: u64,
 }
 
-/// Nobody wants the batch any more: nobody sees this error.
-#[cold]
-pub(super) fn cancelled() -> Error {
-    Error::new(Kind::Interrupted, "the loader was dropped")
-}
-
 impl Job {
     /// Reads the samples at `indices` into `sink`.
     pub(super) fn gather(
@@ -90,10 +96,9 @@ impl Job {
         indices: &[u64],
         sink: Sink,
         cx: &mut SampleCx,
-        chunk: &mut usize,
+        pace: &mut Pace,
     ) -> Result<Gathered> {
         let mut gathered = Gathered { sink, kept: Vec::with_capacity(indices.len()), skipped: Vec::new(), bytes: 0 };
-        let activity = self.activity(cx.worker());
         cx.begin(indices);
         let mut at = 0;
         while at < indices.len() {
@@ -101,11 +106,13 @@ impl Job {
                 return Err(cancelled());
             }
             let before = gathered.kept.len();
-            let some = indices.get(at..at.saturating_add(*chunk).min(indices.len())).unwrap_or_default();
+            let chunk = pace.chunk.min(self.most_uncounted(pace.largest));
+            let some = indices.get(at..at.saturating_add(chunk).min(indices.len())).unwrap_or_default();
             let began = Instant::now();
-            if let (Some(activity), Some(&first)) = (activity, some.first()) {
-                activity.begin(number, first, began.duration_since(self.began));
+            if let Some(&first) = some.first() {
+                self.activities.at(cx.worker(), first, some.len() - 1);
             }
+            self.activities.begin(cx.worker(), number, Stage::Read, began);
             if let Err(error) = self.attempt(dataset, some, at, &mut gathered, cx) {
                 self.find_failure(dataset, some, at, &mut gathered, cx, error)?;
             } else {
@@ -117,28 +124,66 @@ impl Job {
             time(&self.counters.decode, decoding);
             at += some.len();
             // Doubled while that is quick, and at once small again where a sample is slow.
-            *chunk = if took < CHUNK_TIME / 2 {
-                (*chunk * 2).min(MAX_CHUNK)
+            pace.chunk = if took < CHUNK_TIME / 2 {
+                (chunk * 2).min(MAX_CHUNK)
             } else if took > CHUNK_TIME * 2 {
-                (*chunk / 2).max(1)
+                (chunk / 2).max(1)
             } else {
-                *chunk
+                chunk
             };
-            self.account(number, &mut gathered, before)?;
+            self.account(number, &mut gathered, before, cx, pace)?;
         }
-        activity.map(Activity::end);
         Ok(gathered)
     }
 
-    /// Reserves what was read behind `before`, where it was not reserved already.
-    fn account(&self, number: u64, gathered: &mut Gathered, before: usize) -> Result<()> {
+    /// Reserves what was read behind `before`. Rows are reserved before they are read.
+    fn account(
+        &self,
+        number: u64,
+        gathered: &mut Gathered,
+        before: usize,
+        cx: &SampleCx,
+        pace: &mut Pace,
+    ) -> Result<()> {
         let Sink::Values(values) = &gathered.sink else { return Ok(()) };
-        if self.inline || !self.bounded {
+        if !self.bounded {
             return Ok(());
         }
-        let more: u64 = values.iter().skip(before).map(Value::byte_len).sum();
-        gathered.bytes = gathered.bytes.saturating_add(more);
-        if self.handover.grow(number, gathered.bytes) { Ok(()) } else { Err(cancelled()) }
+        for value in values.iter().skip(before) {
+            let bytes = value.byte_len();
+            pace.largest = pace.largest.max(bytes);
+            gathered.bytes = gathered.bytes.saturating_add(bytes);
+        }
+        self.grow(number, gathered.bytes, cx).map(drop)
+    }
+
+    /// How many samples of this size may be read before they are counted.
+    fn most_uncounted(&self, largest: u64) -> usize {
+        if largest == 0 {
+            return MAX_CHUNK;
+        }
+        let workers = self.config.num_workers.max(1) as u64;
+        let most = (self.config.budget / UNCOUNTED_PART / workers).checked_div(largest).unwrap_or(u64::MAX);
+        usize::try_from(most).unwrap_or(MAX_CHUNK).max(1)
+    }
+
+    /// Reserves `bytes` in all for a batch that is being made, where they are counted. Says how long that waited for room.
+    pub(super) fn grow(&self, number: u64, bytes: u64, cx: &SampleCx) -> Result<Duration> {
+        if !self.bounded {
+            return Ok(Duration::ZERO);
+        }
+        let (is_wanted, waited) = match self.handover.try_grow(number, bytes) {
+            Some(is_wanted) => (is_wanted, Duration::ZERO),
+            None => {
+                let began = Instant::now();
+                self.activities.begin(cx.worker(), number, Stage::Wait, began);
+                let is_wanted = self.handover.grow(number, bytes);
+                let waited = began.elapsed();
+                time(&self.counters.blocked, waited);
+                (is_wanted, waited)
+            }
+        };
+        if is_wanted { Ok(waited) } else { Err(cancelled()) }
     }
 
     fn attempt(
@@ -176,6 +221,7 @@ impl Job {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(cancelled());
             }
+            self.activities.at(cx.worker(), index, 0);
             let mut tries = match self.config.on_error {
                 OnError::Retry { times } => times,
                 _ => 0,

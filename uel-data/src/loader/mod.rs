@@ -1,5 +1,6 @@
 //! The loader: workers make the batches of an epoch, and one consumer takes them.
 
+mod activity;
 mod builder;
 mod config;
 mod epoch;
@@ -8,11 +9,13 @@ mod gather;
 mod guard;
 pub(crate) mod handover;
 mod job;
+mod jobs;
 mod pool;
 mod reader;
 mod road;
 mod state;
 mod stats;
+mod streaming;
 
 pub use builder::DataLoaderBuilder;
 pub use epoch::Epoch;
@@ -24,8 +27,9 @@ use std::sync::Arc;
 use uel_candle::slab::Slabs;
 
 use crate::sync::{Mutex, PoisonError};
-use crate::{Batch, Dataset, Error, IterableDataset, Kind, Result};
+use crate::{Batch, Dataset, Error, IterableDataset, Kind, Result, Stage};
 use config::{Config, Data};
+use guard::guarded;
 use job::Job;
 use pool::Pool;
 
@@ -36,7 +40,8 @@ pub enum OnError {
     /// The batch becomes an error, which names the sample. Later batches still arrive.
     #[default]
     Fail,
-    /// The sample is left out of its batch, and listed there.
+    /// The sample is left out of its batch, and listed there. In a stream, the next sample takes its place: so a state that
+    /// was saved with this is not resumed without it, nor the other way round.
     Skip {
         /// How many samples of an epoch may be: from the next one on, batches that lack samples become errors.
         limit: u64,
@@ -182,7 +187,7 @@ impl DataLoader {
     /// batch itself.
     pub fn replay(&self, epoch: u64, batch: u64) -> Result<Batch> {
         let idle = self.inner.idle_slabs();
-        let job = guard::guarded(&mut (), |_| Job::new(&self.inner.config, &self.first(epoch), true, idle))?;
+        let job = guarded(&mut (), |_| Job::new(&self.inner.config, &self.first(epoch), true, idle))?;
         if let Some(road) = &job.road {
             self.inner.keep_slabs(road.slabs().clone());
         }
@@ -203,7 +208,8 @@ impl DataLoader {
     /// Where the order of samples cannot be made.
     pub fn batches(&self, epoch: u64) -> Result<Option<u64>> {
         match &self.inner.config.data {
-            Data::Map { batches, .. } => Ok(Some(batches.batches(epoch)?.len())),
+            Data::Map { batches, .. } => guarded(&mut (), |_| Ok(Some(batches.batches(epoch)?.len())))
+                .map_err(|error| error.with_epoch(epoch).with_stage(Stage::Sample)),
             Data::Stream(_) => Ok(None),
         }
     }

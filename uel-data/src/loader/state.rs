@@ -41,9 +41,9 @@ pub struct LoaderState {
     pub batches: u64,
     /// The epoch.
     pub epoch: u64,
-    /// The number of the first batch that was not taken.
+    /// All batches below were taken. In streams, the place behind them is known too.
     pub next: u64,
-    /// The batches behind it that were taken, in completion order.
+    /// The other batches that were taken: in completion order, and where the place behind a batch of a stream is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ahead: Vec<u64>,
     /// How many samples were taken.
@@ -71,15 +71,22 @@ impl LoaderState {
         let state: Self = serde_json::from_str(json).map_err(|error| {
             Error::from(uel_core::Error::new(Kind::State, format!("no state of a loader: {error}")).with_source(error))
         })?;
-        if state.version != VERSION {
-            let error = Error::new(Kind::State, "the state was saved by another version");
-            return Err(error.with_expected(VERSION).with_got(state.version));
-        }
+        state.check_version()?;
         Ok(state)
+    }
+
+    fn check_version(&self) -> Result<()> {
+        if self.version == VERSION {
+            return Ok(());
+        }
+        let error = Error::new(Kind::State, "the state was saved by another version");
+        Err(error.with_expected(VERSION).with_got(self.version))
     }
 
     /// Whether the state is one of a loader with these fingerprints.
     pub(super) fn check(&self, dataset: u64, batches: u64) -> Result<()> {
+        // It may come out of a struct of the program's, which nobody checked.
+        self.check_version()?;
         let differs = |what: &str, expected: u64, got: u64| {
             Err(Error::new(Kind::State, format!("the state was saved with {what}"))
                 .with_expected(format!("fingerprint {expected:016x}"))

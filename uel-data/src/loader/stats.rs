@@ -19,16 +19,17 @@ pub struct LoaderStats {
     pub retries: u64,
     /// Batches that became errors.
     pub failed: u64,
-    /// Time in which the dataset gave samples, closures aside.
+    /// Time in which the dataset gave samples, without what is in `decode` and `blocked`.
     pub read: Duration,
-    /// Time in the closures of [`map`](crate::dataset::DatasetExt::map).
+    /// Time in [`SampleCx::decode`](crate::SampleCx::decode): the closures of [`map`](crate::dataset::DatasetExt::map), and
+    /// what datasets decode themselves.
     pub decode: Duration,
     /// Time in which samples became batches; none where rows are written straight into the batch.
     pub collate: Duration,
     /// Time in which batches were brought to their device: workers waited for page-locked memory, copied to it what was not
     /// written there, and began the copies. These themselves are done while others are made, and take nobody's time.
     pub transfer: Duration,
-    /// Time in which workers waited for room: much of it means that the consumer is the slower side.
+    /// Time in which workers waited for room, before a batch or within one: much of it means that the consumer is the slower side.
     pub blocked: Duration,
     /// Time in which the consumer waited for batches: much of it means that the workers are.
     pub wait: Duration,

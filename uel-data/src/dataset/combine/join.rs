@@ -66,6 +66,7 @@ fn by_runs(
     let mut run = Vec::new();
     let mut rest = indices.iter().enumerate().peekable();
     while let Some((first, &index)) = rest.next() {
+        cx.check_cancelled()?;
         let (dataset, inner) = part(parts, index)?;
         run.clear();
         run.push(inner);

@@ -35,6 +35,7 @@ impl<D: Dataset, F: Fn(Value, &mut SampleCx) -> Result<Value> + Send + Sync> Dat
         let first = out.len();
         cx.in_scope(0, |cx| self.inner.get_many(indices, cx, out))?;
         for (row, sample) in out.iter_mut().skip(first).enumerate() {
+            cx.check_cancelled()?;
             cx.at_row(row);
             let taken = std::mem::replace(sample, Value::Bool(false));
             *sample = cx.decode(|cx| cx.in_scope(1, |cx| (self.function)(taken, cx)))?;

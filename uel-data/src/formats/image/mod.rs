@@ -112,8 +112,10 @@ impl ImageFolder {
         // At most `MAX_IMAGE_FILE_BYTES`, and as many as the file has.
         bytes.resize(source.byte_len() as usize, 0);
         read_into(&source, 0, bytes)?;
-        decode::decode(bytes, image).map_err(|error| error.with_path(path))?;
-        self.transform.append(image, &mut cx.rng(AUGMENT), tools, into)
+        cx.decode(|cx| {
+            decode::decode(bytes, image).map_err(|error| error.with_path(path))?;
+            self.transform.append(image, &mut cx.rng(AUGMENT), tools, into)
+        })
     }
 }
 
@@ -145,6 +147,7 @@ impl crate::Dataset for ImageFolder {
 
     fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
         for (row, &index) in indices.iter().enumerate() {
+            cx.check_cancelled()?;
             cx.at_row(row);
             let (path, label) = self.file(index)?;
             self.append(&path, rows.elements_mut(0)?, cx)?;

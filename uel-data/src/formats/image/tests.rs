@@ -161,4 +161,9 @@ fn impossible_transforms_and_folders_are_refused() {
     let broken = ImageFolder::open(folder.path(), transform).unwrap();
     let error = broken.get(0, &mut SampleCx::new(0, 0)).unwrap_err();
     assert!(error.to_string().contains("x.jpg") && error.kind() == Kind::UnknownFormat, "{error}");
+    // The loader tells decoding from reading.
+    let mut epoch = crate::DataLoader::builder(broken).build().unwrap().epoch(0).unwrap();
+    let errors: Vec<crate::Error> = epoch.by_ref().filter_map(Result::err).collect();
+    assert_eq!((errors.len(), errors[0].index(), errors[0].stage()), (1, Some(0), Some(crate::Stage::Decode)));
+    assert!(epoch.stats().decode > std::time::Duration::ZERO);
 }

@@ -333,6 +333,7 @@ impl crate::Dataset for Csv {
     fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
         let mut fields = Vec::new();
         for &index in indices {
+            cx.check_cancelled()?;
             self.files.with_record(index, cx, |record, place| {
                 let fields = self.schema.split(record, &mut fields, place)?;
                 for (position, column) in self.schema.columns.iter().enumerate() {

@@ -140,22 +140,34 @@ impl<T> Handover<T> {
     pub(crate) fn grow(&self, number: u64, bytes: u64) -> bool {
         let mut state = self.lock();
         loop {
-            if state.closed {
-                return false;
+            match self.grown(&mut state, number, bytes) {
+                Some(is_wanted) => return is_wanted,
+                None => state = self.wait_for_room(state),
             }
-            let Some(Slot::Making(reserved)) = state.slot(number) else { return false };
-            let more = bytes.saturating_sub(*reserved);
-            // Slots in front that are taken have gone already: the first one is the first that is not taken.
-            let fits = state.bytes.saturating_add(more) <= self.bounds.budget || number == state.taken;
-            if more == 0 || fits {
-                if let Some(Slot::Making(reserved)) = state.slot(number) {
-                    *reserved = reserved.saturating_add(more);
-                }
-                state.reserve(more);
-                return true;
-            }
-            state = self.wait_for_room(state);
         }
+    }
+
+    /// As [`grow`](Self::grow), but `None` where that would wait.
+    pub(crate) fn try_grow(&self, number: u64, bytes: u64) -> Option<bool> {
+        self.grown(&mut self.lock(), number, bytes)
+    }
+
+    fn grown(&self, state: &mut State<T>, number: u64, bytes: u64) -> Option<bool> {
+        if state.closed {
+            return Some(false);
+        }
+        let Some(Slot::Making(reserved)) = state.slot(number) else { return Some(false) };
+        let more = bytes.saturating_sub(*reserved);
+        // Slots in front that are taken have gone already: the first one is the first that is not taken.
+        let fits = state.bytes.saturating_add(more) <= self.bounds.budget || number == state.taken;
+        if more > 0 && !fits {
+            return None;
+        }
+        if let Some(Slot::Making(reserved)) = state.slot(number) {
+            *reserved = reserved.saturating_add(more);
+        }
+        state.reserve(more);
+        Some(true)
     }
 
     /// Hands a batch over that takes `bytes`.

@@ -99,6 +99,9 @@ fn skipped_samples_are_listed_counted_and_limited() {
         let error = all[6].as_ref().unwrap_err();
         assert_eq!((error.kind(), error.batch()), (Kind::Limit, Some(7)), "{error}");
         assert!(error.to_string().contains("sample 30 is cursed"), "{error}");
+        // It stands where the last of them stood.
+        assert_eq!((error.index(), error.stage(), error.epoch()), (Some(30), Some(Stage::Read), Some(0)), "{error}");
+        assert_eq!((error.description(), error.worker().is_some()), (Some("noise 30"), workers > 0));
         assert_eq!(all.iter().filter(|batch| batch.is_err()).count(), 1);
     }
 }
@@ -191,13 +194,49 @@ fn a_timeout_says_what_the_workers_do() {
     assert_eq!(rest, (1..10).collect::<Vec<_>>());
 }
 
+struct NoShards;
+
+impl IterableDataset for NoShards {
+    fn shards(&self) -> u64 {
+        0
+    }
+    fn open(&self, _: u64, _: Option<crate::Cursor>) -> Result<Box<dyn crate::SampleStream>> {
+        Err(Error::new(Kind::Internal, "there is no shard"))
+    }
+    fn fingerprint(&self) -> u64 {
+        0
+    }
+}
+
+struct CursedBatches;
+
+impl crate::sampler::BatchSampler for CursedBatches {
+    fn batches(&self, _: u64) -> Result<Arc<dyn crate::sampler::Batches>> {
+        panic!("the sampler is cursed")
+    }
+    fn fingerprint(&self) -> u64 {
+        0
+    }
+}
+
+/// A sampler that panics is an error wherever it is asked.
+#[test]
+fn a_sampler_that_panics_is_an_error() {
+    let loader = DataLoader::builder(Noisy::new(10, 1)).batch_sampler(CursedBatches).build().unwrap();
+    for error in [loader.batches(3).unwrap_err(), loader.epoch(3).unwrap_err(), loader.replay(3, 0).unwrap_err()] {
+        assert_eq!((error.kind(), error.epoch(), error.stage()), (Kind::WorkerPanic, Some(3), Some(Stage::Sample)));
+    }
+}
+
 /// All that is wrong is said at once.
 #[test]
 fn wrong_combinations_are_listed() {
     use crate::sampler::{FixedBatches, SequentialSampler, Tail};
     let base = || DataLoader::builder(Noisy::new(10, 1));
     let batches = || FixedBatches::new(SequentialSampler::new(10), 2, false).unwrap();
-    let cases: [(DataLoaderBuilder, &[&str]); 9] = [
+    let streams = || DataLoader::stream(NoShards);
+    let metal = candle_core::Device::Metal(candle_core::MetalDevice);
+    let cases: [(DataLoaderBuilder, &[&str]); 15] = [
         (base().batch_size(0), &["batch_size is 0"]),
         (base().sampler(SequentialSampler::new(10)).shuffle(1), &["sampler excludes shuffle"]),
         (
@@ -210,6 +249,15 @@ fn wrong_combinations_are_listed() {
         (base().interleave(2).shuffle_window(9), &["interleave is for streams", "shuffle_window is for streams"]),
         (base().distributed(2, 2, Tail::Pad), &["the rank is not below the world"]),
         (base().num_workers(2000), &["num_workers is over 1024"]),
+        (
+            base().batch_sampler(batches()).sampler(SequentialSampler::new(10)).distributed(0, 2, Tail::Pad),
+            &["batch_sampler excludes sampler", "batch_sampler excludes distributed"],
+        ),
+        (streams().sampler(SequentialSampler::new(10)), &["streams exclude sampler"]),
+        (streams().batch_sampler(batches()), &["streams exclude batch_sampler"]),
+        (streams().interleave(0), &["interleave is 0"]),
+        (base().prefetch_bytes(1).pin_memory(true), &["prefetch_bytes needs num_workers", "pin_memory needs a CUDA"]),
+        (base().device(&metal), &["device is neither the CPU nor a CUDA device"]),
     ];
     for (builder, faults) in cases {
         let error = builder.build().unwrap_err();

@@ -1,8 +1,11 @@
 mod bounds;
+mod budget;
 mod failure;
+mod leaving;
 mod order;
 mod slabs;
 mod streams;
+mod telling;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -79,6 +82,7 @@ impl Dataset for Noisy {
     }
     fn write_rows(&self, indices: &[u64], rows: &mut Rows, cx: &mut SampleCx) -> Result<()> {
         for (row, &index) in indices.iter().enumerate() {
+            cx.check_cancelled()?;
             cx.at_row(row);
             // In this order, a failure leaves the columns with different lengths.
             rows.column_mut::<i64>(0)?.push(index as i64);

@@ -1,15 +1,46 @@
 use proptest::prelude::*;
 
+use super::budget::Odd;
 use super::*;
-use crate::sampler::{BucketBatches, RandomSampler, Tail, TokenBatches};
+use crate::sampler::{BucketBatches, RandomSampler, SubsetSampler, Tail, TokenBatches, WeightedSampler};
 
 #[derive(Clone, Debug)]
 struct Case {
     dataset: Noisy,
     batch: usize,
-    shuffle: Option<u64>,
+    picks: Picks,
     drop_last: bool,
     on_error: OnError,
+}
+
+/// Which samples come in which batches.
+#[derive(Clone, Copy, Debug)]
+enum Picks {
+    Sequential,
+    Shuffled(u64),
+    Weighted { seed: u64, replacement: bool },
+    Subset(Option<u64>),
+    Distributed { rank: u64, world: u64, tail: Tail },
+    Buckets { window: usize },
+    Tokens { window: usize },
+    Odd { says: Option<u64> },
+}
+
+fn picks() -> impl Strategy<Value = Picks> {
+    prop_oneof![
+        1 => Just(Picks::Sequential),
+        3 => any::<u64>().prop_map(Picks::Shuffled),
+        1 => (any::<u64>(), any::<bool>()).prop_map(|(seed, replacement)| Picks::Weighted { seed, replacement }),
+        1 => any::<Option<u64>>().prop_map(Picks::Subset),
+        1 => (1..4u64, 0..4u64, any::<bool>()).prop_map(|(world, rank, pad)| Picks::Distributed {
+            rank: rank % world,
+            world,
+            tail: if pad { Tail::Pad } else { Tail::Drop },
+        }),
+        1 => (1..5usize).prop_map(|window| Picks::Buckets { window }),
+        1 => (1..30usize).prop_map(|window| Picks::Tokens { window }),
+        1 => prop_oneof![Just(None), (0..12u64).prop_map(Some)].prop_map(|says| Picks::Odd { says }),
+    ]
 }
 
 prop_compose! {
@@ -18,7 +49,7 @@ prop_compose! {
         width in 0usize..5,
         rows: bool,
         batch in 1usize..12,
-        shuffle: Option<u64>,
+        picks in picks(),
         drop_last: bool,
         fails in proptest::collection::btree_set(0u64..60, 0..4),
         panics in proptest::collection::btree_set(0u64..60, 0..2),
@@ -30,23 +61,57 @@ prop_compose! {
         let shapes = if rows { shapes } else { BTreeSet::new() };
         let dataset = Noisy::new(len, width).with(Faults { errors: fails, panics, shapes, slow, pause });
         let on_error = [OnError::Fail, OnError::Skip { limit: 1000 }, OnError::Retry { times: 2 }][policy];
-        Case { dataset: if rows { dataset.rows() } else { dataset }, batch, shuffle, drop_last, on_error }
+        Case { dataset: if rows { dataset.rows() } else { dataset }, batch, picks, drop_last, on_error }
     }
 }
 
 impl Case {
     fn builder(&self, workers: usize) -> DataLoaderBuilder {
-        let builder = DataLoader::builder(self.dataset.clone()).batch_size(self.batch).drop_last(self.drop_last);
-        let builder = builder.on_error(self.on_error).num_workers(workers).seed(5);
-        match self.shuffle {
-            Some(seed) => builder.shuffle(seed),
-            None => builder,
+        let base = DataLoader::builder(self.dataset.clone()).on_error(self.on_error).num_workers(workers).seed(5);
+        let fixed = |builder: DataLoaderBuilder| builder.batch_size(self.batch).drop_last(self.drop_last);
+        let len = self.dataset.len;
+        let random = || RandomSampler::new(len, 1);
+        let lengths = || (0..len).map(|index| index as u32 % 17 + 1).collect::<Vec<_>>();
+        let weights = || (0..len).map(|index| (index % 3 + 1) as f64).collect::<Vec<_>>();
+        match self.picks {
+            Picks::Sequential => fixed(base),
+            Picks::Shuffled(seed) => fixed(base).shuffle(seed),
+            Picks::Weighted { seed, replacement } => {
+                fixed(base).sampler(WeightedSampler::new(weights(), len, replacement, seed).unwrap())
+            }
+            Picks::Subset(seed) => {
+                let even: Vec<u64> = (0..len).step_by(2).collect();
+                fixed(base).sampler(match seed {
+                    Some(seed) => SubsetSampler::shuffled(even, seed),
+                    None => SubsetSampler::new(even),
+                })
+            }
+            Picks::Distributed { rank, world, tail } => fixed(base).shuffle(3).distributed(rank, world, tail),
+            Picks::Buckets { window } => {
+                let batches = BucketBatches::new(random(), lengths(), self.batch, window, self.drop_last, 2);
+                base.batch_sampler(batches.unwrap())
+            }
+            Picks::Tokens { window } => {
+                base.batch_sampler(TokenBatches::new(random(), lengths(), 64, window, 2).unwrap())
+            }
+            Picks::Odd { says } => base.batch_sampler(Odd { len, most: 11, says }),
+        }
+    }
+
+    /// Whether no index comes twice, and whether all come.
+    fn picks_each_once(&self) -> (bool, bool) {
+        match self.picks {
+            Picks::Weighted { replacement, .. } => (!replacement, false),
+            Picks::Subset(_) => (true, false),
+            Picks::Distributed { tail, .. } => (tail == Tail::Drop, false),
+            Picks::Tokens { .. } | Picks::Odd { .. } => (true, true),
+            _ => (true, !self.drop_last),
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// The stream is the same with any number of workers, prefetch and budget, after early exits, and from any batch on
     /// with any other number of workers.
@@ -85,8 +150,9 @@ proptest! {
             }
         }
         let distinct: BTreeSet<u64> = indices.iter().copied().collect();
-        prop_assert_eq!(distinct.len(), indices.len());
-        if skips && !case.drop_last {
+        let (once, all) = case.picks_each_once();
+        prop_assert!(!once || distinct.len() == indices.len());
+        if skips && all {
             let faults = &case.dataset.faults;
             let bad = |index: &u64| [&faults.errors, &faults.panics, &faults.shapes].iter().any(|set| set.contains(index));
             prop_assert_eq!(distinct, (0..case.dataset.len).filter(|index| !bad(index)).collect());
@@ -264,6 +330,12 @@ fn a_state_of_another_run_is_refused() {
     for other in others {
         assert_eq!(loader.resume(&state(other)).unwrap_err().kind(), Kind::State);
     }
+    // A state within a struct of the program's comes by no check of its version.
+    let mut newer = state(base());
+    newer.version += 1;
+    let json = serde_json::to_string(&[newer]).unwrap();
+    let [newer]: [LoaderState; 1] = serde_json::from_str(&json).unwrap();
+    assert_eq!(loader.resume(&newer).unwrap_err().kind(), Kind::State);
     for json in ["", "{}", "[1]", r#"{"version":2,"dataset":0,"batches":0,"epoch":0,"next":0,"samples":0,"skipped":0}"#]
     {
         assert_eq!(LoaderState::from_json(json).unwrap_err().kind(), Kind::State, "{json}");

@@ -10,6 +10,10 @@ struct Shards {
     lens: Vec<u64>,
     errors: BTreeSet<u64>,
     panics: BTreeSet<u64>,
+    /// Samples that fail behind the stream, and such that take long there.
+    unfinished: BTreeSet<u64>,
+    slow: BTreeSet<u64>,
+    /// Shards that cannot be opened.
     broken: BTreeSet<u64>,
 }
 
@@ -38,6 +42,15 @@ impl IterableDataset for Shards {
         self.lens.iter().fold(Fingerprint::new("shards"), |print, &len| print.with(len)).finish()
     }
     fn finish(&self, sample: Value, cx: &mut SampleCx) -> Result<Value> {
+        if let Value::Int(number) = &sample {
+            let number = *number as u64;
+            if self.slow.contains(&number) {
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            if self.unfinished.contains(&number) {
+                return Err(Error::new(Kind::Dataset, format!("sample {number} is not to be finished")));
+            }
+        }
         Ok(Value::tuple([sample, Value::Float(cx.rng(0).uniform())]))
     }
 }
@@ -61,7 +74,8 @@ impl SampleStream for Shard {
 }
 
 fn whole(lens: Vec<u64>) -> Shards {
-    Shards { lens, errors: BTreeSet::new(), panics: BTreeSet::new(), broken: BTreeSet::new() }
+    let none = BTreeSet::new;
+    Shards { lens, errors: none(), panics: none(), unfinished: none(), slow: none(), broken: none() }
 }
 
 fn numbers_of(epoch: Epoch) -> Vec<i64> {
@@ -69,32 +83,79 @@ fn numbers_of(epoch: Epoch) -> Vec<i64> {
     epoch.flat_map(of).collect()
 }
 
+#[derive(Clone, Debug)]
+struct Case {
+    dataset: Shards,
+    batch: usize,
+    window: usize,
+    interleave: usize,
+    shuffle: Option<u64>,
+    drop_last: bool,
+    on_error: OnError,
+    rank: Option<(u64, u64)>,
+}
+
+prop_compose! {
+    fn cases()(
+        lens in proptest::collection::vec(0u64..20, 0..6),
+        errors in proptest::collection::btree_set(samples(), 0..4),
+        panics in proptest::collection::btree_set(samples(), 0..3),
+        unfinished in proptest::collection::btree_set(samples(), 0..3),
+        slow in proptest::collection::btree_set(samples(), 0..4),
+        broken in proptest::collection::btree_set(0u64..6, 0..2),
+        (batch, window, interleave) in (1usize..9, 0usize..16, 1usize..4),
+        shuffle: Option<u64>,
+        drop_last: bool,
+        policy in 0usize..3,
+        rank in prop_oneof![Just(None), (1..4u64, 0..4u64).prop_map(|(world, rank)| Some((rank % world, world)))],
+    ) -> Case {
+        let dataset = Shards { errors, panics, unfinished, slow, broken, ..whole(lens) };
+        let on_error = [OnError::Fail, OnError::Skip { limit: 1000 }, OnError::Retry { times: 2 }][policy];
+        Case { dataset, batch, window, interleave, shuffle, drop_last, on_error, rank }
+    }
+}
+
+/// The number of some sample of some shard.
+fn samples() -> impl Strategy<Value = u64> {
+    (0u64..6, 0u64..20).prop_map(|(shard, at)| number(shard, at))
+}
+
+impl Case {
+    fn builder(&self, workers: usize) -> DataLoaderBuilder {
+        let builder = DataLoader::stream(self.dataset.clone()).batch_size(self.batch).interleave(self.interleave);
+        let builder = builder.shuffle_window(self.window).drop_last(self.drop_last).seed(4).num_workers(workers);
+        let builder = match self.shuffle {
+            Some(seed) => builder.shuffle(seed),
+            None => builder,
+        };
+        let builder = match self.rank {
+            Some((rank, world)) => builder.distributed(rank, world, Tail::Pad),
+            None => builder,
+        };
+        builder.on_error(self.on_error)
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn streams_depend_on_nothing_but_what_determines_them(
-        lens in proptest::collection::vec(0u64..20, 0..6),
-        errors in proptest::collection::btree_set(0u64..20, 0..3),
-        panics in proptest::collection::btree_set(1000u64..1020, 0..2),
-        batch in 1usize..9,
-        window in 0usize..16,
-        interleave in 1usize..4,
-        shuffle: Option<u64>,
-        skip: bool,
-        drop_last: bool,
+        case in cases(),
+        budget in prop_oneof![Just(u64::MAX), 1u64..2000],
+        prefetch in 1usize..9,
         workers in 1usize..5,
         fewer in 0usize..3,
         at in 0usize..10,
         in_order: bool,
     ) {
-        let dataset = Shards { errors, panics, ..whole(lens) };
         let build = |workers: usize| {
-            let builder = DataLoader::stream(dataset.clone()).batch_size(batch).interleave(interleave).seed(4);
-            let builder = builder.shuffle_window(window).drop_last(drop_last).num_workers(workers);
-            let builder = builder.on_error(if skip { OnError::Skip { limit: 100 } } else { OnError::Fail });
-            let builder = match shuffle { Some(seed) => builder.shuffle(seed), None => builder };
-            builder.in_order(in_order || workers == 0).build().unwrap()
+            let builder = case.builder(workers);
+            let builder = match workers {
+                0 => builder,
+                _ => builder.in_order(in_order).prefetch(prefetch).prefetch_bytes(budget),
+            };
+            builder.build().unwrap()
         };
         let sorted = |mut all: Vec<String>| { if !in_order { all.sort() } all };
         let expected = sorted(stream(build(0).epoch(1).unwrap()));
@@ -105,6 +166,28 @@ proptest! {
         drop(epoch);
         let rest = stream(build(fewer).resume(&state).unwrap());
         prop_assert_eq!(sorted([first, rest].concat()), expected);
+    }
+
+    /// However often a run is interrupted, and with whatever workers it goes on, every batch is taken once.
+    #[test]
+    fn each_batch_of_streams_comes_once_over_any_number_of_resumes(
+        case in cases(),
+        parts in proptest::collection::vec((0usize..4, 0usize..5, any::<bool>(), 1usize..6), 0..7),
+    ) {
+        let sorted = |mut all: Vec<String>| { all.sort(); all };
+        let expected = sorted(stream(case.builder(0).build().unwrap().epoch(3).unwrap()));
+        let mut json = case.builder(0).build().unwrap().epoch(3).unwrap().state().to_json();
+        let mut all = Vec::new();
+        for (taken, workers, in_order, prefetch) in parts {
+            let builder = case.builder(workers);
+            let builder = if workers == 0 { builder } else { builder.in_order(in_order).prefetch(prefetch) };
+            let mut epoch = builder.build().unwrap().resume(&LoaderState::from_json(&json).unwrap()).unwrap();
+            all.extend(epoch.by_ref().take(taken).map(seen));
+            json = epoch.state().to_json();
+        }
+        let state = LoaderState::from_json(&json).unwrap();
+        all.extend(stream(case.builder(2).build().unwrap().resume(&state).unwrap()));
+        prop_assert_eq!(sorted(all), expected);
     }
 
     /// Every sample once, on one rank, whatever the shards' lengths are.
@@ -160,6 +243,70 @@ fn faults_of_streams_are_named_and_the_rest_arrives() {
         assert_eq!(numbers, [0, 2, 1000, 3000, 3001, 3002]);
     }
     assert!(DataLoader::stream(dataset).build().unwrap().replay(0, 0).is_err());
+}
+
+/// Samples at the same place on several ranks are augmented each in its own way.
+#[test]
+fn ranks_draw_random_numbers_of_their_own() {
+    let mut drawn = BTreeSet::new();
+    for rank in 0..3 {
+        let builder = DataLoader::stream(whole(vec![4; 6])).batch_size(3).seed(9).distributed(rank, 3, Tail::Pad);
+        for batch in builder.num_workers(2).build().unwrap().epoch(1).unwrap() {
+            let random = batch.unwrap().tensor("1").unwrap().to_vec1::<f64>().unwrap();
+            drawn.extend(random.into_iter().map(f64::to_bits));
+        }
+    }
+    assert_eq!(drawn.len(), 24);
+}
+
+/// A shard that cannot be opened is named by its own number, wherever the order puts it.
+#[test]
+fn a_broken_shard_is_described_as_itself() {
+    let dataset = Shards { broken: [2].into(), ..whole(vec![2; 6]) };
+    let mut places = BTreeSet::new();
+    for seed in 0..20 {
+        let loader = DataLoader::stream(dataset.clone()).shuffle(seed).build().unwrap();
+        let errors: Vec<Error> = loader.epoch(0).unwrap().filter_map(Result::err).collect();
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].description(), Some("shard 2, sample 0, offset 0"));
+        places.insert(errors[0].index());
+    }
+    assert!(places.len() > 2);
+}
+
+/// A batch of which the place behind is not known does not move the state on: after a resume it is read once more, and left
+/// out.
+#[test]
+fn a_state_is_no_further_than_its_place() {
+    let build = |in_order: bool| {
+        let builder = DataLoader::stream(whole(vec![9])).batch_size(1).num_workers(1);
+        builder.in_order(in_order).build().unwrap()
+    };
+    let mut state = build(true).epoch(0).unwrap().state();
+    state.ahead = vec![1, 4];
+    let mut seen = vec![1, 4];
+    for resumed in 0..7 {
+        let mut epoch = build(resumed % 2 == 0).resume(&state).unwrap();
+        seen.extend(epoch.next().map(|batch| batch.unwrap().number));
+        state = LoaderState::from_json(&epoch.state().to_json()).unwrap();
+        let (next, ahead) = (state.next, &state.ahead);
+        assert!((0..9).all(|number| seen.contains(&number) == (number < next || ahead.contains(&number))), "{state:?}");
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..9).collect::<Vec<_>>());
+    assert_eq!(build(true).resume(&state).unwrap().count(), 0);
+}
+
+/// A state of a run that skips samples is none of a run that does not: their batches differ.
+#[test]
+fn skipping_is_a_part_of_a_stream() {
+    let build = |on_error| DataLoader::stream(whole(vec![9])).batch_size(2).on_error(on_error).build().unwrap();
+    let state = |on_error| build(on_error).epoch(0).unwrap().state();
+    let (skip, more) = (OnError::Skip { limit: 3 }, OnError::Skip { limit: 4 });
+    assert!(build(more).resume(&state(skip)).is_ok());
+    assert!(build(OnError::Retry { times: 1 }).resume(&state(OnError::Fail)).is_ok());
+    assert_eq!(build(OnError::Fail).resume(&state(skip)).unwrap_err().kind(), Kind::State);
+    assert_eq!(build(skip).resume(&state(OnError::Fail)).unwrap_err().kind(), Kind::State);
 }
 
 /// A dataset that panics wherever it can.
@@ -229,6 +376,16 @@ fn a_state_that_nobody_saved_does_no_harm() {
     let state = DataLoader::stream(whole(vec![5, 5])).build().unwrap().epoch(0).unwrap().state();
     let json = state.to_json();
     let most = u64::MAX;
+    let refused = |used: u64, window: usize| {
+        let position = format!(r#"{{"open":[],"turn":0,"next":0,"samples":0,"used":{used}}}"#);
+        let build = || DataLoader::stream(whole(vec![5, 5])).shuffle_window(window).build().unwrap();
+        let json = build().epoch(0).unwrap().state().to_json();
+        let json = json.replace("\"skipped\":0", &format!("\"skipped\":0,\"stream\":{position}"));
+        let error = build().resume(&LoaderState::from_json(&json).unwrap()).err();
+        error.map(|error| error.kind())
+    };
+    assert_eq!((refused(0, 0), refused(1, 0), refused(most, 0)), (None, Some(Kind::State), Some(Kind::State)));
+    assert_eq!((refused(3, 4), refused(4, 4)), (None, Some(Kind::State)));
     let positions = [
         format!(r#"{{"open":[],"turn":{most},"next":{most},"samples":{most},"used":{most}}}"#),
         format!(
