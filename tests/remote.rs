@@ -1,5 +1,7 @@
 //! Checkpoints at URLs become the tensors that the same files become on this machine, on every road.
 
+#[path = "remote/data.rs"]
+mod data;
 #[path = "remote/s3.rs"]
 mod s3;
 #[path = "../uel-core/tests/remote/server.rs"]
