@@ -8,7 +8,7 @@ mod iterable;
 pub use bridge::{FnDataset, TensorPairs};
 pub use combine::{Cached, Concat, DatasetExt, Filter, Interleave, Map, Repeat, Take, Zip};
 pub use cx::SampleCx;
-pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream};
+pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream, TakeStreams};
 
 use std::sync::Arc;
 
