@@ -2,6 +2,8 @@
 
 #[path = "remote/clouds.rs"]
 mod clouds;
+#[path = "remote/data.rs"]
+mod data;
 #[path = "remote/s3.rs"]
 mod s3;
 #[path = "../uel-core/tests/remote/server.rs"]

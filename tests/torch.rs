@@ -2,6 +2,7 @@
 //!
 //! `hostile` needs no torch and runs with the tests that need only Rust.
 
+mod collate;
 mod expected;
 mod hostile;
 mod readers;

@@ -127,7 +127,7 @@ fn collate(
 ) -> Result<Field> {
     /// All values as what the first of them is.
     macro_rules! all {
-        ($kind:literal, $($pattern:pat => $value:expr),+) => {{
+        ($kind:expr, $($pattern:pat => $value:expr),+) => {{
             let mut all = Vec::with_capacity(values.len());
             for (row, value) in values.into_iter().enumerate() {
                 match value {
@@ -145,12 +145,22 @@ fn collate(
     match values.first() {
         None => Err(Error::new(Kind::Internal, "a batch without samples was collated")),
         Some(Value::Array(_)) => arrays(all!("array", Value::Array(array) => array), part),
-        Some(Value::Int(_)) => column(all!("int", Value::Int(value) => value).into()),
-        // Whole numbers among real ones are real ones, as in torch.
-        Some(Value::Float(_)) => {
-            column(all!("float", Value::Float(value) => value, Value::Int(value) => value as f64).into())
+        Some(first @ (Value::Int(_) | Value::Float(_) | Value::Bool(_))) => {
+            // Numbers of several kinds are of the widest one, whichever stands first.
+            let any = |wanted: fn(&Value) -> bool| values.iter().any(wanted);
+            let name = first.kind();
+            if any(|value| matches!(value, Value::Float(_))) {
+                column(
+                    all!(name, Value::Float(value) => value, Value::Int(value) => value as f64,
+                        Value::Bool(value) => f64::from(u8::from(value)))
+                    .into(),
+                )
+            } else if any(|value| matches!(value, Value::Int(_))) {
+                column(all!(name, Value::Int(value) => value, Value::Bool(value) => i64::from(value)).into())
+            } else {
+                column(all!(name, Value::Bool(value) => u8::from(value)).into())
+            }
         }
-        Some(Value::Bool(_)) => column(all!("bool", Value::Bool(value) => u8::from(value)).into()),
         Some(Value::Str(_)) => Ok(Field::Strings(all!("str", Value::Str(text) => text))),
         Some(Value::Bytes(_)) => Ok(Field::Bytes(all!("bytes", Value::Bytes(bytes) => bytes))),
         Some(Value::List(_)) => Ok(Field::List(positions(all!("list", Value::List(values) => values), part, arrays)?)),

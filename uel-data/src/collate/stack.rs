@@ -6,9 +6,15 @@ use crate::{Array, Elements, Field, Fingerprint, Result, Value};
 
 /// Stacks samples by the rules of torch's `default_collate`.
 ///
-/// Arrays of one dtype and shape get a first dimension more; whole numbers become I64, real ones F64, yes and no U8;
-/// texts and bytes stay lists; lists, tuples and maps are collated element by element. Two things differ: a tuple stays
-/// a tuple, where torch makes a list, and maps must have the same keys, where torch leaves out what the first one lacks.
+/// Arrays of one dtype and shape get a first dimension more; whole numbers become I64, real ones F64, yes and no U8, and
+/// numbers of several kinds the widest of these; texts and bytes stay lists; lists, tuples and maps are collated element
+/// by element. These things differ:
+///
+/// - A tuple stays a tuple, where torch makes a list.
+/// - One real number makes the batch F64. In torch it is F32 where a whole number, or yes or no, stands first, and F64
+///   otherwise.
+/// - Samples that differ in kind are refused. torch widens arrays of several dtypes, leaves out the keys that the first
+///   map lacks, gives back what begins with a text or bytes whatever follows, and takes tuples among lists.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stack;
 

@@ -31,9 +31,20 @@ fn nested_samples_are_stacked_as_torch_does() {
     assert!(matches!(batch.get("name"), Some(Field::Strings(names)) if names == &["n0", "n1"]));
     assert!(matches!(batch.get("raw"), Some(Field::Bytes(runs)) if runs == &[vec![0], vec![1]]));
     assert!(matches!(batch.get("pair"), Some(Field::Tuple(_))));
-    // Whole numbers behind a real one are real; a scalar of its own dtype keeps it.
-    let batch = Stack.collate(vec![Value::Float(0.5), Value::Int(2)], &[0, 1]).unwrap();
-    assert_eq!(batch.tensor("").unwrap().to_vec1::<f64>().unwrap(), [0.5, 2.0]);
+    // One real number makes all real, wherever it stands, and one whole number makes all of yes and no whole.
+    for (numbers, expected) in [
+        ([Value::Float(0.5), Value::Int(2)], [0.5, 2.0]),
+        ([Value::Int(2), Value::Float(0.5)], [2.0, 0.5]),
+        ([Value::Bool(true), Value::Float(0.5)], [1.0, 0.5]),
+    ] {
+        let batch = Stack.collate(numbers.to_vec(), &[0, 1]).unwrap();
+        assert_eq!(batch.tensor("").unwrap().to_vec1::<f64>().unwrap(), expected);
+    }
+    for numbers in [[Value::Bool(true), Value::Int(0)], [Value::Int(1), Value::Bool(false)]] {
+        let batch = Stack.collate(numbers.to_vec(), &[0, 1]).unwrap();
+        assert_eq!(batch.tensor("").unwrap().to_vec1::<i64>().unwrap(), [1, 0]);
+    }
+    // A scalar of its own dtype keeps it.
     let batch = Stack.collate(vec![Array::scalar(1u32).into(), Array::scalar(2u32).into()], &[0, 1]).unwrap();
     assert_eq!(batch.tensor("").unwrap().to_vec1::<u32>().unwrap(), [1, 2]);
 }
@@ -93,7 +104,8 @@ fn samples_that_do_not_fit_are_named() {
         (floats(&[3], 0.), floats(&[4], 0.), "F32 [3], as sample 70 has it", "F32 [4]"),
         (floats(&[1], 0.), Array::new(vec![1], vec![1u8]).unwrap().into(), "F32 [1]", "U8 [1]"),
         (1i64.into(), "text".into(), "int, as sample 70", "str"),
-        (1i64.into(), 1.5.into(), "int", "float"),
+        (1i64.into(), Array::scalar(1i64).into(), "int", "array"),
+        (true.into(), Value::List(vec![]), "bool", "list"),
         (Value::List(vec![]), Value::List(vec![1i64.into()]), "0 elements", "1 elements"),
         (Value::map([("k", 1i64.into())]), Value::map([("l", 1i64.into())]), "keys k", "keys l"),
         (Value::map([("k", 1i64.into())]), Value::map([("k", 1i64.into()), ("l", 1i64.into())]), "keys k", "keys k, l"),

@@ -69,6 +69,9 @@ impl<F: Fn(u64, &mut SampleCx) -> Result<Value> + Send + Sync> Dataset for FnDat
 
 /// The samples of a dataset in their order, as pairs of tensors: what candle-datasets' `Batcher::new_r2` takes.
 ///
+/// Their random numbers are those of seed 0 and epoch 0 unless told otherwise: who trains for several epochs makes the
+/// pairs of each [`with_epoch`](Self::with_epoch), or all see the same augmentation.
+///
 /// ```
 /// use uel_data::dataset::TensorPairs;
 /// # use uel_data::dataset::FnDataset;
@@ -89,13 +92,29 @@ pub struct TensorPairs<D> {
     dataset: D,
     fields: [String; 2],
     next: u64,
+    seed: u64,
+    epoch: u64,
     cx: SampleCx,
 }
 
 impl<D: Dataset> TensorPairs<D> {
     /// The fields at the paths `first` and `second` of every sample: arrays or numbers.
     pub fn new(dataset: D, first: impl Into<String>, second: impl Into<String>) -> Self {
-        Self { dataset, fields: [first.into(), second.into()], next: 0, cx: SampleCx::new(0, 0) }
+        let fields = [first.into(), second.into()];
+        Self { dataset, fields, next: 0, seed: 0, epoch: 0, cx: SampleCx::new(0, 0) }
+    }
+
+    /// The seed of the samples' random numbers: those that a loader with this [`seed`](crate::DataLoaderBuilder::seed)
+    /// draws.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { cx: SampleCx::new(seed, self.epoch), seed, ..self }
+    }
+
+    /// The epoch of the samples' random numbers.
+    #[must_use]
+    pub fn with_epoch(self, epoch: u64) -> Self {
+        Self { cx: SampleCx::new(self.seed, epoch), epoch, ..self }
     }
 
     fn pair(&mut self, index: u64) -> Result<(Tensor, Tensor)> {
@@ -138,6 +157,25 @@ impl<D: Dataset> Iterator for TensorPairs<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each epoch draws other numbers, and they are those that a loader draws.
+    #[test]
+    fn pairs_draw_what_a_loader_draws() {
+        let dataset =
+            || FnDataset::new("noise", 4, |_, cx| Ok(Value::tuple([cx.rng(0).uniform().into(), 0i64.into()])));
+        let pairs = |seed, epoch| -> Vec<f64> {
+            let pairs = TensorPairs::new(dataset(), "0", "1").with_epoch(epoch).with_seed(seed);
+            pairs.map(|pair| pair.unwrap().0.to_scalar().unwrap()).collect()
+        };
+        let loader = crate::DataLoader::builder(dataset()).batch_size(4).seed(7).build().unwrap();
+        for epoch in 0..3 {
+            let batch = loader.epoch(epoch).unwrap().next().unwrap().unwrap();
+            assert_eq!(batch.tensor("0").unwrap().to_vec1::<f64>().unwrap(), pairs(7, epoch));
+            assert!(epoch == 0 || pairs(7, epoch) != pairs(7, 0));
+        }
+        assert_ne!(pairs(7, 0), pairs(0, 0));
+        assert_eq!(TensorPairs::new(dataset(), "0", "1").count(), 4);
+    }
 
     #[test]
     fn pairs_are_numbers_and_faults_name_their_sample() {

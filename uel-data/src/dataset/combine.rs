@@ -57,7 +57,8 @@ pub trait DatasetExt: Dataset + Sized {
         Zip::new(self, other)
     }
 
-    /// Keeps samples in memory once they were read, up to `max_bytes` of them. What is random in a sample stays as it
+    /// Keeps samples in memory once they were read, as long as they have room: `max_bytes` for all of them. None is given
+    /// up for another one. What is random in a sample stays as it
     /// was then: randomness belongs behind a cache.
     fn cache(self, max_bytes: u64) -> Cached<Self> {
         Cached::new(self, max_bytes)

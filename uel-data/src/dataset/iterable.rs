@@ -1,5 +1,9 @@
 //! Datasets that can be read from the front only: archives, lines, records behind one another.
 
+mod take;
+
+pub use take::TakeStreams;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -149,6 +153,21 @@ pub trait IterableExt: IterableDataset + Sized {
         F: Fn(&Value) -> Result<bool> + Send + Sync + 'static,
     {
         FilterStreams { inner: self, name: name.into(), keep: Arc::new(keep) }
+    }
+
+    /// Ends every shard behind its first `samples` samples, as its [cursor](Cursor::sample) counts them: those that a
+    /// filter before this leaves out count too.
+    ///
+    /// ```
+    /// use uel_data::formats::{DataFile, LinesStream};
+    /// use uel_data::{DataLoader, IterableExt};
+    /// let files = ["1\n2\n3\n", "4\n", "5\n6\n7\n"].map(|text| DataFile::from_bytes("numbers", text.as_bytes().to_vec()));
+    /// let lines = LinesStream::new(files.into_iter().collect::<Result<_, _>>()?)?.take_of_each(2);
+    /// assert_eq!(DataLoader::stream(lines).build()?.epoch(0)?.count(), 5);
+    /// # Ok::<(), uel_data::Error>(())
+    /// ```
+    fn take_of_each(self, samples: u64) -> TakeStreams<Self> {
+        TakeStreams::new(self, samples)
     }
 }
 

@@ -9,7 +9,7 @@ pub use bridge::{FnDataset, TensorPairs};
 pub use combine::{Cached, Concat, DatasetExt, Filter, Interleave, Map, Repeat, Take, Zip};
 pub use cx::SampleCx;
 pub(crate) use cx::cancelled;
-pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream};
+pub use iterable::{Cursor, FilterStreams, IterableDataset, IterableExt, MapStreams, SampleStream, TakeStreams};
 
 use std::sync::Arc;
 

@@ -5,14 +5,22 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use uel_core::source::{ByteSource, ByteSourceExt, FileSource, Version};
+use uel_core::checkpoint::{FilesOptions, open_source};
+use uel_core::source::{ByteSource, ByteSourceExt, Hints, Version};
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use super::gzip;
+use super::pieces::read_into;
 use crate::Fingerprint;
 
 /// How much of each end of a file its fingerprint is made from.
 const FINGERPRINT_BYTES: u64 = 4 << 10;
+
+/// A storage that would rather bring so many unwanted bytes than be asked twice is not on this machine.
+const SERVED_GAP_BYTES: u64 = 64 << 10;
+
+/// How much of a file on a server is asked for at a time, at least, where it is read from front to back.
+const SERVED_PIECE_BYTES: usize = 1 << 20;
 
 /// One file of a dataset.
 ///
@@ -58,13 +66,29 @@ impl fmt::Debug for DataFile {
 }
 
 impl DataFile {
-    /// Opens a file whose rows are read when they are asked for, each with a positioned read.
+    /// Opens a file whose rows are read when they are asked for, each with a positioned read. Where the path is a URL, as
+    /// [`CheckpointFiles::open`](uel_core::checkpoint::CheckpointFiles::open) takes them, rows are asked for from the server; see
+    /// [`open_with`](Self::open_with).
     ///
     /// # Errors
     ///
-    /// [`Kind::Io`] where the file cannot be opened or read.
+    /// [`Kind::Io`] where the file cannot be opened or read; for a URL what requests fail with, or [`Kind::Argument`]
+    /// without the feature `remote`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::from_source(Arc::new(FileSource::open(path)?))
+        Self::open_with(path, &FilesOptions::new())
+    }
+
+    /// Opens a file or URL. With the feature `remote`, the options hold limits, retries and the cache on a local disk for
+    /// what is asked for from servers.
+    ///
+    /// The limits are each file's own. Many shards of one server share them where `Remote::open` opens each, and
+    /// [`from_source`](Self::from_source) takes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, options: &FilesOptions) -> Result<Self> {
+        Self::from_source(open_source(path, options)?)
     }
 
     /// Reads the whole file into memory, in huge pages and by several threads where it is large. Rows are then copied out of
@@ -72,10 +96,10 @@ impl DataFile {
     ///
     /// # Errors
     ///
-    /// [`Kind::Io`] where the file cannot be read, [`Kind::OutOfMemory`] where it does not fit.
+    /// As [`open`](Self::open); [`Kind::OutOfMemory`] where it does not fit.
     pub fn preload(path: impl AsRef<Path>) -> Result<Self> {
-        let source = FileSource::open(path)?;
-        let bytes = uel_candle::resident::read_whole(&source)?;
+        let source = open_source(path, &FilesOptions::new())?;
+        let bytes = uel_candle::resident::read_whole(&*source)?;
         Self::from_bytes(source.path(), bytes)
     }
 
@@ -186,6 +210,12 @@ impl DataFile {
         (**bytes).as_ref().get(start..end)
     }
 
+    /// How much to read at a time of what is read from front to back: `here` bytes of a file on this machine, and more
+    /// where each read is a request.
+    pub(crate) fn piece_bytes(&self, here: usize) -> usize {
+        if self.hints().gap >= SERVED_GAP_BYTES { here.max(SERVED_PIECE_BYTES) } else { here }
+    }
+
     /// Whether the bytes lie in memory.
     pub(crate) fn in_memory(&self) -> bool {
         matches!(self.content, Content::Memory(_))
@@ -280,50 +310,19 @@ impl ByteSource for DataFile {
     }
 
     fn version(&self) -> Version {
-        let modified = match &self.content {
-            Content::Source(source) => source.version().modified,
-            Content::Memory(_) => None,
+        let (modified, tag) = match &self.content {
+            Content::Source(source) => (source.version().modified, source.version().tag),
+            Content::Memory(_) => (None, None),
         };
-        Version { byte_len: self.byte_len, modified, tag: None }
+        Version { byte_len: self.byte_len, modified, tag }
     }
-}
 
-/// Fills `into` from a source. A file fills initialised memory at once; other sources fill only uninitialised memory,
-/// which safe code cannot make of `into`, so their bytes pass through a piece on the stack.
-pub(super) fn read_into(source: &dyn ByteSource, offset: u64, into: &mut [u8]) -> Result<()> {
-    #[cfg(unix)]
-    if let Some(file) = source.as_file() {
-        use std::os::unix::fs::FileExt as _;
-        let range = ByteRange::from_len(offset, into.len() as u64).unwrap_or_default();
-        source.check(range)?;
-        return file.read_exact_at(into, offset).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                Error::new(Kind::Changed, "the file became shorter while it was in use").with_path(source.path())
-            }
-            _ => Error::io("read", source.path(), error),
-        });
-    }
-    const PIECE: usize = 16 << 10;
-    let mut at = offset;
-    let mut scratch = [MaybeUninit::uninit(); PIECE];
-    for piece in into.chunks_mut(PIECE) {
-        let mut done = 0;
-        while done < piece.len() {
-            let rest = scratch.get_mut(..piece.len() - done).unwrap_or_default();
-            let got = source.read_at(at, rest)?;
-            match piece.get_mut(done..done + got.len()) {
-                Some(target) if !target.is_empty() => target.copy_from_slice(got),
-                _ => {
-                    return Err(Error::new(Kind::Internal, "the source returned no part of the buffer it was given")
-                        .with_path(source.path())
-                        .with_offset(at));
-                }
-            }
-            done += got.len();
-            at += got.len() as u64;
+    fn hints(&self) -> Hints {
+        match &self.content {
+            Content::Source(source) => source.hints(),
+            Content::Memory(_) => Hints::default(),
         }
     }
-    Ok(())
 }
 
 /// Opens several files. A dataset of no files is refused, as is one of more than

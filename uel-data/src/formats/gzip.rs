@@ -19,7 +19,7 @@ pub(crate) fn inflate(file: &DataFile) -> Result<Vec<u8>> {
     let mut reader = Reader::new(file.clone());
     let mut bytes = Vec::new();
     let mut piece = vec![0; PIECE_BYTES];
-    let mut decoder = MultiGzDecoder::new(&mut reader);
+    let mut decoder = MultiGzDecoder::new(BufReader::with_capacity(file.piece_bytes(PIECE_BYTES), &mut reader));
     loop {
         let read = match decoder.read(&mut piece) {
             Ok(0) => return Ok(bytes),
@@ -95,7 +95,7 @@ impl std::fmt::Debug for Stream {
 
 impl Stream {
     pub(crate) fn open(file: &DataFile) -> Result<Self> {
-        let reader = BufReader::with_capacity(PIECE_BYTES, Reader::new(file.clone()));
+        let reader = BufReader::with_capacity(file.piece_bytes(PIECE_BYTES), Reader::new(file.clone()));
         Ok(match file.is_gzip()? {
             true => Self::Gzip(Box::new(MultiGzDecoder::new(reader))),
             false => Self::Plain(reader),

@@ -14,9 +14,12 @@ mod megatron;
 mod npy;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod pieces;
 mod records;
 mod row_files;
 mod safetensors;
+#[cfg(test)]
+mod sources;
 #[cfg(test)]
 mod testkit;
 #[cfg(test)]

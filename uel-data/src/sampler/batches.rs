@@ -40,6 +40,9 @@ pub trait Batches: Send + Sync {
     fn append(&self, number: u64, out: &mut Vec<u64>);
 }
 
+/// How many indices are looked at together.
+const CHECKED_INDICES: u64 = 1 << 16;
+
 fn positive(size: usize, what: &str) -> Result<u64> {
     if size == 0 {
         return Err(Error::new(Kind::Argument, format!("{what} is 0")).with_expected("at least 1"));
@@ -63,6 +66,41 @@ impl FixedBatches {
     pub fn new(sampler: impl Sampler + 'static, size: usize, drop_last: bool) -> Result<Self> {
         Ok(Self { sampler: Box::new(sampler), size: positive(size, "the batch size")?, drop_last })
     }
+}
+
+/// Refuses lengths that lack one for an index which the sampler is known to have.
+fn check_bound(sampler: &dyn Sampler, lengths: &[u32]) -> Result<()> {
+    match sampler.index_bound().filter(|_| !sampler.is_empty()) {
+        Some(bound) if bound > lengths.len() as u64 => Err(lacks_length(bound - 1, lengths)),
+        _ => Ok(()),
+    }
+}
+
+/// The same of an epoch of a sampler that does not say which indices it has.
+fn check_order(sampler: &dyn Sampler, order: &dyn Order, lengths: &[u32]) -> Result<()> {
+    if sampler.index_bound().is_some() {
+        return Ok(());
+    }
+    let (len, mut some) = (sampler.len(), Vec::new());
+    let mut first = 0u64;
+    while first < len {
+        let end = first.saturating_add(CHECKED_INDICES).min(len);
+        some.clear();
+        order.append(first..end, &mut some);
+        if let Some(&index) = some.iter().find(|&&index| index >= lengths.len() as u64) {
+            return Err(lacks_length(index, lengths));
+        }
+        first = end;
+    }
+    Ok(())
+}
+
+#[cold]
+fn lacks_length(index: u64, lengths: &[u32]) -> Error {
+    Error::new(Kind::Argument, "the list of lengths lacks that of a sample")
+        .with_index(index)
+        .with_expected("a length for every index")
+        .with_got(format!("{} lengths", lengths.len()))
 }
 
 fn batch_count(len: u64, size: u64, drop_last: bool) -> u64 {
@@ -120,7 +158,8 @@ impl BucketBatches {
     ///
     /// # Errors
     ///
-    /// [`Kind::Argument`] where `size` or `window` is 0.
+    /// [`Kind::Argument`] where `size` or `window` is 0, or an index of the sampler has no length. Where the sampler does
+    /// not say which indices it has, that is found when an epoch begins, in a time that grows with their number.
     pub fn new(
         sampler: impl Sampler + 'static,
         lengths: impl Into<Arc<[u32]>>,
@@ -129,9 +168,11 @@ impl BucketBatches {
         drop_last: bool,
         seed: u64,
     ) -> Result<Self> {
+        let lengths: Arc<[u32]> = lengths.into();
+        check_bound(&sampler, &lengths)?;
         Ok(Self {
             sampler: Arc::new(sampler),
-            lengths: lengths.into(),
+            lengths,
             size: positive(size, "the batch size")?,
             window: positive(window, "the window")?,
             drop_last,
@@ -197,9 +238,10 @@ impl Batches for Bucket {
 
 impl BatchSampler for BucketBatches {
     fn batches(&self, epoch: u64) -> Result<Arc<dyn Batches>> {
-        let len = self.sampler.len();
+        let (len, order) = (self.sampler.len(), self.sampler.order(epoch)?);
+        check_order(&*self.sampler, &*order, &self.lengths)?;
         Ok(Arc::new(Bucket {
-            order: self.sampler.order(epoch)?,
+            order,
             lengths: Arc::clone(&self.lengths),
             samples: len,
             size: self.size,
@@ -212,6 +254,8 @@ impl BatchSampler for BucketBatches {
     }
     fn fingerprint(&self) -> u64 {
         let start = Fingerprint::new("bucket").with(self.sampler.fingerprint()).with(self.size).with(self.window);
+        // Which samples are in a window depends on the number of ranks: no run goes on in another world.
+        let start = start.with(self.sampler.world());
         let start = start.with(u64::from(self.drop_last)).with(self.seed);
         self.lengths.iter().fold(start, |print, &length| print.with(length.into())).finish()
     }
@@ -235,7 +279,8 @@ impl TokenBatches {
     ///
     /// # Errors
     ///
-    /// [`Kind::Argument`] where `budget` or `window` is 0.
+    /// [`Kind::Argument`] where `budget` or `window` is 0, or an index of the sampler has no length; as for
+    /// [`BucketBatches::new`], the latter may be found when an epoch begins.
     pub fn new(
         sampler: impl Sampler + 'static,
         lengths: impl Into<Arc<[u32]>>,
@@ -243,9 +288,11 @@ impl TokenBatches {
         window: usize,
         seed: u64,
     ) -> Result<Self> {
+        let lengths: Arc<[u32]> = lengths.into();
+        check_bound(&sampler, &lengths)?;
         Ok(Self {
             sampler: Box::new(sampler),
-            lengths: lengths.into(),
+            lengths,
             budget: positive(budget, "the budget")?,
             window: positive(window, "the window")?,
             seed,
@@ -276,6 +323,9 @@ impl BatchSampler for TokenBatches {
     fn batches(&self, epoch: u64) -> Result<Arc<dyn Batches>> {
         let mut order = Vec::new();
         self.sampler.order(epoch)?.append(0..self.sampler.len(), &mut order);
+        if let Some(&index) = order.iter().find(|&&index| index >= self.lengths.len() as u64) {
+            return Err(lacks_length(index, &self.lengths));
+        }
         let window = usize::try_from(self.window).unwrap_or(usize::MAX);
         for window in order.chunks_mut(window) {
             window.sort_by_key(|&index| length_of(&self.lengths, index));
@@ -308,9 +358,25 @@ impl BatchSampler for TokenBatches {
     }
     fn fingerprint(&self) -> u64 {
         let start = Fingerprint::new("tokens").with(self.sampler.fingerprint()).with(self.budget).with(self.window);
+        let start = start.with(self.sampler.world());
         self.lengths.iter().fold(start.with(self.seed), |print, &length| print.with(length.into())).finish()
     }
 }
+
+macro_rules! forward {
+    ($($pointer:ident),+) => {$(
+        impl<S: BatchSampler + ?Sized> BatchSampler for $pointer<S> {
+            fn batches(&self, epoch: u64) -> Result<Arc<dyn Batches>> {
+                (**self).batches(epoch)
+            }
+            fn fingerprint(&self) -> u64 {
+                (**self).fingerprint()
+            }
+        }
+    )+};
+}
+
+forward!(Box, Arc);
 
 macro_rules! debug {
     ($($type:ident),+) => {$(

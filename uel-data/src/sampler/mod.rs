@@ -1,10 +1,12 @@
 //! Which samples, in which order, in which batches: each a function of the epoch, and any part of it to be had at once.
 
 mod batches;
+mod distributed;
 mod permutation;
 mod weighted;
 
 pub use batches::{BatchSampler, Batches, BucketBatches, FixedBatches, TokenBatches};
+pub use distributed::DistributedBatches;
 pub use weighted::WeightedSampler;
 
 use std::ops::Range;
@@ -33,6 +35,12 @@ pub trait Sampler: Send + Sync {
     ///
     /// Where the order cannot be made.
     fn order(&self, epoch: u64) -> Result<Arc<dyn Order>>;
+
+    /// A number above every index of every epoch, where there is a known one: lists with an entry for each index are
+    /// compared with it once.
+    fn index_bound(&self) -> Option<u64> {
+        None
+    }
 
     /// How many ranks share the order, each with a sampler of its own.
     fn world(&self) -> u64 {
@@ -77,6 +85,9 @@ impl Sampler for SequentialSampler {
     fn order(&self, _: u64) -> Result<Arc<dyn Order>> {
         Ok(Arc::new(Identity))
     }
+    fn index_bound(&self) -> Option<u64> {
+        Some(self.len)
+    }
     fn fingerprint(&self) -> u64 {
         Fingerprint::new("sequential").with(self.len).finish()
     }
@@ -120,6 +131,9 @@ impl Sampler for RandomSampler {
     }
     fn order(&self, epoch: u64) -> Result<Arc<dyn Order>> {
         Ok(Arc::new(Permutation::new(self.len, &[self.seed, epoch])))
+    }
+    fn index_bound(&self) -> Option<u64> {
+        Some(self.len)
     }
     fn fingerprint(&self) -> u64 {
         Fingerprint::new("random").with(self.len).with(self.seed).finish()
@@ -169,6 +183,9 @@ impl Sampler for SubsetSampler {
     fn order(&self, epoch: u64) -> Result<Arc<dyn Order>> {
         Ok(Arc::new(SubsetOrder { indices: Arc::clone(&self.indices), inner: self.inner.order(epoch)? }))
     }
+    fn index_bound(&self) -> Option<u64> {
+        Some(self.indices.iter().max().map_or(0, |most| most.saturating_add(1)))
+    }
     fn fingerprint(&self) -> u64 {
         let start = Fingerprint::new("subset").with(self.inner.fingerprint());
         self.indices.iter().fold(start, |print, &index| print.with(index)).finish()
@@ -190,6 +207,9 @@ pub enum Tail {
 /// Rank `r` of `w` takes the positions `r`, `r + w`, `r + 2w`. The ranks' batches of one number together are one stretch
 /// of the order: with a batch size of `g / w` on each rank, the global batches of `g` samples are the same for every
 /// `w` that divides `g`.
+///
+/// That is so for batches of one size. Batches by length or tokens are made first and dealt out then:
+/// [`DistributedBatches`].
 pub struct DistributedSampler {
     inner: Box<dyn Sampler>,
     rank: u64,
@@ -246,6 +266,9 @@ impl Sampler for DistributedSampler {
             world: self.world,
         }))
     }
+    fn index_bound(&self) -> Option<u64> {
+        self.inner.index_bound()
+    }
     fn world(&self) -> u64 {
         self.world
     }
@@ -263,6 +286,9 @@ macro_rules! forward {
             }
             fn order(&self, epoch: u64) -> Result<Arc<dyn Order>> {
                 (**self).order(epoch)
+            }
+            fn index_bound(&self) -> Option<u64> {
+                (**self).index_bound()
             }
             fn world(&self) -> u64 {
                 (**self).world()

@@ -111,6 +111,10 @@ impl Sampler for WeightedSampler {
         self.len
     }
 
+    fn index_bound(&self) -> Option<u64> {
+        Some(self.weights.len() as u64)
+    }
+
     fn order(&self, epoch: u64) -> Result<Arc<dyn Order>> {
         if self.replacement {
             return Ok(Arc::new(Draws { table: Arc::clone(&self.table), seed: self.seed, epoch }));

@@ -159,7 +159,7 @@ fn a_cache_asks_once_and_keeps_to_its_bytes() {
     let cached = inner.cache(one * 48);
     let first = of(&cached);
     assert_eq!(of(&cached), first);
-    // 3 in each of 16 parts stay.
+    // The first 48 stay.
     assert_eq!(asked.load(Ordering::Relaxed), 100 + 52);
     assert_eq!(cached.byte_len(), one * 48);
 }

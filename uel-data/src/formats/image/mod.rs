@@ -13,13 +13,16 @@ use uel_core::source::{ByteSource as _, FileSource};
 use uel_core::{Error, Kind};
 
 use super::check_index;
-use super::file::read_into;
+use super::pieces::read_into;
 use crate::{Array, Elements, Fingerprint, Layout, Result, Rows, SampleCx, Value};
 use decode::Rgb;
 use transform::Tools;
 
 /// How deep folders may nest below a class.
 const MAX_DEPTH: usize = 32;
+
+/// The most folders below the root. Links may lead to one folder by many ways, so that few folders are listed often.
+const MAX_FOLDERS: usize = 1 << 20;
 
 /// The stage of the random numbers that crops and flips are made of.
 const AUGMENT: u64 = 0x696d_6167_6500;
@@ -54,12 +57,13 @@ impl ImageFolder {
     /// # Errors
     ///
     /// [`Kind::Io`] where a folder cannot be listed; [`Kind::Limit`] where there are more than
-    /// [`MAX_DATA_FILES`] files or folders nest too deeply; [`Kind::Argument`] where there is no class, or the transform
-    /// asks for the impossible.
+    /// [`MAX_DATA_FILES`] files, too many folders, or folders nest too deeply; [`Kind::Malformed`] where a link leads back
+    /// to a folder that it stands in; [`Kind::Argument`] where there is no class, or the transform asks for the impossible.
     pub fn open(root: impl AsRef<Path>, transform: ImageTransform) -> uel_core::Result<Self> {
         let root = root.as_ref().to_path_buf();
         transform.check()?;
-        let (mut classes, mut files) = (Vec::new(), Vec::new());
+        let mut classes = Vec::new();
+        let mut found = Found { root: &root, files: Vec::new(), folders: 0, above: Vec::new() };
         let mut fingerprint = transform.fingerprint(Fingerprint::new("image folder"));
         for (name, is_folder) in list(&root)? {
             if !is_folder {
@@ -67,12 +71,13 @@ impl ImageFolder {
             }
             let class = u32::try_from(classes.len())
                 .map_err(|_| Error::new(Kind::Limit, "there are too many classes").with_path(&root))?;
-            collect(&root, &PathBuf::from(&name), class, 0, &mut files)?;
+            found.collect(&PathBuf::from(&name), class)?;
             classes.push(name);
         }
         if classes.is_empty() {
             return Err(Error::new(Kind::Argument, "the folder has no folders, one for each class").with_path(&root));
         }
+        let files = found.files;
         for (path, class) in &files {
             fingerprint = fingerprint.with_bytes(path.to_string_lossy().as_bytes()).with(u64::from(*class));
         }
@@ -185,35 +190,58 @@ fn list(folder: &Path) -> uel_core::Result<Vec<(String, bool)>> {
     Ok(names)
 }
 
-/// The images below a folder of a class.
-fn collect(
-    root: &Path,
-    below: &Path,
-    class: u32,
-    depth: usize,
-    files: &mut Vec<(PathBuf, u32)>,
-) -> uel_core::Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(Error::new(Kind::Limit, "folders nest too deeply, or a link leads back")
-            .with_path(root.join(below))
-            .with_expected(format!("at most {MAX_DEPTH}")));
-    }
-    for (name, is_folder) in list(&root.join(below))? {
-        let path = below.join(&name);
-        if is_folder {
-            collect(root, &path, class, depth + 1, files)?;
-            continue;
-        }
-        let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
-        if matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")) {
-            if files.len() >= MAX_DATA_FILES {
-                return Err(Error::new(Kind::Limit, "there are too many images").with_path(root));
-            }
-            files.push((path, class));
-        }
-    }
-    Ok(())
+/// The images of all classes, as they are found.
+struct Found<'a> {
+    root: &'a Path,
+    files: Vec<(PathBuf, u32)>,
+    /// How many folders were listed.
+    folders: usize,
+    /// The folders that the one being listed stands in, by their real paths.
+    above: Vec<PathBuf>,
 }
 
+impl Found<'_> {
+    /// The images below a folder of a class.
+    fn collect(&mut self, below: &Path, class: u32) -> uel_core::Result<()> {
+        let folder = self.root.join(below);
+        if self.above.len() > MAX_DEPTH {
+            return Err(Error::new(Kind::Limit, "folders nest too deeply")
+                .with_path(folder)
+                .with_expected(format!("at most {MAX_DEPTH}")));
+        }
+        if self.folders >= MAX_FOLDERS {
+            return Err(Error::new(Kind::Limit, "there are too many folders")
+                .with_path(folder)
+                .with_expected(format!("at most {MAX_FOLDERS}")));
+        }
+        self.folders += 1;
+        let real = folder.canonicalize().map_err(|error| Error::io("list", &folder, error))?;
+        if self.above.contains(&real) {
+            return Err(
+                Error::new(Kind::Malformed, "a link leads back to a folder that it stands in").with_path(folder)
+            );
+        }
+        self.above.push(real);
+        for (name, is_folder) in list(&folder)? {
+            let path = below.join(&name);
+            if is_folder {
+                self.collect(&path, class)?;
+                continue;
+            }
+            let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
+            if matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")) {
+                if self.files.len() >= MAX_DATA_FILES {
+                    return Err(Error::new(Kind::Limit, "there are too many images").with_path(self.root));
+                }
+                self.files.push((path, class));
+            }
+        }
+        self.above.pop();
+        Ok(())
+    }
+}
+
+#[cfg(all(test, unix))]
+mod links;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uel_core::atomic::{AtomicFile, Durability, Symlinks};
 use uel_core::disk::LocalDisk;
 use uel_core::limits::MAX_LINE_INDEX_ENTRIES;
-use uel_core::source::ByteSource as _;
+use uel_core::source::{ByteSource as _, FileSource, is_url};
 use uel_core::{Kind, Result};
 
 use super::scan::{PIECE_BYTES, Record, Rule, Scanner, check_len, text_start};
@@ -20,7 +20,7 @@ pub enum IndexCache {
     /// Scan when the file is opened.
     #[default]
     None,
-    /// Keep it beside the file, under its name with `.uelidx` behind.
+    /// Keep it beside the file, under its name with `.uelidx` behind. Beside a URL none is kept.
     Beside,
     /// Keep it in a folder of its own.
     Folder(PathBuf),
@@ -31,6 +31,7 @@ impl IndexCache {
         let name = format!("{}.uelidx", file.name());
         match self {
             Self::None => None,
+            Self::Beside if is_url(file.path()) => None,
             Self::Beside => Some(file.path().with_file_name(name)),
             Self::Folder(folder) => Some(folder.join(name)),
         }
@@ -122,7 +123,9 @@ impl LineIndex {
     fn identity(file: &DataFile, rule: Rule) -> u64 {
         let modified = file.version().modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
         let modified = modified.map_or(0, |time| time.as_nanos() as u64);
-        Fingerprint::new("lines").with(file.fingerprint()).with(modified).with(rule.number()).finish()
+        let print = Fingerprint::new("lines").with(file.fingerprint()).with(modified).with(rule.number());
+        // What a server calls this version says more than the bytes at both ends.
+        file.version().tag.map_or(print, |tag| print.with(tag)).finish()
     }
 
     fn header(&self, file: &DataFile) -> [u64; HEADER_NUMBERS] {
@@ -144,7 +147,7 @@ impl LineIndex {
 
     /// The index that a cache holds of this very file; anything else is as good as none.
     fn read(file: &DataFile, rule: Rule, path: &Path) -> Option<Self> {
-        let cached = DataFile::open(path).ok()?;
+        let cached = DataFile::from_source(Arc::new(FileSource::open(path).ok()?)).ok()?;
         let most = (HEADER_NUMBERS + MAX_LINE_INDEX_ENTRIES + 1) as u64 * 8;
         if cached.byte_len() > most {
             return None;
@@ -185,7 +188,7 @@ fn scan_from(file: &DataFile, rule: Rule, start: u64, end: u64, take: &mut dyn F
     let mut at = start;
     let mut memory = Vec::new();
     while at < end {
-        let len = (end - at).min(PIECE_BYTES as u64);
+        let len = (end - at).min(file.piece_bytes(PIECE_BYTES) as u64);
         let piece = match file.slice(at, len) {
             Some(piece) => piece,
             None => {
