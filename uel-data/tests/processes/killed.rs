@@ -74,8 +74,10 @@ fn child(folder: &Path) {
         out.write_all(format!("\n{MARK}{digest} {state}\n").as_bytes()).unwrap();
         out.flush().unwrap();
         taken += 1;
-        while taken >= limit {
-            std::thread::sleep(super::PATIENCE);
+        if taken >= limit {
+            loop {
+                std::thread::sleep(super::PATIENCE);
+            }
         }
     });
 }
