@@ -71,10 +71,12 @@ impl Ahead {
             let _ = std::thread::Builder::new().name("uel-ahead".to_owned()).spawn(move || running.run(&weak));
             state = self.lock();
         }
-        while was_ahead && state.is_running && state.reached < end {
+        // Another thread may take tensors elsewhere meanwhile; then this one's is not waited for.
+        let is_coming = |state: &State| was_ahead && state.file == info.file() && state.until >= end;
+        while is_coming(&state) && state.is_running && state.reached < end {
             state = self.stepped.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        was_ahead && state.reached >= end
+        is_coming(&state) && state.reached >= end
     }
 }
 
@@ -101,7 +103,9 @@ impl Running {
             let mut state = self.0.lock();
             if !is_read {
                 // Whoever asks for the tensor meets the error, and nobody reads on.
-                state.until = 0;
+                if state.file == file {
+                    state.until = 0;
+                }
                 return;
             }
             if (state.file, state.reached) == (file, start) {

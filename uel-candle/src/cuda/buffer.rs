@@ -133,6 +133,13 @@ impl Buffer {
         on_slice!(&mut self.slice, slice => slice.device_ptr_mut(stream))
     }
 
+    /// Whether a tensor of this shape has as many bytes.
+    pub(super) fn has_room_for(&self, shape: &[usize]) -> bool {
+        let elements = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+        let byte_len = elements.and_then(|elements| crate::dtype::byte_len(self.slice.dtype(), elements));
+        byte_len == Some(self.byte_len)
+    }
+
     /// The tensor over this memory.
     pub(super) fn into_tensor(self, device: &CudaDevice, shape: &[usize]) -> Tensor {
         let storage = CudaStorage { slice: self.slice, device: device.clone() };

@@ -112,7 +112,13 @@ impl DeviceBytes {
         let waits = stream.wait(&self.ready).or_else(|_| self.ready.synchronize());
         waits.map_err(driver("cannot wait for the copies"))?;
         match self.memory.take() {
-            Some(Memory::Own(buffer)) => Ok(buffer.into_tensor(&self.device, shape)),
+            // A group may have given back other memory than it got.
+            Some(Memory::Own(buffer)) if buffer.has_room_for(shape) => Ok(buffer.into_tensor(&self.device, shape)),
+            Some(Memory::Own(_)) => {
+                Err(Error::new(Kind::SizeMismatch, "the memory has another length than the tensor")
+                    .with_expected(format!("shape {shape:?}"))
+                    .with_got(format!("{} bytes", self.byte_len)))
+            }
             _ => Err(Error::new(Kind::Internal, "a tensor is made of memory of its own")),
         }
     }

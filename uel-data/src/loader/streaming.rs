@@ -50,8 +50,13 @@ impl Job {
         let mut raws: Vec<Raw> = Vec::new();
         let mut bytes = 0u64;
         let mut waited = Duration::ZERO;
-        let mut samples = 0;
-        while samples < stream.batch_size && !self.cancelled.load(Ordering::Relaxed) {
+        let (mut samples, mut failed) = (0, 0u64);
+        // More than may be skipped: the batch ends, and with it the epoch, without the rest of a broken shard.
+        let limit = match self.config.on_error {
+            OnError::Skip { limit } => limit,
+            _ => u64::MAX,
+        };
+        while failed <= limit && samples < stream.batch_size && !self.cancelled.load(Ordering::Relaxed) {
             self.activities.at(cx.worker(), reader.samples(), 0);
             let Some(raw) = reader.read(cx) else { break };
             // A sample that fails and is skipped takes no place in its batch.
@@ -64,13 +69,14 @@ impl Job {
                 }
                 waited += more;
             }
+            failed += u64::from(raw.sample.is_err());
             raws.push(raw);
         }
         let decoding = std::mem::take(&mut cx.decoding);
         time(&self.counters.decode, decoding);
         time(&self.counters.read, began.elapsed().saturating_sub(waited).saturating_sub(decoding));
         let is_short = samples < stream.batch_size;
-        let is_none = raws.is_empty() || (is_short && stream.drop_last);
+        let is_none = raws.is_empty() || (is_short && stream.drop_last && failed <= limit);
         (!is_none).then(|| Read { raws, bytes, position: reader.position() })
     }
 

@@ -152,7 +152,13 @@ impl Service {
         self.settle(began, patience, &peers)?;
         uses.into_iter().for_each(InUse::submitted);
         if coming > 0 {
-            let mut lease = self.lane.lease().map_err(own)?;
+            // The copy out of this buffer comes first on the same stream. A second one might never be had: others have the
+            // rest of the pool, and this rank would wait for itself.
+            let lease = match buffers.pop() {
+                Some(lease) => Ok(lease),
+                None => self.lane.lease(),
+            };
+            let mut lease = lease.map_err(own)?;
             let into = lease.bytes_mut().map_err(own)?;
             let into = into.get_mut(..coming).ok_or_else(outside)?;
             // SAFETY: the buffer is page-locked, and is looked at when an event behind the copy is over. It goes back as above.

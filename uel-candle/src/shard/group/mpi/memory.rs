@@ -27,7 +27,7 @@ pub(super) fn borrow(rank: usize, ticket: &[u8]) -> Option<impl ByteSource + use
     let process = i32::try_from(process).ok()?;
     let address = usize::try_from(address).ok()?;
     address.checked_add(usize::try_from(byte_len).ok()?)?;
-    let path = PathBuf::from(format!("memory of rank {rank}"));
+    let path = PathBuf::from(format!("memory of rank {rank} at {address:#x}"));
     let borrowed = Borrowed { path, process, address, byte_len };
     // The system may forbid it to processes that are not each other's parents, or in a container.
     borrowed.can_be_read().then_some(borrowed)
