@@ -40,6 +40,7 @@ macro_rules! on_slice {
 /// Memory of a device for one tensor.
 pub(super) struct Buffer {
     slice: CudaStorageSlice,
+    dtype: DType,
     byte_len: usize,
     /// Where it lies, if the device is to write it by itself.
     address: Option<u64>,
@@ -73,7 +74,7 @@ impl Buffer {
             DType::F8E8M0 => CudaStorageSlice::F8E8M0(room(on, byte_len)?),
             _ => return Err(Error::new(Kind::UnsupportedDtype, format!("{dtype:?} is not a dtype that UEL knows"))),
         };
-        Ok(Self { slice, byte_len, address: None })
+        Ok(Self { slice, dtype, byte_len, address: None })
     }
 
     /// Prepares writes that are in no stream's order; to be called where and when the memory was allocated.
@@ -136,7 +137,7 @@ impl Buffer {
     /// Whether a tensor of this shape has as many bytes.
     pub(super) fn has_room_for(&self, shape: &[usize]) -> bool {
         let elements = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
-        let byte_len = elements.and_then(|elements| crate::dtype::byte_len(self.slice.dtype(), elements));
+        let byte_len = elements.and_then(|elements| crate::dtype::byte_len(self.dtype, elements));
         byte_len == Some(self.byte_len)
     }
 
