@@ -100,20 +100,31 @@ fn rank() {
     let rank = group.rank();
     group.barrier().unwrap();
     let began = Instant::now();
-    let outcome = run(&scenario, at, &folder, group);
+    let mut kept = None;
+    let outcome = run(&scenario, at, &folder, group, &mut kept);
+    let seconds = began.elapsed().as_secs_f64();
     let error = outcome.as_ref().err();
     let outcome = Outcome {
         named: error.and_then(RankFault::within).map(RankFault::rank),
         kind: error.map(|error| error.kind().to_string()),
         text: error.map(ToString::to_string).unwrap_or_default(),
-        seconds: began.elapsed().as_secs_f64(),
+        seconds,
     };
     let partial = folder.join(format!("outcome-{rank}.partial"));
     std::fs::write(&partial, serde_json::to_vec(&outcome).unwrap()).unwrap();
     std::fs::rename(partial, folder.join(format!("outcome-{rank}.json"))).unwrap();
 }
 
-fn run(scenario: &str, at: usize, folder: &Path, group: MpiGroup) -> Result<()> {
+/// Does what the scenario says. A group that lives on when the error is there is put into `kept`: its end waits for MPI's, and that
+/// for ranks which are dead.
+fn run(
+    scenario: &str,
+    at: usize,
+    folder: &Path,
+    group: MpiGroup,
+    kept: &mut Option<Arc<dyn ProcessGroup>>,
+) -> Result<()> {
+    let mut kept = |group: Arc<dyn ProcessGroup>| Arc::clone(kept.insert(group));
     let paths = files_of(folder);
     let (rank, last) = (group.rank(), group.size() - 1);
     // Another rank fails each time.
@@ -135,13 +146,13 @@ fn run(scenario: &str, at: usize, folder: &Path, group: MpiGroup) -> Result<()> 
         "absent" => {
             let mut paths = paths;
             paths[1] = folder.join("absent.safetensors");
-            work(Arc::new(group), &paths)
+            work(kept(Arc::new(group)), &paths)
         }
         "other" => {
             let files = loaded(Arc::new(group), &paths)?;
             files.tensor(&name(usize::from(rank == last), 0)).map(drop)
         }
-        _ if rank != victim => work(Arc::new(group), &paths),
+        _ if rank != victim => work(kept(Arc::new(group)), &paths),
         fault => work(Arc::new(failing(at, group, fault).lending(at.is_multiple_of(2))), &paths),
     }
 }
