@@ -173,7 +173,7 @@ fn run(schedule: &Schedule, device: &Device) {
     let (roads, stats) = (stream.roads(), stream.stats());
     drop(stream);
     if let Some(emulated) = Emulated::get() {
-        emulated.fail_none();
+        emulated.fail_none_on(device);
     }
     for (name, tensor) in &kept {
         assert!(bytes_of(tensor) == model.bytes(name), "{name}");

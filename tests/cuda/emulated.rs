@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use candle_core::Device;
 use serde_json::Value;
 
 /// How many random schedules a test is run with.
@@ -139,6 +140,16 @@ impl Emulated {
     /// Takes back what is still to fail; gives how many calls that were.
     pub(crate) fn fail_none(&self) -> u64 {
         (self.fail_none)()
+    }
+
+    /// As [`fail_none`](Self::fail_none); takes, too, what cudarc kept of the failure: where it befell a drop, the next call on the
+    /// device would report it, and that would be one of the test.
+    pub(crate) fn fail_none_on(&self, device: &Device) -> u64 {
+        let left = self.fail_none();
+        if let Device::Cuda(device) = device {
+            let _ = device.cuda_stream().context().check_err();
+        }
+        left
     }
 
     /// Runs something with its first call failing, then its second, and so on, until it is over before that call comes:

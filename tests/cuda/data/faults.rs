@@ -36,7 +36,7 @@ fn a_driver_that_refuses_any_one_call_costs_a_batch() {
                 emulated.refuse(function, n);
                 let kept: Vec<Result<Batch>> = loader.epoch(0).expect("an epoch").collect();
                 let called = emulated.calls(function) - before;
-                emulated.fail_none();
+                emulated.fail_none_on(&device);
                 drop(loader);
                 drop(device);
                 assert_eq!(kept.len(), expected.len());

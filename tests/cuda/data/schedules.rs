@@ -218,13 +218,13 @@ impl Case {
                 assert!(self.failure.is_some() && is_drivers(&error), "{error}");
                 kept.clear();
                 if let Some(emulated) = Emulated::get() {
-                    emulated.fail_none();
+                    emulated.fail_none_on(device);
                 }
                 return;
             }
         }
         if let Some(emulated) = Emulated::get() {
-            emulated.fail_none();
+            emulated.fail_none_on(device);
         }
         // Kept beyond their loaders.
         drop((first, second));
