@@ -19,8 +19,8 @@ use candle_core::{DType, Tensor};
 use server::{Fault, Server};
 use uel::core::source::remote::{CacheOptions, RemoteOptions};
 use uel::{
-    BatchSize, Checkpoint, FileFormat, HostPool, Kind, LoadOptions, Mode, OpenOptions, PoolOptions, SaveOptions,
-    StreamOptions, save_with,
+    BatchSize, Checkpoint, FileFormat, GroupLoader, HostPool, Kind, LoadOptions, Mode, OpenOptions, PoolOptions,
+    ProcessGroup, SaveOptions, ShardPlan, StreamOptions, ThreadGroup, save_with,
 };
 
 use crate::checkpoint::{CPU, same};
@@ -281,4 +281,53 @@ fn progress_and_report_tell_of_a_load() {
     let report = checkpoint.load(&load).unwrap().report;
     assert_eq!(done.load(Ordering::Relaxed), checkpoint.index().total_bytes());
     assert_eq!((report.chosen, report.bytes_mapped), (Mode::Preload, 0));
+}
+
+/// Ranks read files at URLs, each object whole and once but for its beginning, of which rank 0 learns how large it is.
+#[test]
+fn a_group_reads_urls() {
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (mut urls, mut paths, mut wanted) = (Vec::new(), Vec::new(), HashMap::new());
+    for (number, tensor) in tensors().into_iter().take(3).enumerate() {
+        let path = folder.path().join(format!("part-{number}.safetensors"));
+        save_with([(&tensor.0, &tensor.1)], &path, &SaveOptions::new()).unwrap();
+        urls.push(format!("{}?token=secret", put(&server, &path)));
+        server.put(&format!("/part-{number}.safetensors?token=secret"), std::fs::read(&path).unwrap());
+        paths.push(path);
+        wanted.insert(tensor.0, tensor.1);
+    }
+    let plan = ShardPlan::new().with_rows("layers.*").unwrap();
+    server.take_seen();
+    let outcomes = ThreadGroup::run(2, Duration::from_secs(60), |group| {
+        let (rank, mut loader) = (group.rank(), GroupLoader::new(Arc::new(group)).with_options(options()));
+        loader.add_paths(&urls);
+        assert!(!format!("{loader:?}").contains("secret"), "{loader:?}");
+        let files = loader.load_files()?;
+        assert!(!format!("{files:?}").contains("secret"), "{files:?}");
+        for (name, tensor) in &wanted {
+            assert!(same(&files.tensor(name)?, tensor), "{name}");
+        }
+        Ok((rank, files.load_plan(&plan)?))
+    });
+    let brought: u64 = server.take_seen().iter().map(|seen| seen.body_bytes).sum();
+    let total: u64 = paths.iter().map(|path| std::fs::metadata(path).unwrap().len()).sum();
+    assert!((total..=total + 3 * (1 << 20)).contains(&brought), "{brought} of {total}");
+    for outcome in outcomes.unwrap() {
+        let (rank, tensors) = outcome.unwrap();
+        // Each rank by itself, of the same URLs.
+        let own = options().open_files(&urls).unwrap().load_shard(&plan, rank, 2, None, &CPU).unwrap();
+        assert_equal(&tensors, &own);
+        let here = Checkpoint::open_files(&paths).unwrap().load_shard(&plan, rank, 2, None, &CPU).unwrap();
+        assert_equal(&tensors, &here);
+    }
+    let error = ThreadGroup::run(2, Duration::from_secs(60), |group| {
+        let mut loader = GroupLoader::new(Arc::new(group)).with_options(options());
+        loader.add_paths(&[&urls[0], &server.url("/absent.safetensors?token=secret")]);
+        loader.load_files().map(drop)
+    });
+    for outcome in error.unwrap() {
+        let text = outcome.unwrap_err().to_string();
+        assert!(text.contains("absent.safetensors") && !text.contains("secret"), "{text}");
+    }
 }

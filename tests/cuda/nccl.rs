@@ -224,6 +224,33 @@ fn one_rank_on_the_cpu_takes_the_others_along() {
     all(outcomes);
 }
 
+/// Ranks that read each other's memory, one of them for a device: all load a plan in the same steps.
+#[test]
+fn ranks_of_a_plan_may_have_different_devices() {
+    let Some(_turn) = turn(1, 5) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let paths = write(
+        &vec![vec![(Dtype::F32, vec![30, 7]), (Dtype::U8, vec![5])], vec![(Dtype::Bf16, vec![9, 4])]],
+        folder.path(),
+    );
+    let plan = ShardPlan::new().with_columns("*.0.weight").expect("a pattern");
+    let outcomes = ThreadGroup::run(2, LONG, |group| {
+        let rank = group.rank();
+        let device = if rank == 0 { CPU } else { Device::new_cuda(0).expect("a device") };
+        let mut loader = GroupLoader::new(Arc::new(group)).with_device(&device);
+        loader.add_paths(&paths);
+        let tensors = loader.load_files()?.load_plan(&plan)?;
+        let own = uel::Checkpoint::open_files(&paths)?.load_shard(&plan, rank, 2, None, &CPU)?;
+        assert_eq!(tensors.len(), own.len());
+        for (name, tensor) in own {
+            assert!(tensors[&name].device().same_device(&device), "{name}");
+            assert!(bytes(&tensors[&name].to_device(&CPU).expect("a copy")) == bytes(&tensor), "{name}");
+        }
+        Ok(())
+    });
+    all(outcomes.expect("threads"));
+}
+
 fn two_files(folder: &Path) -> Vec<PathBuf> {
     let large = (Dtype::F32, vec![300, 601]);
     write(&vec![vec![large, (Dtype::U8, vec![9])], vec![(Dtype::F16, vec![6, 4]), (Dtype::Bool, vec![5])]], folder)

@@ -124,13 +124,14 @@ fn a_rank_that_asks_for_something_else_is_named() {
         |files| files.load_plan(&ShardPlan::new()).map(drop),
         |files| files.tensor("absent").map(drop),
     ];
-    for ask in other {
+    // Rank 0 is what nobody is compared with because of its number.
+    for (ask, odd) in other.into_iter().zip([2, 0, 1, 0, 2, 0]) {
         let began = Instant::now();
         let outcomes = ThreadGroup::run(3, LONG, |group| {
             let rank = group.rank();
             let files = loaded(Arc::new(group), &paths)?;
             let outcome = match rank {
-                2 => ask(&files),
+                _ if rank == odd => ask(&files),
                 _ => files.tensor(&name(1, 0)).map(drop),
             };
             // The group is of no more use, and says why.
@@ -139,7 +140,7 @@ fn a_rank_that_asks_for_something_else_is_named() {
             outcome
         })
         .unwrap();
-        assert_eq!(named(&outcomes), (2, Kind::Group));
+        assert_eq!(named(&outcomes), (odd, Kind::Group));
         assert!(outcomes[0].as_ref().unwrap_err().to_string().contains("layer.1.0.weight"));
         assert!(began.elapsed() < LONG / 4, "nobody waited");
     }

@@ -69,6 +69,133 @@ fn maps_say_who_has_what() {
     all(outcomes.unwrap());
 }
 
+/// What a rank is to read may come from a map, which has another order in each process.
+#[test]
+fn files_may_be_added_in_any_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write(&(1..=6).map(|size| vec![(Dtype::U8, vec![size])]).collect(), folder.path());
+    let outcomes = ThreadGroup::run(3, LONG, |group| {
+        let (rank, mut loader) = (group.rank(), GroupLoader::new(Arc::new(group)));
+        let mut files: Vec<(usize, Vec<&std::path::PathBuf>)> =
+            (0..3).map(|n| (n, vec![&paths[n], &paths[n + 3]])).collect();
+        files.rotate_left(rank);
+        if rank == 2 {
+            files.iter_mut().for_each(|(_, paths)| paths.reverse());
+        }
+        loader.add_files(files.into_iter().collect::<std::collections::HashMap<_, _>>());
+        let files = loader.load_files()?;
+        let all = files.files().map(|(rank, path)| (rank, path.to_path_buf())).collect::<Vec<_>>();
+        let ours: Vec<&std::path::Path> = files.files_of_rank(rank);
+        assert_eq!(ours.len(), 2);
+        assert!(ours.contains(&paths[rank].as_path()) && ours.contains(&paths[rank + 3].as_path()));
+        let sizes =
+            (0..6).map(|n| Ok(files.tensor(&cases::name(n, 0))?.dims1().unwrap())).collect::<Result<Vec<_>>>()?;
+        assert_eq!(sizes, [1, 2, 3, 4, 5, 6]);
+        Ok(all)
+    });
+    let all = all(outcomes.unwrap());
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
+}
+
+/// Ranks that ask for the same name of different checkpoints are told; each gets its own where all ask for the same.
+#[test]
+fn files_of_the_same_names_are_told_apart() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let shape = vec![vec![(Dtype::F32, vec![7])], vec![(Dtype::F32, vec![9])]];
+    let paths = folders.each_ref().map(|folder| write(&shape, folder.path()));
+    let name = cases::name(0, 0);
+    for crossed in [false, true] {
+        let outcomes = ThreadGroup::run(2, LONG, |inner| {
+            let rank = inner.rank();
+            let group: Arc<dyn ProcessGroup> = Arc::new(Messages { inner, longest: 2000 });
+            let mut loaded = Vec::new();
+            for paths in &paths {
+                let mut loader = GroupLoader::new(Arc::clone(&group));
+                loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);
+                loaded.push(loader.load_files()?);
+            }
+            if crossed && rank == 1 {
+                loaded.reverse();
+            }
+            loaded[0].tensor(&name)?;
+            loaded[1].tensor(&name).map(drop)
+        });
+        for outcome in outcomes.unwrap() {
+            match outcome {
+                Ok(()) => assert!(!crossed, "the bytes of one file came as those of another"),
+                Err(error) => assert!(crossed && error.kind() == Kind::Group, "{error}"),
+            }
+        }
+    }
+}
+
+/// One thread of a rank waits while another one is in the middle of a step, whichever files the two are of.
+#[test]
+fn two_threads_of_a_rank_take_turns() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [a, b] = [[8000, 9000], [9000, 8000]].map(|sizes| sizes.map(|size| vec![(Dtype::U32, vec![size])]).to_vec());
+    let paths = [write(&a, folders[0].path()), write(&b, folders[1].path())];
+    let outcomes = ThreadGroup::run(2, LONG, |inner| {
+        let group: Arc<dyn ProcessGroup> = Arc::new(Messages { inner, longest: 700 });
+        let mut loaded = Vec::new();
+        for paths in &paths {
+            let mut loader = GroupLoader::new(Arc::clone(&group));
+            loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);
+            loaded.push(loader.load_files()?);
+        }
+        let (gate, [first, second]) = (std::sync::Barrier::new(2), [&loaded[0], &loaded[1]]);
+        // Either order is one that a rank may choose; where ranks choose differently they are told, and nothing is mixed up.
+        std::thread::scope(|scope| {
+            let threads = [(first, &paths[0]), (second, &paths[1])].map(|(files, paths)| {
+                let gate = &gate;
+                scope.spawn(move || {
+                    gate.wait();
+                    let plain = uel::Checkpoint::open_files(paths).unwrap();
+                    for file in [0, 1, 0, 1, 0] {
+                        let name = cases::name(file, 0);
+                        let Ok(tensor) = files.tensor(&name) else { return };
+                        assert!(bytes(&tensor) == bytes(&plain.tensor(&name, &CPU).unwrap()), "{name}");
+                    }
+                })
+            });
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        Ok(())
+    });
+    all(outcomes.unwrap());
+}
+
+/// A group checks what it reads where it is asked to, as a checkpoint does.
+#[test]
+fn damage_is_found_by_all_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| folder.path().join(format!("{name}.safetensors")));
+    for (path, name) in paths.iter().zip(["a.weight", "b.weight"]) {
+        let tensor = Tensor::arange(0u32, 3_000_000, &CPU).unwrap();
+        uel::save_with([(name, &tensor)], path, &uel::SaveOptions::new().with_hashes(true)).unwrap();
+    }
+    let load = |verified: bool| {
+        let outcomes = ThreadGroup::run(2, LONG, |group| {
+            let options = uel::Checkpoint::options().with_verified(verified);
+            let mut loader = GroupLoader::new(Arc::new(group)).with_options(options);
+            loader.add_files([(0, vec![&paths[0]]), (1, vec![&paths[1]])]);
+            loader.load_files()?.tensor("b.weight")
+        });
+        outcomes.unwrap()
+    };
+    all(load(true));
+    let mut file = std::fs::read(&paths[1]).unwrap();
+    let last = file.len() - 3;
+    file[last] ^= 4;
+    std::fs::write(&paths[1], file).unwrap();
+    all(load(false));
+    for outcome in load(true) {
+        let error = outcome.unwrap_err();
+        assert_eq!((error.kind(), RankFault::within(&error).unwrap().rank()), (Kind::HashMismatch, 1), "{error}");
+        assert!(error.to_string().contains("b.weight"), "{error}");
+    }
+}
+
 /// A buffer lives as long as a view of it, whatever becomes of the loader; tensors need no buffer.
 #[test]
 fn buffers_live_as_long_as_what_was_taken_from_them() {

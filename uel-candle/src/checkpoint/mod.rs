@@ -29,6 +29,7 @@ pub use report::{CopyReason, LoadReport};
 pub(crate) use select::{Wanted, is_cast};
 pub use slice::IntoBounds;
 pub(crate) use tally::Tally;
+pub(crate) use verified::checks;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

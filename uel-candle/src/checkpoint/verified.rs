@@ -52,7 +52,7 @@ impl Checkpoint {
 }
 
 /// The pieces of a tensor, each with its hash; none where `hashes` is empty.
-pub(super) fn checks<'a>(info: TensorInfo<'a>, hashes: &'a [u64]) -> impl Iterator<Item = Check<'a>> {
+pub(crate) fn checks<'a>(info: TensorInfo<'a>, hashes: &'a [u64]) -> impl Iterator<Item = Check<'a>> {
     let range = info.range();
     let starts = (range.start()..range.end()).step_by(HASH_CHUNK_BYTES);
     starts.zip(hashes).filter_map(move |(start, &hash)| {

@@ -4,17 +4,19 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device};
 #[cfg(test)]
 use uel_core::source::MemorySource;
 use uel_core::source::{ByteSource, ByteSourceExt, Hints};
-use uel_core::{Error, Kind, Result};
+use uel_core::{Error, Kind, Result, TensorInfo};
 
-use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::checkpoint::{Checkpoint, OpenOptions, checks};
 use crate::cuda::{DeviceBytes, Upload};
 use crate::engine::{self, How, Span};
+use crate::sync::{into_inner, lock};
 use crate::{host, memory};
 
 /// Files are read into one buffer until it would be larger than this; a larger file has its own.
@@ -23,7 +25,7 @@ const BUFFER_BYTES: usize = 1 << 30;
 /// Files begin at multiples of this in their buffer, so that tensors are as aligned as in the file.
 const FILE_ALIGNMENT: usize = 64;
 
-/// Opens the files that a rank reads.
+/// Opens the files that a rank reads, where it is told how.
 pub(super) type OpenFn = Arc<dyn Fn(&Path) -> Result<Arc<dyn ByteSource>> + Send + Sync>;
 
 /// The bytes of one file in a buffer that it shares with others. The buffer lives as long as any of them.
@@ -119,8 +121,13 @@ pub(super) struct Read {
     pub(super) buffers: usize,
 }
 
-/// Reads files whole, several at once, each byte once, and opens them from memory.
-pub(super) fn read(files: &[(usize, &Path)], open: &OpenFn, options: &OpenOptions) -> Result<Read> {
+/// Reads files whole, several at once, each byte once, and opens them from memory. What is to be verified is, before anybody
+/// gets it.
+pub(super) fn read(
+    files: &[(usize, &Path)],
+    mut open: impl FnMut(&Path) -> Result<Arc<dyn ByteSource>>,
+    options: &OpenOptions,
+) -> Result<Read> {
     let mut sources = Vec::with_capacity(files.len());
     let mut total = 0u64;
     for (number, path) in files {
@@ -141,10 +148,33 @@ pub(super) fn read(files: &[(usize, &Path)], open: &OpenFn, options: &OpenOption
             let bytes = FileBytes { buffer: Arc::clone(&buffer), start, end };
             let source: Arc<dyn ByteSource> = Arc::new(FileInMemory { path: path.to_path_buf(), bytes: bytes.clone() });
             let checkpoint = Checkpoint::from_sources(vec![Arc::clone(&source)], options.clone())?;
+            if options.verified {
+                verify(&checkpoint, &*source, bytes.as_ref(), options.threads)?;
+            }
             read.held.insert(*number, Held { checkpoint, bytes, source, on_device: None });
         }
     }
     Ok(read)
+}
+
+/// Checks every tensor of a file in memory against the file's hashes.
+fn verify(checkpoint: &Checkpoint, source: &dyn ByteSource, bytes: &[u8], threads: usize) -> Result<()> {
+    let (next, fault) = (AtomicUsize::new(0), Mutex::new(None));
+    let index = checkpoint.index();
+    let check = |info: TensorInfo<'_>| {
+        let checks: Vec<engine::Check<'_>> = checks(info, checkpoint.hashes_of(info)?).collect();
+        engine::check(&checks, source, 0, bytes).map_err(|error| checkpoint.located(error, info))
+    };
+    let threads = if threads == 0 { engine::processors() } else { threads };
+    engine::on_threads(threads.min(index.len().max(1)), &|| {
+        while let Some(info) = index.at(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = check(info) {
+                lock(&fault).get_or_insert(error);
+                return;
+            }
+        }
+    });
+    into_inner(fault).map_or(Ok(()), Err)
 }
 
 type Opened<'a> = (usize, &'a Path, Arc<dyn ByteSource>);

@@ -1,10 +1,12 @@
 //! Tensors from files that a group of ranks has read.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use candle_core::{DType, Device, Tensor};
+use uel_core::source::shown;
 use uel_core::{Error, Kind, Result, TensorIndex, TensorInfo, TensorSlice};
 
 use super::exchange::{Delivery, Prepared, whole};
@@ -31,13 +33,14 @@ type Work<'a> = (Delivery<'a>, Option<Prepared>, Option<Checkpoint>);
 /// Tensors are made when they are asked for, and each is one of its own: it may be changed in place, and it may outlive all
 /// else. Buffers are freed by [`release_file`](Self::release_file) and with the value, but not before the last
 /// [`view`](Self::view) of them is dropped.
-#[derive(Debug)]
 pub struct GroupFiles {
     pub(super) steps: Steps,
     pub(super) device: Device,
     pub(super) dtype: Option<DType>,
     /// Tensors go from device to device: on all ranks, the group moves memory of the rank's own.
     pub(super) on_device: bool,
+    /// All ranks have their tensors on the CPU.
+    pub(super) all_on_cpu: bool,
     /// All tensors of all files. The place of each is that in its file, or in the source that its owner made of it.
     pub(super) index: TensorIndex,
     /// The files, and the ranks that have them.
@@ -50,6 +53,19 @@ pub struct GroupFiles {
     pub(super) held: RwLock<BTreeMap<usize, Held>>,
     pub(super) bytes_read: u64,
     pub(super) buffers: usize,
+}
+
+impl fmt::Debug for GroupFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files: Vec<_> = self.files().map(|(rank, path)| (rank, shown(path))).collect();
+        f.debug_struct("GroupFiles")
+            .field("group", self.steps.group())
+            .field("device", &self.device)
+            .field("dtype", &self.dtype)
+            .field("tensors", &self.index.len())
+            .field("files", &files)
+            .finish_non_exhaustive()
+    }
 }
 
 impl GroupFiles {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{Error, Kind, Result, TensorInfo, TensorSlice};
 
@@ -113,8 +113,8 @@ impl GroupFiles {
     /// buffer where the allocator allows it. None where ranks only send each other messages.
     pub(super) fn lent_at_once(&self, doing: &Doing, plan: &ShardPlan) -> Result<HashMap<String, Tensor>> {
         let (rank, size) = (self.group().rank(), self.group().size());
-        // Those for a device are on the CPU one at a time.
-        let at_once = self.lent.is_some() && matches!(self.device, Device::Cpu);
+        // Those for a device are on the CPU one at a time. What one rank does at once, all have to.
+        let at_once = self.lent.is_some() && self.all_on_cpu;
         // Kept until all ranks have what they read of it.
         let mut kept = Vec::new();
         let prepare = || {

@@ -2,12 +2,13 @@
 //! it is about to do and whether it can, so that a rank that does something else, or fails, is known to all before any waits
 //! for its bytes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use uel_core::{Error, Kind, Result};
 
 use super::group::{ProcessGroup, RankFault};
+use crate::sync::lock;
 
 /// What each rank sends at the beginning and at the end of a step: how many steps there were, the hash of what is done, the
 /// status, and a text: what is done, or the fault.
@@ -94,14 +95,38 @@ impl Hash {
 #[derive(Debug)]
 pub(crate) struct Steps {
     group: Arc<dyn ProcessGroup>,
-    /// How many times the ranks compared their states. Locked for as long as a step takes: two threads of one rank would else
-    /// mix their messages.
+    /// Of what these are the steps: those of other files are others, whatever their tensors are called.
+    of: Hash,
+    /// How many times the ranks compared their states.
     count: Mutex<u64>,
+    /// Locked for as long as a step takes, by all that this rank does with the group: two threads would else mix their messages.
+    turn: Arc<Mutex<()>>,
+}
+
+/// The turns of the groups in use, by the addresses of the groups: an address is not used again while a `Steps` holds its group.
+static TURNS: Mutex<Vec<(usize, Weak<Mutex<()>>)>> = Mutex::new(Vec::new());
+
+/// The turn that all steps of `group` share.
+fn turn_of(group: &Arc<dyn ProcessGroup>) -> Arc<Mutex<()>> {
+    let address = Arc::as_ptr(group).cast::<()>().addr();
+    let mut turns = lock(&TURNS);
+    turns.retain(|(_, turn)| turn.strong_count() > 0);
+    if let Some(turn) = turns.iter().find(|(of, _)| *of == address).and_then(|(_, turn)| turn.upgrade()) {
+        return turn;
+    }
+    let turn = Arc::default();
+    turns.push((address, Arc::downgrade(&turn)));
+    turn
 }
 
 impl Steps {
     pub(crate) fn new(group: Arc<dyn ProcessGroup>) -> Self {
-        Self { group, count: Mutex::new(0) }
+        Self { of: Hash::default(), count: Mutex::new(0), turn: turn_of(&group), group }
+    }
+
+    /// Says of what the steps to come are.
+    pub(crate) fn are_of(&mut self, what: &Doing) {
+        self.of = what.hash;
     }
 
     pub(crate) fn group(&self) -> &Arc<dyn ProcessGroup> {
@@ -120,7 +145,9 @@ impl Steps {
         exchange: impl FnOnce(&dyn ProcessGroup, P) -> Result<E>,
         finish: impl FnOnce(E) -> Result<T>,
     ) -> Result<T> {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        // A panic under it leaves nothing half done that the next step would see.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = lock(&self.count);
         let timeout = self.group.timeout();
         let prepared = self.agree(&mut count, doing, prepare(), self.group.patience())?;
         let exchanged = exchange(&*self.group, prepared).map_err(|error| self.given_up(error))?;
@@ -141,7 +168,7 @@ impl Steps {
         let fault = outcome.as_ref().err().map(|error| RankFault::of(rank, error));
         let own = Status {
             step: *count,
-            hash: doing.hash.0,
+            hash: doing.hash.with(&self.of.0.to_le_bytes()).0,
             failed: fault.is_some(),
             text: fault.map_or_else(|| doing.text.clone().into_bytes(), |fault| fault.encode()),
         };
@@ -188,27 +215,30 @@ impl std::error::Error for Cause {
     }
 }
 
-/// The fault of ranks that are not at the same step of the same work. A rank that failed has said so, and is compared too.
+/// The fault of a rank that is not at the same step of the same work as most. A rank that failed has said so, and is compared too.
 fn disagreement(all: &[Status]) -> Option<RankFault> {
-    let first = all.first()?;
     let told = |status: &Status| match status.failed {
         true => "something that failed".to_owned(),
         false => String::from_utf8_lossy(&status.text).into_owned(),
     };
-    let differs = |status: &Status| (status.hash, status.step) != (first.hash, first.step);
-    let (rank, other) = all.iter().enumerate().find(|(_, status)| differs(status))?;
-    let message = match (told(first), told(other)) {
+    let at = |status: &Status| (status.hash, status.step);
+    let like = |status: &Status| all.iter().filter(|other| at(other) == at(status)).count();
+    // Where no work has more ranks than another, that of the first of them is what the others differ from.
+    let (most, reference) = all.iter().enumerate().min_by_key(|(rank, status)| (usize::MAX - like(status), *rank))?;
+    let (rank, other) = all.iter().enumerate().find(|(_, status)| at(status) != at(reference))?;
+    let message = match (told(reference), told(other)) {
         (one, other_text) if one == other_text => format!(
-            "it asks for {one} as its collective number {}, rank 0 for the like as number {}, with other settings or files",
-            other.step, first.step
+            "it asks for {one} as its collective number {}, rank {most} for the like as number {}, with other settings or files",
+            other.step, reference.step
         ),
-        (one, other) => format!("it asks for {other}, but rank 0 for {one}"),
+        (one, other) => format!("it asks for {other}, but rank {most} for {one}"),
     };
     Some(RankFault::new(rank, Kind::Group, message))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::group::SingleGroup;
     use super::*;
 
     #[test]
@@ -223,6 +253,29 @@ mod tests {
         let mut wild = bytes;
         wild[17..19].copy_from_slice(&u16::MAX.to_le_bytes());
         assert!(Status::decode(&wild).is_none());
+    }
+
+    #[test]
+    fn the_rank_that_differs_from_most_is_named() {
+        let status = |hash: u64| Status { step: 1, hash, failed: false, text: format!("work {hash}").into_bytes() };
+        let named = |hashes: &[u64]| {
+            let all: Vec<Status> = hashes.iter().copied().map(status).collect();
+            disagreement(&all).map(|fault| fault.rank())
+        };
+        assert_eq!(named(&[7, 7, 7]), None);
+        assert_eq!(named(&[7, 7, 8]), Some(2));
+        assert_eq!(named(&[8, 7, 7]), Some(0));
+        assert_eq!(named(&[8, 7]), Some(1));
+        assert_eq!(named(&[7, 8, 9, 8]), Some(0));
+        assert_eq!(named(&[]), None);
+    }
+
+    #[test]
+    fn one_group_has_one_turn() {
+        let one: Arc<dyn ProcessGroup> = Arc::new(SingleGroup::new());
+        let other: Arc<dyn ProcessGroup> = Arc::new(SingleGroup::new());
+        let [a, b, c] = [&one, &one, &other].map(|group| Steps::new(Arc::clone(group)));
+        assert!(Arc::ptr_eq(&a.turn, &b.turn) && !Arc::ptr_eq(&a.turn, &c.turn));
     }
 
     #[test]
