@@ -278,6 +278,46 @@ fn pytorch_files_are_read_by_a_group() {
     assert_eq!(bytes(&Tensor::cat(&parts, 1).unwrap()), bytes(&tensor));
 }
 
+/// What can be had of a GGUF file alone can be had of it in a group, blocks among it, and what cannot is the same error.
+#[test]
+fn gguf_files_are_read_by_a_group() {
+    use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let tensor = Tensor::arange(0f32, 64. * 512., &CPU).unwrap().reshape((64, 512)).unwrap();
+    let [plain_tensor, blocks, half] =
+        [GgmlDType::F32, GgmlDType::Q8_0, GgmlDType::F16].map(|dtype| QTensor::quantize(&tensor, dtype).unwrap());
+    let tensors = [("f", &plain_tensor), ("q", &blocks), ("h", &half)];
+    gguf_file::write(&mut std::fs::File::create(&path).unwrap(), &[], &tensors).unwrap();
+    let plain = uel::Checkpoint::open(&path).unwrap();
+    type Outcomes = Vec<std::result::Result<Vec<u8>, Kind>>;
+    let told = |outcome: Result<Tensor>| outcome.map(|tensor| bytes(&tensor)).map_err(|error| error.kind());
+    let outcomes = all(ThreadGroup::run(2, LONG, |group| {
+        let rank = group.rank();
+        let mut loader = GroupLoader::new(Arc::new(group));
+        loader.add_files([(1, vec![&path])]);
+        let files = loader.load_files()?;
+        let got: Outcomes = (tensors.iter())
+            .flat_map(|(name, _)| [files.tensor(name), files.sharded(name, 0), files.sharded(name, 1)])
+            .map(told)
+            .collect();
+        let alone: Outcomes = (tensors.iter())
+            .flat_map(|(name, _)| {
+                let part = |dim| plain.sharded(name, dim, rank, 2, &CPU);
+                [plain.tensor(name, &CPU), part(0), part(1)]
+            })
+            .map(told)
+            .collect();
+        assert!(got == alone, "{:?} and {:?}", kinds(&got), kinds(&alone));
+        Ok(got)
+    })
+    .unwrap());
+    fn kinds(outcomes: &Outcomes) -> Vec<Option<Kind>> {
+        outcomes.iter().map(|outcome| outcome.as_ref().err().copied()).collect()
+    }
+    assert!(kinds(&outcomes[0])[..3].iter().all(Option::is_none), "floats are tensors");
+}
+
 /// A value that does not fit is found by one rank only, after all bytes were sent: all return its error, and go on.
 #[test]
 fn a_part_that_cannot_be_made_fails_on_every_rank() {

@@ -54,6 +54,7 @@ fn is_installed_here() {
 
 #[test]
 fn a_mapped_block_is_an_ordinary_vector() {
+    let _alone = alone();
     let (path, file) = word_file(4096);
     let region = map(&file, range(0, 16384), &[range(8, 24), range(24, 4096), range(8192, 16384)]);
     let mut first: Vec<u32> = region.take(0).unwrap();
@@ -91,6 +92,7 @@ fn vectors_outlive_the_region_and_the_last_unmaps() {
 
 #[test]
 fn blocks_can_be_freed_under_another_element_type() {
+    let _alone = alone();
     let (_path, file) = word_file(4096);
     let region = map(&file, range(0, 16384), &[range(64, 128)]);
     let vec: Vec<u32> = region.take(0).unwrap();
@@ -105,6 +107,7 @@ fn blocks_can_be_freed_under_another_element_type() {
 
 #[test]
 fn shrinking_and_cloning_move_out() {
+    let _alone = alone();
     let (_path, file) = word_file(4096);
     let region = map(&file, range(0, 16384), &[range(0, 16384)]);
     let mut vec: Vec<u32> = region.take(0).unwrap();
@@ -119,6 +122,7 @@ fn shrinking_and_cloning_move_out() {
 
 #[test]
 fn wrong_blocks_are_refused() {
+    let _alone = alone();
     let (_path, file) = word_file(4096);
     let refused = |blocks: &[ByteRange]| {
         // SAFETY: as in `map`.
@@ -139,6 +143,7 @@ fn wrong_blocks_are_refused() {
 
 #[test]
 fn a_file_that_cannot_be_mapped_leaves_no_hole() {
+    let _alone = alone();
     // The file system refuses these after the system has removed what was mapped at the address.
     let Ok(file) = File::open("/sys/kernel/mm/transparent_hugepage/enabled") else { return };
     let stretch = reserve::Stretch::take(1).unwrap();
@@ -155,6 +160,7 @@ fn a_file_that_cannot_be_mapped_leaves_no_hole() {
 
 #[test]
 fn placement_serves_only_its_own_layout() {
+    let _alone = alone();
     // An allocation of another size in between must not get the block.
     let (_path, file) = word_file(16);
     let region = map(&file, range(0, 64), &[range(0, 64)]);
@@ -282,6 +288,7 @@ fn address_space_is_reused_and_joined() {
 
 #[test]
 fn millions_of_ordinary_allocations_beside_it() {
+    let _alone = alone();
     let (_path, file) = word_file(1 << 18);
     let file = Arc::new(file);
     std::thread::scope(|scope| {

@@ -139,7 +139,7 @@ pub(super) fn read(
     let mut read = Read { bytes: total, ..Read::default() };
     let mut rest = sources.as_slice();
     while !rest.is_empty() {
-        let (places, byte_len) = first_buffer(rest)?;
+        let (places, byte_len) = first_buffer(rest, BUFFER_BYTES)?;
         let (now, later) = rest.split_at(places.len());
         rest = later;
         let buffer = Arc::new(fill(now, &places, byte_len, options.threads)?);
@@ -179,8 +179,8 @@ fn verify(checkpoint: &Checkpoint, source: &dyn ByteSource, bytes: &[u8], thread
 
 type Opened<'a> = (usize, &'a Path, Arc<dyn ByteSource>);
 
-/// The places of the first files in a buffer of their own, and its length: at least one file.
-fn first_buffer(files: &[Opened<'_>]) -> Result<(Vec<(usize, usize)>, usize)> {
+/// The places of the first files in a buffer of their own of `most` bytes, and its length: at least one file.
+fn first_buffer(files: &[Opened<'_>], most: usize) -> Result<(Vec<(usize, usize)>, usize)> {
     let (mut places, mut reached) = (Vec::new(), 0usize);
     for (_, path, source) in files {
         let too_large =
@@ -188,7 +188,7 @@ fn first_buffer(files: &[Opened<'_>]) -> Result<(Vec<(usize, usize)>, usize)> {
         let byte_len = usize::try_from(source.byte_len()).map_err(|_| too_large())?;
         let start = reached.checked_next_multiple_of(FILE_ALIGNMENT).ok_or_else(too_large)?;
         let end = start.checked_add(byte_len).ok_or_else(too_large)?;
-        if !places.is_empty() && end > BUFFER_BYTES {
+        if !places.is_empty() && end > most {
             break;
         }
         places.push((start, end));
@@ -251,10 +251,33 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_ends_before_it_is_too_long() {
+        let source = |n: usize| -> Arc<dyn ByteSource> { Arc::new(MemorySource::new("x", vec![n as u8; n])) };
+        let files: Vec<Opened<'_>> = [100, 200, 136, 900, 1, 0]
+            .into_iter()
+            .enumerate()
+            .map(|(n, len)| (n, Path::new("x"), source(len)))
+            .collect();
+        let (mut rest, mut buffers) = (files.as_slice(), Vec::new());
+        while !rest.is_empty() {
+            let (places, byte_len) = first_buffer(rest, 400).unwrap();
+            let filled = fill(&rest[..places.len()], &places, byte_len, 0).unwrap();
+            for ((_, _, source), (start, end)) in rest.iter().zip(&places) {
+                assert!(filled[*start..*end].iter().all(|byte| *byte == source.byte_len() as u8));
+                assert_eq!((end - start) as u64, source.byte_len());
+            }
+            buffers.push((places.len(), byte_len));
+            rest = &rest[places.len()..];
+        }
+        // The third begins at 384 behind the second; the fourth is too long for any, and alone.
+        assert_eq!(buffers, [(2, 328), (1, 136), (1, 900), (2, 64)]);
+    }
+
+    #[test]
     fn files_share_buffers_and_keep_them() {
         let source = |n: usize| -> Arc<dyn ByteSource> { Arc::new(MemorySource::new("x", vec![n as u8; n])) };
         let files: Vec<Opened<'_>> = (0..4).map(|n| (n, Path::new("x"), source(n * 100))).collect();
-        let (places, byte_len) = first_buffer(&files).unwrap();
+        let (places, byte_len) = first_buffer(&files, BUFFER_BYTES).unwrap();
         assert_eq!((places.as_slice(), byte_len), (&[(0, 0), (0, 100), (128, 328), (384, 684)][..], 684));
         let buffer = Arc::new(fill(&files, &places, byte_len, 0).unwrap());
         let weak = Arc::downgrade(&buffer);

@@ -89,7 +89,9 @@ impl ShardPlan {
         self.with(pattern, None, false)
     }
 
-    /// Divides attention only between heads, which have `head_dim` elements. Of effect on the rules of known models.
+    /// Divides attention only between heads, which have `head_dim` elements. Of effect on the rules of known models. Where keys and
+    /// values have fewer heads than queries, the number of ranks has to divide theirs too: else a rank has queries without their
+    /// keys, which no name or shape tells.
     #[must_use]
     pub fn with_head_dim(mut self, head_dim: usize) -> Self {
         for rule in self.rules.iter_mut().filter(|rule| rule.of_heads) {

@@ -25,7 +25,8 @@ use uel_core::{Error, Kind, Result};
 /// The most bytes of one message. MPI counts bytes in 32 bits with a sign.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
-/// How long ranks wait for each other where nothing else is said: long enough for the slowest to read its files.
+/// How long ranks wait for each other where nothing else is said. Those that have read their files wait a third of it for the others:
+/// where files are large or far away, a group is given more.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A message to a rank.
