@@ -92,7 +92,7 @@ const ATTENTION: [(&str, Option<usize>); 9] = [
 
 #[test]
 fn plans_fit_the_names_of_models() {
-    use candle_transformers::models::{bert, llama, mistral, qwen2, qwen3};
+    use candle_transformers::models::{bert, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe};
     let mut config = serde_json::json!({
         "hidden_size": 32, "intermediate_size": 64, "vocab_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 64, "head_dim": 8,
@@ -126,6 +126,38 @@ fn plans_fit_the_names_of_models() {
     let qwen = [&more[..], &[("q_norm.weight", None), ("k_norm.weight", None)]].concat();
     assert_plan(&ShardPlan::qwen().unwrap().with_head_dim(8), &names, &qwen);
 
+    for (key, value) in
+        [("num_experts_per_tok", 2), ("num_local_experts", 3), ("num_experts", 3), ("decoder_sparse_step", 1)]
+    {
+        config[key] = value.into();
+    }
+    for key in ["moe_intermediate_size", "shared_expert_intermediate_size"] {
+        config[key] = 16.into();
+    }
+    config["norm_topk_prob"] = true.into();
+    let outside: Vec<_> = more.iter().copied().filter(|(name, _)| !name.starts_with("mlp.")).collect();
+    let routed = [&outside[..], &[("gate.weight", None)]].concat();
+
+    let mixtral_config: mixtral::Config = serde_json::from_value(config.clone()).unwrap();
+    let names = weights(|vb| mixtral::Model::new(&mixtral_config, vb).map(drop));
+    let experts = [(".w1.weight", Some(0)), (".w3.weight", Some(0)), (".w2.weight", Some(1))];
+    assert_plan(&ShardPlan::mistral().unwrap().with_head_dim(8), &names, &[&routed[..], &experts].concat());
+
+    let experts = [(".gate_proj.weight", Some(0)), (".up_proj.weight", Some(0)), (".down_proj.weight", Some(1))];
+    let qwen_config: qwen2_moe::Config = serde_json::from_value(config.clone()).unwrap();
+    let names = weights(|vb| qwen2_moe::Model::new(&qwen_config, vb).map(drop));
+    let gate = [("shared_expert_gate.weight", None)];
+    assert_plan(
+        &ShardPlan::qwen().unwrap().with_head_dim(8),
+        &names,
+        &[&gate[..], &routed, &experts, &biases].concat(),
+    );
+
+    let qwen_config: qwen3_moe::Config = serde_json::from_value(config.clone()).unwrap();
+    let names = weights(|vb| qwen3_moe::ModelForCausalLM::new(&qwen_config, vb).map(drop));
+    let norms = [("q_norm.weight", None), ("k_norm.weight", None)];
+    assert_plan(&ShardPlan::qwen().unwrap().with_head_dim(8), &names, &[&routed[..], &experts, &norms].concat());
+
     config["hidden_act"] = "gelu".into();
     let bert_config: bert::Config = serde_json::from_value(config).unwrap();
     let names = weights(|vb| bert::BertForMaskedLM::load(vb, &bert_config).map(drop));
@@ -151,6 +183,41 @@ fn plans_fit_the_names_of_models() {
         ("predictions.decoder.bias", Some(0)),
     ];
     assert_plan(&ShardPlan::bert().unwrap().with_head_dim(8), &names, &expected);
+}
+
+/// Names as in the published checkpoints of GPT-2, of which candle-transformers has no model.
+#[test]
+fn the_plan_for_gpt2_fits_its_names() {
+    let shapes: [(&str, &[usize], Option<usize>); 15] = [
+        ("wte.weight", &[96, 32], Some(0)),
+        ("wpe.weight", &[64, 32], None),
+        ("h.0.ln_1.weight", &[32], None),
+        ("h.0.ln_1.bias", &[32], None),
+        ("h.0.attn.c_attn.weight", &[32, 96], Some(1)),
+        ("h.0.attn.c_attn.bias", &[96], Some(0)),
+        ("h.0.attn.c_proj.weight", &[32, 32], Some(0)),
+        ("h.0.attn.c_proj.bias", &[32], None),
+        ("h.0.mlp.c_fc.weight", &[32, 128], Some(1)),
+        ("h.0.mlp.c_fc.bias", &[128], Some(0)),
+        ("h.0.mlp.c_proj.weight", &[128, 32], Some(0)),
+        ("h.0.mlp.c_proj.bias", &[32], None),
+        ("ln_f.weight", &[32], None),
+        ("ln_f.bias", &[32], None),
+        ("lm_head.weight", &[96, 32], Some(0)),
+    ];
+    for prefix in ["", "transformer."] {
+        let plan = ShardPlan::gpt2().unwrap().with_head_dim(8);
+        for (name, shape, dim) in shapes {
+            let split = plan.split(&format!("{prefix}{name}"));
+            assert_eq!(split.map(Split::dim), dim, "{prefix}{name}");
+            if let Some(split) = split {
+                let size = shape[split.dim()];
+                let of =
+                    |rank| split.ranges(size, rank, 2).unwrap().into_iter().map(|range| range.len()).sum::<usize>();
+                assert_eq!((of(0), of(1)), (size / 2, size / 2), "{prefix}{name}");
+            }
+        }
+    }
 }
 
 /// GPT-2, in which queries, keys and values are fused: each rank's part is its heads of all three.
