@@ -1,6 +1,7 @@
 //! Which tensors go into which file of a set, and the index file that says so.
 
 use super::TensorMeta;
+use crate::disk::{Disk, Entry};
 use crate::{Error, Kind, Result, limits};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -78,6 +79,15 @@ fn ascii(json: &str) -> String {
         }
     }
     text
+}
+
+/// Whether a set needs an index file: one file alone does where an old index stands, which would go on naming old shards.
+pub(crate) fn needs_index(disk: &dyn Disk, names: &[String], index: &Path) -> Result<bool> {
+    if names.len() > 1 {
+        return Ok(true);
+    }
+    let entry = disk.entry(index).map_err(|error| Error::io("look at", index, error))?;
+    Ok(matches!(entry, Some(Entry::File | Entry::Symlink(_))))
 }
 
 /// Each shard has a name of its own, and it is that of a file in the folder.
