@@ -2,7 +2,7 @@
 
 use super::{PthWriter, StateDict};
 use crate::save::set::{Member, commit_set};
-use crate::save::shards::{check_shard_names, index_text, needs_index, plan_shards_named};
+use crate::save::shards::{check_shard_names, index_text, needs_index, plan_shards_named, remove_abandoned};
 use crate::save::{SaveOptions, SaveReport, ShardPlan, TensorMeta, Written};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -113,6 +113,7 @@ impl PthShardedWriter {
             }
             *dict = std::mem::take(dict).with_tied(other.clone(), name.clone());
         }
+        remove_abandoned(&**options.disk(), folder, &plan.names);
         let create = |(name, dict): (&String, StateDict)| PthWriter::create(folder.join(name), dict, options);
         let shards: Vec<PthWriter> = plan.names.iter().zip(dicts).map(create).collect::<Result<_>>()?;
         // A link that is followed may lead elsewhere, and then the files cannot be put in place together.

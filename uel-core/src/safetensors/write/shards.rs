@@ -2,7 +2,7 @@
 
 use super::{SaveOptions, SaveReport, ShardPlan, StreamingWriter, TensorMeta, Written};
 use crate::save::set::{Member, commit_set};
-use crate::save::shards::{check_shard_names, index_text, needs_index, plan_shards_named};
+use crate::save::shards::{check_shard_names, index_text, needs_index, plan_shards_named, remove_abandoned};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -87,6 +87,7 @@ impl ShardedWriter {
                 }
             }
         }
+        remove_abandoned(&*options.disk, folder, &plan.names);
         let create = |(name, metas): (&String, &Vec<TensorMeta>)| {
             StreamingWriter::create(folder.join(name), metas.iter().cloned(), options)
         };

@@ -158,6 +158,42 @@ fn one_file_elsewhere_cannot_take_the_place_of_a_set() {
 }
 
 #[test]
+fn what_a_killed_set_of_another_count_left_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let sets: [&[usize]; 4] = [&[10, 10, 10], &[10, 10], &[10; 11], &[5]];
+    // As killed processes leave them.
+    for sizes in sets {
+        let metas = sizes.iter().enumerate().map(|(n, size)| TensorMeta::new(n.to_string(), Dtype::U8, [*size]));
+        let plan = plan_shards(metas, 10, "model").unwrap();
+        let writer = ShardedWriter::create(folder, &plan, &SaveOptions::new()).unwrap();
+        let left: Vec<_> = names(folder)
+            .into_iter()
+            .filter(|name| name.starts_with(".model-0") || name.starts_with(".model.safetensors."))
+            .collect();
+        assert_eq!(left.len(), sizes.len());
+        let copies: Vec<_> = left.iter().map(|name| folder.join(name.replace(".uel-tmp", "9.uel-tmp"))).collect();
+        copies.iter().for_each(|copy| std::fs::write(copy, "left").unwrap());
+        // Those of others stay: another stem, and what is no save's.
+        let others = [".other-00001-of-00002.safetensors.0.1-1.uel-tmp", ".model-notes", ".model.safetensors.swp"];
+        others.iter().for_each(|name| std::fs::write(folder.join(name), "other").unwrap());
+        drop(writer);
+        // One that is being written stays, too.
+        let plan = plan_shards((0..6).map(|n| TensorMeta::new(n.to_string(), Dtype::U8, [10])), 10, "model").unwrap();
+        let running = ShardedWriter::create(folder, &plan, &SaveOptions::new()).unwrap();
+        let held = names(folder).into_iter().filter(|name| name.contains("-of-00006")).count();
+        assert_eq!((held, copies.iter().filter(|copy| copy.exists()).count()), (6, 0), "{:?}", names(folder));
+        save_set(folder, &[10, 10, 10, 10], 1).unwrap();
+        assert_eq!(names(folder).into_iter().filter(|name| name.contains("-of-00006")).count(), 6);
+        drop(running);
+        let left: Vec<_> = names(folder).into_iter().filter(|name| name.starts_with('.')).collect();
+        let mut expected = others.map(str::to_owned);
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+}
+
+#[test]
 fn plans_that_contradict_themselves_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let plan = |names: &[&str], shards: &[&[&str]]| ShardPlan {
