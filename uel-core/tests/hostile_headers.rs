@@ -85,10 +85,16 @@ fn best_ms(work: impl Fn()) -> f64 {
     (0..3).map(|_| once()).fold(f64::INFINITY, f64::min)
 }
 
-/// Under both rules, and where all faults are listed. The rules that are the reference's take as long as it does.
+/// What judging a file of `bytes` bytes may take, in ms. The few that are as large as headers may be, 100 MB, take as long
+/// as their bytes do, by the reference and without optimisation 17 ms a megabyte.
+fn allowed_ms(bytes: usize) -> f64 {
+    if bytes < 10_000_000 { 100.0 } else { bytes as f64 / 1e6 * 50.0 }
+}
+
+/// Under both rules, and where all faults are listed.
 #[test]
 fn measured_every_case_is_judged_at_once() {
-    let mut slowest = [(0.0, ""); 3];
+    let mut slowest = [(0.0, 0.0, ""); 3];
     for case in cases() {
         let bytes = (case.bytes)();
         let faults = || drop(header_bytes(&bytes).map(|json| Header::faults(json, bytes.len() as u64)));
@@ -98,13 +104,17 @@ fn measured_every_case_is_judged_at_once() {
             best_ms(faults),
         ];
         for (slowest, ms) in slowest.iter_mut().zip(took) {
-            if ms > slowest.0 {
-                *slowest = (ms, case.name);
+            let share = ms / allowed_ms(bytes.len());
+            if share > slowest.0 {
+                *slowest = (share, ms, case.name);
             }
         }
     }
-    println!("slowest, in ms: strict {:?}, compatible {:?}, all faults {:?}", slowest[0], slowest[1], slowest[2]);
-    assert!(slowest.iter().all(|(ms, _)| *ms < 100.0), "{slowest:?}");
+    println!(
+        "nearest to what is allowed (share, ms): strict {:?}, compatible {:?}, all faults {:?}",
+        slowest[0], slowest[1], slowest[2]
+    );
+    assert!(slowest.iter().all(|(share, ..)| *share < 1.0), "{slowest:?}");
 }
 
 /// Each listed duplicate has the place of its own, however often the name stands.
