@@ -454,6 +454,22 @@ fn mark_processed_releases_and_the_tensor_can_be_loaded_again() {
     }
 }
 
+/// What was read ahead and is not wanted any more is not held: it is read again.
+#[test]
+fn mark_processed_gives_up_what_was_preloaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Arc::new(RecordingSource::new(FileSource::open(mixture(folder.path())).unwrap()));
+    let shared: Arc<dyn ByteSource> = source.clone();
+    let checkpoint = Checkpoint::from_sources(vec![shared], OpenOptions::new().with_mode(Mode::Preload)).unwrap();
+    checkpoint.tensor("ids", &CPU).unwrap();
+    checkpoint.mark_processed("half");
+    source.clear();
+    checkpoint.tensor("large", &CPU).unwrap();
+    assert_eq!(source.bytes_read(), 0, "it was preloaded");
+    checkpoint.tensor("half", &CPU).unwrap();
+    assert!(source.bytes_read() >= 2_000_000, "{}", source.bytes_read());
+}
+
 #[test]
 fn sharded_var_builder_gives_each_rank_its_part() {
     use candle_nn::var_builder::{Shard, ShardedSafeTensors};

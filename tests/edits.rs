@@ -139,6 +139,29 @@ fn names_are_kept_dropped_changed_and_merged() {
 }
 
 #[test]
+fn a_tied_weight_does_not_take_the_place_of_metadata() {
+    let (_folder, path) = folder();
+    let w = Tensor::zeros(4, DType::F32, &CPU).unwrap();
+    let (from, to) = (path.join("from.safetensors"), path.join("to.safetensors"));
+    let options = SaveOptions::new().with_tied(true).with_metadata_entry("format", "pt");
+    uel::save_with([("a", &w), ("b", &w)], &from, &options).unwrap();
+    let checkpoint = Checkpoint::open(&from).unwrap();
+    let edit = || Edit::new(&checkpoint).rename(|name| if name == "b" { "format".to_owned() } else { name.to_owned() });
+    let refused = |edit: Edit, options: &SaveOptions| {
+        let error = edit.write(&to, options).unwrap_err();
+        assert_eq!((error.kind(), error.tensor()), (Kind::NameCollision, Some("format")), "{error}");
+        assert!(!to.exists());
+    };
+    refused(edit(), &SaveOptions::new());
+    refused(edit().with_metadata([]), &SaveOptions::new().with_metadata_entry("format", "np"));
+    // What says the same is no collision, and a tensor of its own has no entry.
+    edit().with_metadata([("format".to_owned(), "a".to_owned())]).write(&to, &SaveOptions::new()).unwrap();
+    assert!(Checkpoint::open(&to).unwrap().contains("format"));
+    edit().untie().write(&to, &SaveOptions::new()).unwrap();
+    assert_eq!(Checkpoint::open(&to).unwrap().metadata()["format"], "pt");
+}
+
+#[test]
 fn tied_weights_follow_their_tensors() {
     let (_folder, path) = folder();
     let (from, to) = (path.join("from"), path.join("to"));
@@ -236,7 +259,8 @@ fn low_rank_updates_are_added() {
         let apart = (difference(&loaded[name]) - difference(&expected)).unwrap().abs().unwrap();
         let most = apart.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         // Sums may come in another order; bf16 has 8 bits.
-        assert!(most <= 0.5, "{name}: {most}");
+        let allowed = if expected.dtype() == DType::BF16 { 0.5 } else { 1e-4 };
+        assert!(most <= allowed, "{name}: {most}");
         assert_eq!(loaded[name].dtype(), expected.dtype());
     }
     assert!(same(&loaded["n"], &v));

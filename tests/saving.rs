@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -281,6 +281,8 @@ fn variables_are_saved_and_set() {
 struct SlowDisk {
     delay: Duration,
     writing: Arc<AtomicBool>,
+    /// Files that are being written now, and the most that were at once.
+    at_once: Arc<(AtomicUsize, AtomicUsize)>,
 }
 
 #[derive(Debug)]
@@ -291,7 +293,13 @@ struct SlowFile {
 
 impl SlowDisk {
     fn new(milliseconds: u64) -> Self {
-        Self { delay: Duration::from_millis(milliseconds), writing: Arc::default() }
+        Self { delay: Duration::from_millis(milliseconds), writing: Arc::default(), at_once: Arc::default() }
+    }
+}
+
+impl Drop for SlowFile {
+    fn drop(&mut self) {
+        self.disk.at_once.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -306,7 +314,10 @@ impl Disk for SlowDisk {
         LocalDisk.open(path)
     }
     fn create(&self, path: &Path, like: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(SlowFile { disk: self.clone(), inner: LocalDisk.create(path, like)? }))
+        let inner = LocalDisk.create(path, like)?;
+        let (now, most) = &*self.at_once;
+        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Ok(Arc::new(SlowFile { disk: self.clone(), inner }))
     }
     fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
         LocalDisk.rename(from, to)
@@ -317,8 +328,8 @@ impl Disk for SlowDisk {
     fn sync_folder(&self, folder: &Path) -> std::io::Result<()> {
         LocalDisk.sync_folder(folder)
     }
-    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
-        LocalDisk.remove_abandoned(folder, prefix);
+    fn remove_abandoned(&self, folder: &Path, start: &str, end: &str) {
+        LocalDisk.remove_abandoned(folder, start, end);
     }
 }
 
@@ -352,10 +363,10 @@ fn background_saves_write_what_was_there_when_they_were_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     for snapshot in [Snapshot::Copy, Snapshot::Take] {
         let saver = BackgroundSaver::new().with_snapshot(snapshot).with_max_in_flight(2);
-        let mut saves = Vec::new();
+        let (mut saves, disk) = (Vec::new(), SlowDisk::new(20));
         for step in 0..4 {
             let tensors = some_tensors();
-            let options = SaveOptions::new().with_disk(SlowDisk::new(2)).with_hashes(step % 2 == 0);
+            let options = SaveOptions::new().with_disk(disk.clone()).with_hashes(step % 2 == 0);
             let path = folder.path().join(format!("step-{step}.safetensors"));
             let save = saver.save_async(tensors.clone(), &path, &options).unwrap();
             // The training step that follows, which changes the weights in place.
@@ -370,6 +381,7 @@ fn background_saves_write_what_was_there_when_they_were_asked_for() {
                 assert!(same(&loaded[&name], &tensor), "{snapshot:?} {name}");
             }
         }
+        assert_eq!(disk.at_once.1.load(Ordering::SeqCst), 2, "saves at once");
     }
 }
 
@@ -458,12 +470,22 @@ fn every_failing_operation_leaves_the_old_file() {
     }
 }
 
+/// Names as models have them, and as nobody should give them.
+fn any_name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        12 => "[a-z.]{1,12}|\\PC{0,6}",
+        1 => Just("__metadata__ ".to_owned()),
+        1 => Just("__metadata".to_owned()),
+        1 => Just("x\"\\\u{0}\u{7f}\u{2028}é😀".repeat(4500)),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn any_tensors_are_saved_as_the_reference_saves_them(
-        tensors in prop::collection::btree_map("[a-z.]{1,12}|\\PC{0,6}", any_tensor(), 0..8),
+        tensors in prop::collection::btree_map(any_name(), any_tensor(), 0..8),
         threads in 0usize..4,
         hashes: bool,
         incremental: bool,

@@ -62,3 +62,43 @@ fn cached_bytes(file: &File, range: ByteRange) -> Option<f64> {
 pub(crate) fn resident_share(_: &File, _: ByteRange) -> Option<f64> {
     None
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use crate::{Checkpoint, MmapFallback, Mode};
+    use candle_core::{DType, Device, Tensor};
+
+    #[test]
+    fn what_was_processed_leaves_the_page_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let zeros = Tensor::zeros(1 << 20, DType::F32, &Device::Cpu).unwrap();
+        crate::save(&["kept", "processed"].map(|name| (name.to_owned(), zeros.clone())).into(), &path).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        let of_memory = Some(uel_core::source::FileSystem::Memory) == uel_core::source::file_system(&file);
+        for mode in [Mode::LowMemory, Mode::Mmap] {
+            std::fs::read(&path).unwrap();
+            // SAFETY: nobody writes to the file.
+            #[allow(unsafe_code)]
+            let options = unsafe { Checkpoint::options().with_mode(mode).with_mmap() }
+                .with_mmap_fallback(MmapFallback::ProcessLifetime);
+            let checkpoint = options.open(&path).unwrap();
+            let share = |name| {
+                let range = checkpoint.info(name).unwrap().range();
+                // The first and the last page are others' too.
+                let inside = ByteRange::new(range.start() + 4096, range.end() - 4096).unwrap();
+                resident_share(&file, inside)
+            };
+            checkpoint.tensor("processed", &Device::Cpu).unwrap();
+            let Some(before) = share("processed") else { return eprintln!("the system does not tell") };
+            if of_memory || before < 1.0 {
+                return eprintln!("not a file that can be dropped from the page cache");
+            }
+            checkpoint.mark_processed("processed");
+            assert_eq!((share("processed"), share("kept")), (Some(0.0), Some(1.0)), "{mode}");
+        }
+    }
+}

@@ -9,7 +9,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 use uel_candle::{Edit, FileFormat, SaveOptions, Written};
-use uel_core::safetensors::write::plan_shards;
 use uel_core::source::{is_url, shown};
 use uel_core::{Error, Kind, Result};
 
@@ -73,7 +72,6 @@ pub(crate) fn write(
     let new_folders: Vec<&Path> = path.ancestors().take_while(is_new).filter(|_| shard_bytes.is_some()).collect();
     options = options.with_format(FileFormat::of_path(path));
     if let Some(bytes) = shard_bytes {
-        check_index_stays_true(edit, path, bytes)?;
         options = options.with_max_shard_bytes(bytes);
     }
     let progress = Progress::of_bytes(0);
@@ -85,23 +83,4 @@ pub(crate) fn write(
     }
     let report = written?;
     Ok(Report::new(&report.files, report.tensor_count, began))
-}
-
-/// An error where everything fits in one file, which has no index file, and an old index file in the folder would go on
-/// naming old shards.
-fn check_index_stays_true(edit: &Edit, path: &Path, shard_bytes: u64) -> Result<()> {
-    let index = FileFormat::of_path(path).index_path(path);
-    if !index.exists() {
-        return Ok(());
-    }
-    let plan = plan_shards(edit.metas()?, shard_bytes, "model").map_err(|error| error.with_path(path))?;
-    match plan.names.len() {
-        1 => Err(Error::new(
-            Kind::Argument,
-            "everything fits in one file, and this index file would still name the old ones; remove it first, or write \
-             elsewhere",
-        )
-        .with_path(index)),
-        _ => Ok(()),
-    }
 }

@@ -9,7 +9,7 @@ use uel_candle::Edit;
 /// Split a checkpoint into shards, named and indexed as the Hugging Face libraries do.
 ///
 /// A tensor that is larger than a shard may be has a shard of its own. What fits in one file becomes one file without an
-/// index.
+/// index, unless it takes the place of an older set, whose index is replaced.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  uel split model.safetensors sharded/ --shard-size 5GB")]
 pub(crate) struct Args {

@@ -81,7 +81,7 @@ impl AtomicFile {
         let destination = destination(&*disk, path, symlinks)?;
         let prefix = prefix(&destination)?;
         let folder = folder(&destination);
-        disk.remove_abandoned(folder, &prefix);
+        disk.remove_abandoned(folder, &prefix, TEMPORARY_END);
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         for _ in 0..MAX_ATTEMPTS {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -203,6 +203,11 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Removes what killed processes left in `folder` of files whose names were to begin with `start`.
+pub(crate) fn remove_abandoned(disk: &dyn Disk, folder: &Path, start: &str) {
+    disk.remove_abandoned(folder, &format!(".{start}"), TEMPORARY_END);
+}
+
 /// A file that says that its process is at work on something, for as long as this lives. One whose process was killed is
 /// taken over.
 #[derive(Debug)]
@@ -223,7 +228,7 @@ impl<'a> Hold<'a> {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create", &path, error)),
             }
-            disk.remove_abandoned(folder(&path), &path.file_name().unwrap_or_default().to_string_lossy());
+            disk.remove_abandoned(folder(&path), &path.file_name().unwrap_or_default().to_string_lossy(), "");
             let there = disk.entry(&path).map_err(|error| Error::io("look at", &path, error))?;
             if there.is_some() {
                 break;

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_thousand_tensors_plan_at_once() {
+    fn measured_a_hundred_thousand_tensors_plan_at_once() {
         let mut at = 14_500_000;
         let mut requests: Vec<_> = (0..117_410u64)
             .map(|i| {

@@ -63,23 +63,73 @@ fn check(case: &Case) -> usize {
 
 #[test]
 fn every_case_is_judged_as_expected_and_stays_small() {
-    let (mut slowest, mut largest) = ((0.0, ""), (0, ""));
+    let mut largest = (0, "");
     let cases = cases();
     assert!(cases.len() >= 70, "{}", cases.len());
     let names: BTreeSet<_> = cases.iter().map(|case| case.name).collect();
     assert_eq!(names.len(), cases.len(), "two cases have one name");
     for case in &cases {
         let memory = check(case);
-        let bytes = (case.bytes)();
-        let start = Instant::now();
-        drop(decode(&bytes, Rules::Strict));
-        let ms = start.elapsed().as_secs_f64() * 1e3;
-        if ms > slowest.0 {
-            slowest = (ms, case.name);
-        }
         largest = largest.max((memory, case.name));
     }
-    println!("{} cases; slowest {slowest:?} ms, most memory {largest:?} bytes", cases.len());
+    println!("{} cases; most memory {largest:?} bytes", cases.len());
+}
+
+/// The least milliseconds of three runs.
+fn best_ms(work: impl Fn()) -> f64 {
+    let once = || {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64() * 1e3
+    };
+    (0..3).map(|_| once()).fold(f64::INFINITY, f64::min)
+}
+
+/// What judging a file of `bytes` bytes may take, in ms. The few that are as large as headers may be, 100 MB, take as long
+/// as their bytes do, by the reference and without optimisation 17 ms a megabyte.
+fn allowed_ms(bytes: usize) -> f64 {
+    if bytes < 10_000_000 { 100.0 } else { bytes as f64 / 1e6 * 50.0 }
+}
+
+/// Under both rules, and where all faults are listed.
+#[test]
+fn measured_every_case_is_judged_at_once() {
+    let mut slowest = [(0.0, 0.0, ""); 3];
+    for case in cases() {
+        let bytes = (case.bytes)();
+        let faults = || drop(header_bytes(&bytes).map(|json| Header::faults(json, bytes.len() as u64)));
+        let took = [
+            best_ms(|| drop(decode(&bytes, Rules::Strict))),
+            best_ms(|| drop(decode(&bytes, Rules::Compatible))),
+            best_ms(faults),
+        ];
+        for (slowest, ms) in slowest.iter_mut().zip(took) {
+            let share = ms / allowed_ms(bytes.len());
+            if share > slowest.0 {
+                *slowest = (share, ms, case.name);
+            }
+        }
+    }
+    println!(
+        "nearest to what is allowed (share, ms): strict {:?}, compatible {:?}, all faults {:?}",
+        slowest[0], slowest[1], slowest[2]
+    );
+    assert!(slowest.iter().all(|(share, ..)| *share < 1.0), "{slowest:?}");
+}
+
+/// Each listed duplicate has the place of its own, however often the name stands.
+#[test]
+fn duplicates_are_placed_one_by_one() {
+    let names = ["a", "b", "a", "\\u0061", "b", "c"];
+    let json = format!("{{{}}}", names.map(|name| tensor(name, "U8", "[0]", 0, 0)).join(","));
+    let bytes = file(&json, 0);
+    let faults = Header::faults(header_bytes(&bytes).unwrap(), bytes.len() as u64);
+    let mut found: Vec<_> = faults.iter().map(|fault| (fault.offset().unwrap(), fault.tensor().unwrap())).collect();
+    found.sort();
+    let keys: Vec<u64> = json.match_indices(":{").map(|(at, _)| at as u64).collect();
+    let place = |n: usize| 8 + keys[n] - names[n].len() as u64 - 2;
+    assert_eq!(found, [(place(2), "a"), (place(3), "a"), (place(4), "b")]);
+    assert_eq!(decode(&bytes, Rules::Strict).unwrap_err().offset(), Some(place(2)));
 }
 
 /// Every difference from the reference is documented where users look for it, and every documented one is real.

@@ -239,6 +239,29 @@ impl Drop for Tmpfs {
 }
 
 #[test]
+fn a_read_only_file_system_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_mounted) = Tmpfs::mount(folder.path(), "8m") else { return };
+    let (path, set) = (folder.path().join("m.safetensors"), folder.path().join("set"));
+    fs::create_dir(&set).unwrap();
+    stream(&path, 1, options(1)).unwrap();
+    shards(&set, 1).unwrap();
+    let there = (names(folder.path()), names(&set));
+    // Permissions would not stop root.
+    let remount = Command::new("mount").args(["-o", "remount,ro"]).arg(folder.path()).status().unwrap();
+    assert!(remount.success(), "{remount}");
+    let saves = [stream(&path, 2, options(2)), incremental(&path, 2, options(2)), shards(&set, 2)];
+    for error in saves.map(Result::unwrap_err) {
+        assert_eq!(error.kind(), Kind::Io, "{error}");
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        assert_eq!(cause.unwrap().kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
+        assert!(error.path().unwrap().starts_with(folder.path()), "{error}");
+    }
+    assert_eq!((names(folder.path()), names(&set)), there);
+    assert_eq!((number(&path), number(&set)), (1, 1));
+}
+
+#[test]
 fn a_full_file_system_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let Some(_mounted) = Tmpfs::mount(folder.path(), "700k") else { return };

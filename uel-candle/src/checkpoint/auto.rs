@@ -143,28 +143,9 @@ impl Checkpoint {
         // What is made from the files is read in any case.
         for source in self.inner.files.files() {
             let Some(file) = source.as_file() else { return Err("the source is no local file".to_owned()) };
-            match file_system(file) {
-                Some(FileSystem::Network(name)) => return Err(format!("a network file system ({name})")),
-                Some(FileSystem::Fuse) => return Err("a FUSE file system".to_owned()),
-                // Its pages are small, so that filling page tables costs more than copying with huge pages.
-                Some(FileSystem::Memory) => return Err("a file system in memory".to_owned()),
-                Some(_) => {}
-                None => return Err("an unknown file system".to_owned()),
-            }
+            may_map(file_system(file))?;
         }
-        let mapping = |reason: &str, fill| Ok(Mapping { reason: reason.to_owned(), fill });
-        match held {
-            Some(held) if held >= RESIDENT => mapping("the page cache holds the files", false),
-            _ if memory::available().is_some_and(|available| bytes > available) => {
-                mapping("more than the available memory holds", false)
-            }
-            // Page faults read a disk one after another; several threads that read ahead of them do not, and what they
-            // read need not be copied.
-            Some(held) => {
-                mapping(&format!("the page cache held {:.0}% of the files, and was filled", held * 100.0), true)
-            }
-            None => Err("what the page cache holds is unknown".to_owned()),
-        }
+        mapping_of(bytes, held, memory::available)
     }
 
     /// The share of the tensors' files that the page cache holds, where that can be told.
@@ -185,5 +166,67 @@ impl Checkpoint {
             total += range.byte_len() as f64;
         }
         (total > 0.0).then(|| held / total)
+    }
+}
+
+/// Why files on such a file system are not mapped, where they are not. Only what is known to be a disk of this machine is:
+/// page faults over a network cost a round trip each.
+fn may_map(file_system: Option<FileSystem>) -> Result<(), String> {
+    match file_system {
+        Some(FileSystem::Local) => Ok(()),
+        Some(FileSystem::Network(name)) => Err(format!("a network file system ({name})")),
+        Some(FileSystem::Fuse) => Err("a FUSE file system".to_owned()),
+        // Its pages are small, so that filling page tables costs more than copying with huge pages.
+        Some(FileSystem::Memory) => Err("a file system in memory".to_owned()),
+        _ => Err("an unknown file system".to_owned()),
+    }
+}
+
+/// Why to map `bytes` that could be mapped, of which the page cache holds the share `held`, or why not to.
+fn mapping_of(bytes: u64, held: Option<f64>, available: impl FnOnce() -> Option<u64>) -> Result<Mapping, String> {
+    let mapping = |reason: &str, fill| Ok(Mapping { reason: reason.to_owned(), fill });
+    match held {
+        Some(held) if held >= RESIDENT => mapping("the page cache holds the files", false),
+        _ if available().is_some_and(|available| bytes > available) => {
+            mapping("more than the available memory holds", false)
+        }
+        // Page faults read a disk one after another; several threads that read ahead of them do not, and what they
+        // read need not be copied.
+        Some(held) => mapping(&format!("the page cache held {:.0}% of the files, and was filled", held * 100.0), true),
+        None => Err("what the page cache holds is unknown".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_disks_of_this_machine_are_mapped() {
+        let refused = |file_system| may_map(file_system).unwrap_err();
+        assert_eq!(may_map(Some(FileSystem::Local)), Ok(()));
+        assert_eq!(refused(Some(FileSystem::Memory)), "a file system in memory");
+        assert_eq!(refused(Some(FileSystem::Network("nfs"))), "a network file system (nfs)");
+        assert_eq!(refused(Some(FileSystem::Fuse)), "a FUSE file system");
+        assert_eq!(refused(Some(FileSystem::Unknown(7))), "an unknown file system");
+        assert_eq!(refused(None), "an unknown file system");
+    }
+
+    #[test]
+    fn the_page_cache_and_the_memory_decide_how() {
+        let decided = |held, available| {
+            let found = mapping_of(100, held, || available);
+            found.map(|Mapping { reason, fill }| (reason, fill))
+        };
+        let mapped = |reason: &str, fill| Ok((reason.to_owned(), fill));
+        // What is cached is mapped whatever memory is left: it is there already.
+        assert_eq!(decided(Some(0.95), Some(1)), mapped("the page cache holds the files", false));
+        for held in [Some(0.5), None] {
+            assert_eq!(decided(held, Some(99)), mapped("more than the available memory holds", false));
+        }
+        let filled = "the page cache held 50% of the files, and was filled";
+        assert_eq!(decided(Some(0.5), Some(100)), mapped(filled, true));
+        assert_eq!(decided(Some(0.5), None), mapped(filled, true));
+        assert_eq!(decided(None, Some(100)), Err("what the page cache holds is unknown".to_owned()));
     }
 }

@@ -135,3 +135,15 @@ pub(crate) fn candle(error: candle_core::Error) -> Error {
 pub(super) fn too_large(info: TensorInfo<'_>) -> Error {
     Error::new(Kind::Overflow, "the tensor does not fit this machine's address space").with_tensor(info.name())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_in_memory_conform() {
+        // The suite's sources outlive what they are made of.
+        let make = |bytes: &[u8]| Box::new(InMemory(Vec::leak(bytes.to_vec()))) as Box<dyn ByteSource>;
+        uel_core::source::conformance::check(make).unwrap();
+    }
+}

@@ -20,7 +20,8 @@ impl Edit {
     ///
     /// # Errors
     ///
-    /// [`Kind::DuplicateName`] where two tensors have one name, [`Kind::UnsupportedDtype`] for a cast to a dtype that is no
+    /// [`Kind::DuplicateName`] where two tensors have one name, [`Kind::NameCollision`] where a tied weight's is that of an
+    /// entry of the metadata, [`Kind::UnsupportedDtype`] for a cast to a dtype that is no
     /// float of candle's; those of reading, writing and closures. The destination is then untouched.
     pub fn write(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
         let path = path.as_ref();
@@ -56,6 +57,15 @@ impl Edit {
         if !is_pytorch && (!self.metadata.is_empty() || set.is_some()) {
             let mut metadata = self.metadata.clone();
             metadata.extend(set.into_iter().flatten());
+            let taken = |(other, name): &&(String, String)| metadata.get(other).is_some_and(|value| value != name);
+            if is_safetensors && let Some((other, _)) = aliases.iter().find(taken) {
+                return Err(Error::new(
+                    Kind::NameCollision,
+                    "the metadata has an entry of a tied weight's name already",
+                )
+                .with_path(path)
+                .with_tensor(other));
+            }
             core = core.with_metadata(metadata);
         }
         match &self.map {

@@ -93,7 +93,7 @@ impl SaveOptions {
     }
 
     /// Stores a hash of every 2 MiB of each tensor in the `__metadata__`. [`LoadOptions::with_verified`] checks them while
-    /// loading, `uel verify` at any time.
+    /// loading, `uel verify --deep` at any time.
     ///
     /// [`LoadOptions::with_verified`]: crate::LoadOptions::with_verified
     pub fn with_hashes(mut self, hashes: bool) -> Self {

@@ -20,6 +20,8 @@ const MAX_THREADS: usize = 4;
 /// A tensor of both checkpoints.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pair<'a> {
+    /// Its name in both. On the side where it is tied to another tensor, that one's name is its own.
+    pub(super) name: &'a str,
     pub(super) left: TensorInfo<'a>,
     pub(super) right: TensorInfo<'a>,
 }

@@ -16,8 +16,8 @@ use uel_core::{Result, TensorInfo};
 /// Compare two checkpoints tensor by tensor; exit 1 where they differ
 ///
 /// Tensors are equal when their dtypes, shapes and bytes are. With a tolerance, values are compared instead: two numbers
-/// are equal when they differ by no more than either tolerance allows. Metadata and the distribution over files are not
-/// compared.
+/// are equal when they differ by no more than either tolerance allows. Tied tensors are compared under each of their names
+/// that is a tensor of its own on the other side. Metadata and the distribution over files are not compared.
 ///
 ///   shape    The shapes differ; the values are not compared.
 ///   dtype    The dtypes differ. Of two floats the values are compared all the same.
@@ -85,15 +85,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let lacks = |checkpoint: &Checkpoint, name: &str| !checkpoint.contains(name);
     let only_left: Vec<&str> = left.infos().map(|info| info.name()).filter(|name| lacks(&right, name)).collect();
     let only_right: Vec<&str> = right.infos().map(|info| info.name()).filter(|name| lacks(&left, name)).collect();
-    let both = left.infos().filter_map(|info| Some(Pair { left: info, right: right.index().get(info.name())? }));
-    let pairs: Vec<Pair<'_>> = both.collect();
+    let pairs = pairs(&left, &right);
     let tolerance = Tolerance::new(args.tolerance_abs, args.tolerance_rel);
     let different = compare((&left, &right), &pairs, tolerance)?;
 
     let equal = only_left.is_empty() && only_right.is_empty() && different.is_empty();
     to_stdout(|out| match args.json {
         true => {
-            let different = different.iter().map(|(pair, found)| Entry::new(pair.left.name(), found)).collect();
+            let different = different.iter().map(|(pair, found)| Entry::new(pair.name, found)).collect();
             write_json(out, &Report { equal, only_left: only_left.clone(), only_right: only_right.clone(), different })
         }
         false => write_text(out, &only_left, &only_right, &different, &pairs),
@@ -109,6 +108,24 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
         count(missing, "tensor"),
         different.len()
     )))
+}
+
+/// The tensors that both have. A name that is a tensor's on one side may be one of a tied tensor's on the other.
+fn pairs<'a>(left: &'a Checkpoint, right: &'a Checkpoint) -> Vec<Pair<'a>> {
+    // Asked first, since who asks for what is not there is told what comes close, which takes long.
+    let find = |checkpoint: &'a Checkpoint, name: &str| match checkpoint.contains(name) {
+        true => checkpoint.info(name).ok(),
+        false => None,
+    };
+    let of_left = left.infos().filter_map(|info| {
+        let name = info.name();
+        Some(Pair { name, left: info, right: find(right, name)? })
+    });
+    let tied_in_left = right.infos().filter(|info| left.index().get(info.name()).is_none()).filter_map(|info| {
+        let name = info.name();
+        Some(Pair { name, left: find(left, name)?, right: info })
+    });
+    of_left.chain(tied_in_left).collect()
 }
 
 fn write_text(
@@ -136,7 +153,7 @@ fn write_text(
         let number = |number: Option<f64>| number.map_or_else(|| "-".to_owned(), |number| format!("{number:.3e}"));
         for (pair, found) in different {
             table.row([
-                pair.left.name().to_owned(),
+                pair.name.to_owned(),
                 found.reason.as_str().to_owned(),
                 kind(&pair.left),
                 kind(&pair.right),

@@ -153,10 +153,13 @@ fn an_old_index_file_does_not_hide_the_new_file() {
     let dir = TempDir::new().unwrap();
     let folder = dir.path().join("shards");
     assert_exit(&uel(&[&"convert", &model(&dir), &folder, &"--shard-size", &"30"]), 0, 0);
-    let before = names_in(&folder);
-    let told = refused(&[&"convert", &folder, &folder, &"--shard-size", &"1GB", &"--dtype", &"f16"]);
-    assert!(told.contains("model.safetensors.index.json"), "{told}");
-    assert_eq!(names_in(&folder), before);
+    let before = Checkpoint::open(&folder).unwrap();
+    assert_exit(&uel(&[&"convert", &folder, &folder, &"--shard-size", &"1GB", &"--dtype", &"f16"]), 0, 0);
+    let after = Checkpoint::open(&folder).unwrap();
+    assert_eq!((after.sources().len(), after.index().len()), (1, before.index().len()));
+    let f32s = |checkpoint: &Checkpoint| checkpoint.infos().filter(|info| info.dtype() == uel_core::Dtype::F32).count();
+    assert!(f32s(&before) > 0 && f32s(&after) == 0);
+    assert_exit(&uel(&[&"verify", &folder, &"--deep"]), 0, 0);
 }
 
 #[test]

@@ -37,6 +37,28 @@ fn equal_checkpoints() {
 }
 
 #[test]
+fn tied_tensors_are_compared_under_each_name() {
+    let dir = TempDir::new().unwrap();
+    let tied = dir.path().join("tied.safetensors");
+    let bytes = f32s(&[1.0, 2.0]);
+    let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![2], &bytes).unwrap();
+    let metadata = std::collections::HashMap::from([("head".to_owned(), "embed".to_owned())]);
+    safetensors::serialize_to_file([("embed", view)], Some(metadata), &tied).unwrap();
+    for (head, code) in [(vec![1.0, 2.0], 0), (vec![1.0, 3.0], 1)] {
+        let untied = dir.path().join("untied.safetensors");
+        write(&untied, &[("embed", Dtype::F32, &[2], f32s(&[1.0, 2.0])), ("head", Dtype::F32, &[2], f32s(&head))]);
+        for (a, b) in [(&tied, &untied), (&untied, &tied)] {
+            let report = diff(a, b, &[], code);
+            assert_eq!((&report["only_left"], &report["only_right"]), (&json!([]), &json!([])));
+            let different = report["different"].as_array().unwrap();
+            assert_eq!(different.len(), code as usize);
+            assert!(different.iter().all(|entry| entry["name"] == "head" && entry["max_abs"] == 1.0), "{report}");
+            assert_eq!(diff(a, b, &["--tolerance-abs", "1"], 0)["different"], json!([]));
+        }
+    }
+}
+
+#[test]
 fn every_reason() {
     let dir = TempDir::new().unwrap();
     let (a, b) = pair(

@@ -116,8 +116,8 @@ impl<D: Disk> Disk for FaultDisk<D> {
         self.inner.sync_folder(folder)
     }
 
-    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
-        self.inner.remove_abandoned(folder, prefix);
+    fn remove_abandoned(&self, folder: &Path, start: &str, end: &str) {
+        self.inner.remove_abandoned(folder, start, end);
     }
 }
 

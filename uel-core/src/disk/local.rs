@@ -1,7 +1,7 @@
 //! The file system of this machine.
 
 use super::direct::{Target, Writes};
-use super::{Disk, DiskFile, Entry};
+use super::{Disk, DiskFile, Entry, is_between};
 use crate::ByteRange;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -87,10 +87,11 @@ impl Disk for LocalDisk {
         Ok(())
     }
 
-    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
+    fn remove_abandoned(&self, folder: &Path, start: &str, end: &str) {
         let Ok(entries) = fs::read_dir(folder) else { return };
         for entry in entries.flatten() {
-            let ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
+            let name = entry.file_name();
+            let ours = is_between(name.as_encoded_bytes(), start, end);
             if !ours || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
                 continue;
             }

@@ -102,8 +102,8 @@ pub trait Disk: Send + Sync + Debug {
     /// What the file system says.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 
-    /// Removes the files of `folder` whose names begin with `prefix` and that no process holds any more.
-    fn remove_abandoned(&self, folder: &Path, prefix: &str);
+    /// Removes the files of `folder` whose names begin with `start`, end with `end`, and that no process holds any more.
+    fn remove_abandoned(&self, folder: &Path, start: &str, end: &str);
 }
 
 impl<D: Disk + ?Sized> Disk for Arc<D> {
@@ -135,8 +135,8 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
         (**self).sync_folder(folder)
     }
 
-    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
-        (**self).remove_abandoned(folder, prefix);
+    fn remove_abandoned(&self, folder: &Path, start: &str, end: &str) {
+        (**self).remove_abandoned(folder, start, end);
     }
 }
 
@@ -223,6 +223,11 @@ pub trait DiskFile: Send + Sync + Debug {
         let _ = byte_len;
         Err(io::ErrorKind::Unsupported.into())
     }
+}
+
+/// Whether a name begins with `start` and ends with `end`.
+fn is_between(name: &[u8], start: &str, end: &str) -> bool {
+    name.strip_prefix(start.as_bytes()).is_some_and(|rest| rest.ends_with(end.as_bytes()))
 }
 
 /// Fills `buffer` from `offset` on.

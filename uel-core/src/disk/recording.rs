@@ -1,6 +1,6 @@
 //! A disk in memory that remembers every operation, and what a loss of power may leave of them.
 
-use super::{Disk, DiskFile, Entry};
+use super::{Disk, DiskFile, Entry, is_between};
 use crate::atomic::folder;
 use std::collections::BTreeMap;
 use std::io;
@@ -222,12 +222,12 @@ impl Disk for RecordingDisk {
         Ok(())
     }
 
-    fn remove_abandoned(&self, of: &Path, prefix: &str) {
+    fn remove_abandoned(&self, of: &Path, start: &str, end: &str) {
         let mut state = self.lock();
         let State { names, held, .. } = &*state;
         let ours = |path: &Path| {
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-            folder(path) == of && name.starts_with(prefix.as_bytes())
+            folder(path) == of && is_between(name, start, end)
         };
         let free = |number: &usize| held.get(number).is_none_or(|held| held.strong_count() == 0);
         let abandoned: Vec<PathBuf> =

@@ -188,3 +188,17 @@ impl ByteSource for ArchiveSource {
         self.inner.hints()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{MemorySource, conformance};
+
+    #[test]
+    fn archives_conform() {
+        conformance::check(|bytes| {
+            Box::new(ArchiveSource::new(Arc::new(MemorySource::new("memory", bytes.to_vec())), Arc::from([])))
+        })
+        .unwrap();
+    }
+}

@@ -28,6 +28,14 @@ impl Faults {
         }
     }
 
+    /// How many more faults end it; at least 1.
+    pub(super) fn room(&self) -> usize {
+        match self {
+            Faults::Stop => 1,
+            Faults::Collect(list) => limits::MAX_FAULTS.saturating_sub(list.len()).max(1),
+        }
+    }
+
     /// The value, or a report of why there is none.
     pub(super) fn check<T>(&mut self, value: Typed<T>) -> Result<Option<T>> {
         match value {

@@ -121,7 +121,14 @@ fn set(files: &Files) -> Option<Vec<Option<Vec<u8>>>> {
 
 #[test]
 fn a_set_is_the_old_one_or_the_new_one_once_recovered() {
-    for (old_sizes, sizes) in [(None, [60, 60]), (Some(&[50, 70][..]), [60, 60]), (Some(&[90, 80, 70][..]), [60, 60])] {
+    let sizes: [(Option<&[usize]>, &[usize]); 4] = [
+        (None, &[60, 60]),
+        (Some(&[50, 70]), &[60, 60]),
+        (Some(&[90, 80, 70]), &[60, 60]),
+        // One file alone, where the old index would hide it.
+        (Some(&[90, 80]), &[60]),
+    ];
+    for (old_sizes, sizes) in sizes {
         for durability in [Durability::Durable, Durability::Atomic, Durability::Fast] {
             let disk = RecordingDisk::default();
             if let Some(sizes) = old_sizes {
@@ -130,7 +137,7 @@ fn a_set_is_the_old_one_or_the_new_one_once_recovered() {
             let before = disk.files();
             let disk = RecordingDisk::new(before.clone());
             let from = disk.operations().len();
-            shards(&disk, durability, &sizes, 2);
+            shards(&disk, durability, sizes, 2);
             let (old, new) = (set(&before), set(&disk.files()));
             assert!(
                 disk.files().keys().all(|path| !path.to_string_lossy().contains("/.")),

@@ -6,6 +6,7 @@ use super::header::{Metadata, PREFIX_BYTES};
 use super::json::{Scanner, Typed};
 use crate::index::{Entries, TensorIndex, TensorInfo, check_size};
 use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
+use std::collections::HashMap;
 use std::collections::btree_map::Entry;
 
 pub(super) struct Decoded {
@@ -339,9 +340,25 @@ impl<'a> Decoder<'a> {
     }
 
     fn index(&mut self) -> Result<TensorIndex> {
-        let (scan, faults) = (&self.scan, &mut self.faults);
-        let index = std::mem::take(&mut self.entries)
-            .into_index(|first, second| faults.report(duplicate(scan, first, second)))?;
+        let room = self.faults.room();
+        let mut duplicates = Vec::new();
+        let index = std::mem::take(&mut self.entries).into_index(|first, second| {
+            let error = duplicate(first, second);
+            if duplicates.len() + 1 >= room {
+                return Err(error);
+            }
+            duplicates.push(error);
+            Ok(())
+        });
+        let (index, last) = match index {
+            Ok(index) => (Some(index), None),
+            Err(error) => (None, Some(error)),
+        };
+        duplicates.extend(last);
+        for error in located(&self.scan, duplicates) {
+            self.faults.report(error)?;
+        }
+        let index = index.ok_or_else(|| Error::new(Kind::Internal, "a duplicate name ended the index and no list"))?;
         // Where every tensor began at the end of the one before, only the end of the file is left to check.
         if self.next_start != Some(self.file_len) {
             self.layout(&index)?;
@@ -416,32 +433,71 @@ pub(super) fn utf8(json: &[u8], base: u64) -> Result<&str> {
     })
 }
 
-/// Says where the name stands for the second time. The header is read once more for it: keeping the position of every
-/// name would cost all sound files.
 #[cold]
-fn duplicate(scan: &Scanner<'_>, first: TensorInfo<'_>, second: TensorInfo<'_>) -> Error {
-    let error = Error::new(Kind::DuplicateName, "the tensor name stands twice")
+fn duplicate(first: TensorInfo<'_>, second: TensorInfo<'_>) -> Error {
+    Error::new(Kind::DuplicateName, "the tensor name stands twice")
         .with_tensor(second.name())
         .with_expected("each name once")
-        .with_got(format!("bytes {} and {}", first.range(), second.range()));
-    match nth_key(scan, second.name(), 2) {
-        Ok(Some(at)) => error.with_offset(scan.offset(at)),
-        _ => error,
-    }
+        .with_got(format!("bytes {} and {}", first.range(), second.range()))
 }
 
-fn nth_key(scan: &Scanner<'_>, name: &str, n: usize) -> Result<Option<usize>> {
+/// Where a name stands.
+#[derive(Default)]
+struct Places {
+    /// How many of them are looked for.
+    wanted: usize,
+    found: Vec<usize>,
+    /// How many of them have been given to an error.
+    given: usize,
+}
+
+/// Says where duplicate names stand for the second time, the third and so on. The header is read once more for all of them
+/// together: keeping the position of every name would cost all sound files, and reading it for each would take hours.
+#[cold]
+fn located(scan: &Scanner<'_>, errors: Vec<Error>) -> Vec<Error> {
+    if errors.is_empty() {
+        return errors;
+    }
+    let mut places: HashMap<&str, Places> = HashMap::new();
+    for name in errors.iter().filter_map(Error::tensor) {
+        // The first place is none of a duplicate.
+        places.entry(name).or_insert(Places { wanted: 1, given: 1, ..Places::default() }).wanted += 1;
+    }
+    // A header that ends in a fault has its places up to there.
+    let _ = find_keys(scan, &mut places);
+    let mut offsets = Vec::new();
+    for error in &errors {
+        let own = error.tensor().and_then(|name| places.get_mut(name));
+        offsets.push(own.and_then(|own| {
+            own.given += 1;
+            own.found.get(own.given - 1).copied()
+        }));
+    }
+    let with_offset = |(error, at): (Error, Option<usize>)| match at {
+        Some(at) => error.with_offset(scan.offset(at)),
+        None => error,
+    };
+    errors.into_iter().zip(offsets).map(with_offset).collect()
+}
+
+/// Finds the places that are wanted, and ends with the last of them.
+fn find_keys(scan: &Scanner<'_>, places: &mut HashMap<&str, Places>) -> Result<()> {
+    let mut missing: usize = places.values().map(|own| own.wanted).sum();
     let mut scan = scan.clone();
     scan.jump(0);
     scan.expect(b'{')?;
-    let (mut seen, mut first) = (0, true);
-    while let Some((key, at)) = scan.next_key(first)? {
+    let mut first = true;
+    while missing > 0
+        && let Some((key, at)) = scan.next_key(first)?
+    {
         first = false;
-        seen += usize::from(key == name);
-        if seen == n {
-            return Ok(Some(at));
+        if let Some(own) = places.get_mut(&*key)
+            && own.found.len() < own.wanted
+        {
+            own.found.push(at);
+            missing -= 1;
         }
         scan.skip_value()?;
     }
-    Ok(None)
+    Ok(())
 }

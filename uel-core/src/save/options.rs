@@ -101,7 +101,8 @@ impl SaveOptions {
         self
     }
 
-    /// Stores a hash of every 2 MiB of each tensor in the `__metadata__`, which loads and `uel verify` can check.
+    /// Stores a hash of every 2 MiB of each tensor in the `__metadata__`, which loads and
+    /// `uel verify --deep` can check.
     pub fn with_hashes(mut self, hashes: bool) -> Self {
         self.hashes = hashes;
         self

@@ -52,7 +52,7 @@ pub(crate) fn commit_set(
     let _hold = Hold::take(&**disk, folder.join(LOCK))?;
     // What the journal of an interrupted set names must not be replaced by what waits of this one.
     recover_held(&**disk, folder)?;
-    disk.remove_abandoned(folder, WAITING_START);
+    disk.remove_abandoned(folder, WAITING_START, "");
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let mut renames = Vec::new();
     for file in &files {
@@ -169,7 +169,7 @@ pub fn recover_set(disk: &dyn Disk, folder: &Path) -> Result<bool> {
     }
     let _hold = Hold::take(disk, folder.join(LOCK))?;
     let recovered = recover_held(disk, folder)?;
-    disk.remove_abandoned(folder, WAITING_START);
+    disk.remove_abandoned(folder, WAITING_START, "");
     Ok(recovered)
 }
 

@@ -1,6 +1,8 @@
 //! Which tensors go into which file of a set, and the index file that says so.
 
 use super::TensorMeta;
+use crate::atomic;
+use crate::disk::{Disk, Entry};
 use crate::{Error, Kind, Result, limits};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -78,6 +80,25 @@ fn ascii(json: &str) -> String {
         }
     }
     text
+}
+
+/// Whether a set needs an index file: one file alone does where an old index stands, which would go on naming old shards.
+pub(crate) fn needs_index(disk: &dyn Disk, names: &[String], index: &Path) -> Result<bool> {
+    if names.len() > 1 {
+        return Ok(true);
+    }
+    let entry = disk.entry(index).map_err(|error| Error::io("look at", index, error))?;
+    Ok(matches!(entry, Some(Entry::File | Entry::Symlink(_))))
+}
+
+/// Removes what killed saves of a set of this name left in `folder`, into however many files it was to go: the next save
+/// under the same names would, but few sets have the same count again.
+pub(crate) fn remove_abandoned(disk: &dyn Disk, folder: &Path, names: &[String]) {
+    let Some((first, extension)) = names.first().and_then(|name| name.rsplit_once('.')) else { return };
+    let stem = first.rsplit_once("-00001-of-").map_or(first, |(stem, _)| stem);
+    for start in [format!("{stem}-"), format!("{stem}.{extension}.")] {
+        atomic::remove_abandoned(disk, folder, &start);
+    }
 }
 
 /// Each shard has a name of its own, and it is that of a file in the folder.

@@ -10,7 +10,7 @@ pub enum FileSystem {
     Local,
     /// Memory of this machine: tmpfs, ramfs or hugetlbfs.
     Memory,
-    /// A file system over the network, by its name. Page faults in a mapping cost a round trip each there.
+    /// A file system over the network, of a cluster, or of the host of this virtual machine, by its name. Page faults in a mapping cost a round trip each there.
     Network(&'static str),
     /// A program behind FUSE, often an object store.
     Fuse,
@@ -69,6 +69,35 @@ mod magic {
     pub(super) const NCP: u32 = 0x564C;
     pub(super) const AFS: u32 = 0x5346_414F;
     pub(super) const AFS_FS: u32 = 0x6B41_4653;
+    pub(super) const REISERFS: u32 = 0x5265_4973;
+    pub(super) const NILFS: u32 = 0x3434;
+    pub(super) const UDF: u32 = 0x1501_3346;
+    /// `fs/jfs/jfs_superblock.h`: "JFS1".
+    pub(super) const JFS: u32 = 0x3153_464A;
+    /// `fs/hfsplus/hfsplus_raw.h`.
+    pub(super) const HFSPLUS: u32 = 0x482B;
+    /// `fs/ntfs/ntfs.h` of kernels that had it.
+    pub(super) const NTFS: u32 = 0x5346_544E;
+    pub(super) const OCFS2: u32 = 0x7461_636F;
+    /// `include/uapi/linux/gfs2_ondisk.h`.
+    pub(super) const GFS2: u32 = 0x0116_1970;
+    /// `fs/orangefs/orangefs-kernel.h`, PVFS2 before.
+    pub(super) const ORANGEFS: u32 = 0x2003_0528;
+    /// `fs/vboxsf/super.c`: folders of the host of a virtual machine, as the next two.
+    pub(super) const VBOXSF: u32 = 0x786F_4256;
+    /// `fs.h` of the GNU coreutils, as the rest down to `ACFS`: VMware.
+    pub(super) const VMHGFS: u32 = 0xBACB_ACBC;
+    /// Parallels.
+    pub(super) const PRL_FS: u32 = 0x7C7C_6673;
+    pub(super) const PANFS: u32 = 0xAAD7_AAEA;
+    /// StorNext.
+    pub(super) const SNFS: u32 = 0xBEEF_DEAD;
+    pub(super) const IBRIX: u32 = 0x0131_11A8;
+    /// Veritas, which may be on one machine and in a cluster.
+    pub(super) const VXFS: u32 = 0xA501_FCF5;
+    pub(super) const ACFS: u32 = 0x6163_6673;
+    /// As other programs list it; what it comes from is not public.
+    pub(super) const WEKAFS: u32 = 0x1803_1977;
     /// `fs/ntfs3/super.c`.
     pub(super) const NTFS3: u32 = 0x7366_746E;
     /// `include/sys/fs/zfs.h` of OpenZFS.
@@ -92,6 +121,7 @@ fn of_magic(f_type: u64) -> FileSystem {
         }
         magic::OVERLAYFS | magic::ECRYPTFS | magic::SQUASHFS | magic::EROFS | magic::ISOFS => FileSystem::Local,
         magic::MSDOS | magic::EXFAT => FileSystem::Local,
+        magic::REISERFS | magic::NILFS | magic::UDF | magic::JFS | magic::HFSPLUS | magic::NTFS => FileSystem::Local,
         magic::TMPFS | magic::RAMFS | magic::HUGETLBFS => FileSystem::Memory,
         magic::FUSE => FileSystem::Fuse,
         magic::NFS => FileSystem::Network("nfs"),
@@ -104,6 +134,18 @@ fn of_magic(f_type: u64) -> FileSystem {
         magic::LUSTRE => FileSystem::Network("lustre"),
         magic::GPFS => FileSystem::Network("gpfs"),
         magic::BEEGFS => FileSystem::Network("beegfs"),
+        magic::OCFS2 => FileSystem::Network("ocfs2"),
+        magic::GFS2 => FileSystem::Network("gfs2"),
+        magic::ORANGEFS => FileSystem::Network("orangefs"),
+        magic::PANFS => FileSystem::Network("panfs"),
+        magic::SNFS => FileSystem::Network("stornext"),
+        magic::IBRIX => FileSystem::Network("ibrix"),
+        magic::VXFS => FileSystem::Network("vxfs"),
+        magic::ACFS => FileSystem::Network("acfs"),
+        magic::WEKAFS => FileSystem::Network("wekafs"),
+        magic::VBOXSF => FileSystem::Network("vboxsf"),
+        magic::VMHGFS => FileSystem::Network("vmhgfs"),
+        magic::PRL_FS => FileSystem::Network("prl_fs"),
         _ => FileSystem::Unknown(f_type),
     }
 }
@@ -118,6 +160,8 @@ mod tests {
         assert_eq!(of_magic(0xFFFF_FFFF_FF53_4D42), FileSystem::Network("smb"));
         assert_eq!(of_magic(0x6969), FileSystem::Network("nfs"));
         assert_eq!(of_magic(0x0102_1994), FileSystem::Memory);
+        assert_eq!(of_magic(0x7461_636F), FileSystem::Network("ocfs2"));
+        assert_eq!(of_magic(0xFFFF_FFFF_AAD7_AAEA), FileSystem::Network("panfs"));
         assert_eq!(of_magic(1), FileSystem::Unknown(1));
     }
 

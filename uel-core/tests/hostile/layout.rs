@@ -111,4 +111,8 @@ fn many(corpus: &mut Corpus) {
     corpus.refused("twenty thousand faulty tensors", Kind::JsonType, all(&faulty), 0);
     let stacked: Vec<_> = (0..20_000).map(|i| bytes(&i.to_string(), 0, 4)).collect();
     corpus.refused("twenty thousand tensors of the same bytes", Kind::Overlap, all(&stacked), 4);
+    // Each name's second place is far behind the first, so that looking for them one by one takes long.
+    let mut repeated: Vec<_> = (0..15_000).map(|i| bytes(&i.to_string(), 0, 0)).collect();
+    repeated.extend((0..2_000).map(|i| bytes(&i.to_string(), 0, 0)));
+    corpus.stricter("duplicate-name", "two thousand names repeated at the end", Kind::DuplicateName, all(&repeated), 0);
 }

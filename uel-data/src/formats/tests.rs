@@ -362,3 +362,14 @@ fn a_preloaded_file_is_the_file_and_one_that_fits_no_memory_is_refused() {
     assert_eq!((error.kind(), error.path()), (Kind::OutOfMemory, Some(hole.as_path())));
     assert_eq!(DataFile::preload(folder.write("empty", b"")).unwrap().byte_len(), 0);
 }
+
+#[test]
+fn data_files_conform_to_what_sources_promise() {
+    use uel_core::source::{ByteSource, MemorySource, conformance};
+    let in_memory = |bytes: &[u8]| DataFile::from_bytes("memory", bytes.to_vec()).unwrap();
+    conformance::check(|bytes| Box::new(in_memory(bytes))).unwrap();
+    let of_source = |bytes: &[u8]| -> std::sync::Arc<dyn ByteSource> {
+        std::sync::Arc::new(MemorySource::new("memory", bytes.to_vec()))
+    };
+    conformance::check(|bytes| Box::new(DataFile::from_source(of_source(bytes)).unwrap())).unwrap();
+}

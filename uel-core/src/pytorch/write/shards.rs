@@ -2,7 +2,7 @@
 
 use super::{PthWriter, StateDict};
 use crate::save::set::{Member, commit_set};
-use crate::save::shards::{check_shard_names, index_text, plan_shards_named};
+use crate::save::shards::{check_shard_names, index_text, needs_index, plan_shards_named, remove_abandoned};
 use crate::save::{SaveOptions, SaveReport, ShardPlan, TensorMeta, Written};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -113,10 +113,12 @@ impl PthShardedWriter {
             }
             *dict = std::mem::take(dict).with_tied(other.clone(), name.clone());
         }
+        remove_abandoned(&**options.disk(), folder, &plan.names);
         let create = |(name, dict): (&String, StateDict)| PthWriter::create(folder.join(name), dict, options);
         let shards: Vec<PthWriter> = plan.names.iter().zip(dicts).map(create).collect::<Result<_>>()?;
         // A link that is followed may lead elsewhere, and then the files cannot be put in place together.
-        if let Some(away) = shards.iter().find(|shard| shard.path().parent() != Some(folder) && shards.len() > 1) {
+        let together = needs_index(&**options.disk(), &plan.names, &index_path(folder, &plan.names))?;
+        if let Some(away) = shards.iter().find(|shard| shard.path().parent() != Some(folder) && together) {
             return Err(
                 Error::new(Kind::Argument, "the files of a set must stand in its folder").with_path(away.path())
             );
@@ -196,17 +198,29 @@ impl PthShardedWriter {
         Ok(report)
     }
 
-    /// The path and text of the index file; `None` for one file alone.
+    /// The path and text of the index file; `None` where there is to be none.
     fn index_file(&self, total_bytes: u64) -> Result<Option<(PathBuf, String)>> {
-        let Some((first, [_, ..])) = self.names.split_first() else { return Ok(None) };
-        let stem = first.rsplit_once("-00001-of-").map_or("pytorch_model", |(stem, _)| stem);
-        let extension = first.rsplit_once('.').map_or("bin", |(_, extension)| extension);
+        let path = index_path(&self.folder, &self.names);
+        if !needs_index(&**self.options.disk(), &self.names, &path)? {
+            return Ok(None);
+        }
         let mut weight_map = BTreeMap::new();
         let tied = self.tied.iter().map(|(name, shard)| (name, shard));
         for (name, shard) in self.owners.iter().chain(tied) {
             weight_map.insert(name.as_str(), self.names.get(*shard).map_or("", String::as_str));
         }
         let text = index_text(total_bytes, &weight_map)?;
-        Ok(Some((self.folder.join(format!("{stem}.{extension}.index.json")), text)))
+        Ok(Some((path, text)))
     }
+}
+
+/// Where the index file of these shards stands, if they have one.
+fn index_path(folder: &Path, names: &[String]) -> PathBuf {
+    let first = names.first().map_or("", String::as_str);
+    let stem = first.rsplit_once("-00001-of-").map_or("pytorch_model", |(stem, _)| stem);
+    let extension = first.rsplit_once('.').map_or("bin", |(_, extension)| extension);
+    folder.join(match names {
+        [one] => format!("{one}.index.json"),
+        _ => format!("{stem}.{extension}.index.json"),
+    })
 }

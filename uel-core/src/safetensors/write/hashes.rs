@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 ///
 /// Its value is a JSON object: each tensor's name, and the XXH3-64 hashes of its bytes in pieces of [`HASH_CHUNK_BYTES`],
 /// 16 hexadecimal digits each, one behind the other. Tensors without bytes have the empty string. XXH3 finds damage, not
-/// forgery: whoever can change the bytes can change the hashes.
+/// forgery: whoever can change the bytes can change the hashes. It is the tensors' bytes that are hashed: damage to the header
+/// that leaves it sound, in a value of the metadata say, is not found.
 pub const HASHES_KEY: &str = "uel.xxh3";
 
 /// Bytes that one hash covers.

@@ -2,7 +2,7 @@
 
 use super::{SaveOptions, SaveReport, ShardPlan, StreamingWriter, TensorMeta, Written};
 use crate::save::set::{Member, commit_set};
-use crate::save::shards::{check_shard_names, index_text, plan_shards_named};
+use crate::save::shards::{check_shard_names, index_text, needs_index, plan_shards_named, remove_abandoned};
 use crate::{Dtype, Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub fn plan_shards(metas: impl IntoIterator<Item = TensorMeta>, max_shard_bytes:
 /// Where the process ends while the files are put in place, [`recover_set`](crate::safetensors::recover_set), or the next
 /// save of a set in that folder, completes it, and until then UEL refuses to open the folder. So a set that was there before
 /// under the same names is replaced as a whole. Files of older sets under other names stay.
+///
+/// One file alone has no index file, unless an older set's stands there: then it is replaced by one that names the file.
 ///
 /// ```
 /// use uel_core::Dtype;
@@ -85,12 +87,14 @@ impl ShardedWriter {
                 }
             }
         }
+        remove_abandoned(&*options.disk, folder, &plan.names);
         let create = |(name, metas): (&String, &Vec<TensorMeta>)| {
             StreamingWriter::create(folder.join(name), metas.iter().cloned(), options)
         };
         let shards: Vec<StreamingWriter> = plan.names.iter().zip(&plan.shards).map(create).collect::<Result<_>>()?;
         // A link that is followed may lead elsewhere, and then the files cannot be put in place together.
-        if let Some(away) = shards.iter().find(|shard| shard.path().parent() != Some(folder) && shards.len() > 1) {
+        let together = needs_index(&*options.disk, &plan.names, &index_path(folder, &plan.names))?;
+        if let Some(away) = shards.iter().find(|shard| shard.path().parent() != Some(folder) && together) {
             return Err(
                 Error::new(Kind::Argument, "the files of a set must stand in its folder").with_path(away.path())
             );
@@ -167,17 +171,26 @@ impl ShardedWriter {
         Ok(report)
     }
 
-    /// The path and text of the index file, as transformers writes it; `None` for one file alone.
+    /// The path and text of the index file, as transformers writes it; `None` where there is to be none.
     fn index_file(&self, total_bytes: u64) -> Result<Option<(PathBuf, String)>> {
-        if self.names.len() < 2 {
+        let path = index_path(&self.folder, &self.names);
+        if !needs_index(&*self.options.disk, &self.names, &path)? {
             return Ok(None);
         }
-        let stem = self.names.first().and_then(|name| name.rsplit_once("-00001-of-")).map_or("model", |(stem, _)| stem);
         let mut weight_map = BTreeMap::new();
         for (name, shard) in &self.owners {
             weight_map.insert(name.as_str(), self.names.get(*shard).map_or("", String::as_str));
         }
         let text = index_text(total_bytes, &weight_map)?;
-        Ok(Some((self.folder.join(format!("{stem}.safetensors.index.json")), text)))
+        Ok(Some((path, text)))
     }
+}
+
+/// Where the index file of these shards stands, if they have one.
+fn index_path(folder: &Path, names: &[String]) -> PathBuf {
+    let stem = names.first().and_then(|name| name.rsplit_once("-00001-of-")).map_or("model", |(stem, _)| stem);
+    folder.join(match names {
+        [one] => format!("{one}.index.json"),
+        _ => format!("{stem}.safetensors.index.json"),
+    })
 }

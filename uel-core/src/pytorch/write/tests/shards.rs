@@ -49,6 +49,28 @@ fn one_file_has_no_index() {
 }
 
 #[test]
+fn one_file_in_place_of_a_set_is_what_the_folder_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    for (most, byte) in [(10, 1), (100, 2)] {
+        let given = ["a", "b", "c"].map(|name| Given::new(name, Dtype::U8, &[10], byte));
+        let plan = plan_shards(metas(&given), most, "pytorch_model", "bin").unwrap();
+        let tied = [("z".to_owned(), "b".to_owned())];
+        let writer = PthShardedWriter::create(folder.path(), &plan, &tied, &SaveOptions::new()).unwrap();
+        for given in &given {
+            let (name, dtype, shape, bytes) = given.parts();
+            writer.write(name, dtype, shape, bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        if most == 100 {
+            check(&folder.path().join("pytorch_model.bin"), &given);
+        }
+    }
+    let index = std::fs::read_to_string(folder.path().join("pytorch_model.bin.index.json")).unwrap();
+    assert_eq!(index.matches("\"pytorch_model.bin\"").count(), 4, "{index}");
+    assert!(!index.contains("-of-"), "{index}");
+}
+
+#[test]
 fn faulty_plans_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut plan = plan_shards(metas(&some_tensors(1)), 60, "model", "bin").unwrap();

@@ -53,8 +53,8 @@ impl Disk for SlowDisk {
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         LocalDisk.sync_folder(folder)
     }
-    fn remove_abandoned(&self, folder: &Path, prefix: &str) {
-        LocalDisk.remove_abandoned(folder, prefix);
+    fn remove_abandoned(&self, folder: &Path, start: &str, end: &str) {
+        LocalDisk.remove_abandoned(folder, start, end);
     }
 }
 

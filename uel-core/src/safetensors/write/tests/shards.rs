@@ -111,6 +111,86 @@ fn the_index_file_is_text_as_transformers_writes_it() {
     assert_eq!(std::fs::read_to_string(folder.path().join("mö.safetensors.index.json")).unwrap(), expected);
 }
 
+/// Saves `sizes` in files of at most 10 bytes, each byte of them `byte`.
+fn save_set(folder: &Path, sizes: &[usize], byte: u8) -> crate::Result<SaveReport> {
+    let metas = sizes.iter().enumerate().map(|(n, size)| TensorMeta::new(n.to_string(), Dtype::U8, [*size]));
+    let writer = ShardedWriter::create(folder, &plan_shards(metas, 10, "model")?, &SaveOptions::new())?;
+    for (n, size) in sizes.iter().enumerate() {
+        writer.write(&n.to_string(), Dtype::U8, &[*size], &vec![byte; *size])?;
+    }
+    writer.finish()
+}
+
+#[test]
+fn one_file_in_place_of_a_set_is_what_the_folder_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    save_set(folder, &[10, 10, 10], 1).unwrap();
+    let report = save_set(folder, &[5, 5], 2).unwrap();
+    let files = SafetensorsFiles::open(folder, Rules::Strict).unwrap();
+    assert_eq!((files.index().len(), files.sources().len()), (2, 1));
+    for info in files.index().iter() {
+        assert_eq!(files.sources()[info.file()].read_range(info.range()).unwrap(), [2; 5]);
+    }
+    assert_eq!(SafetensorsFiles::faults(folder).len(), 0);
+    let written: Vec<_> = report.files.iter().map(|file| file.path.strip_prefix(folder).unwrap()).collect();
+    assert_eq!(written, [Path::new("model.safetensors"), Path::new("model.safetensors.index.json")]);
+    assert!(names(folder).iter().all(|name| !name.starts_with('.')), "{:?}", names(folder));
+    // And back again.
+    save_set(folder, &[10, 10], 3).unwrap();
+    assert_eq!(SafetensorsFiles::open(folder, Rules::Strict).unwrap().sources().len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn one_file_elsewhere_cannot_take_the_place_of_a_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let (set, elsewhere) = (folder.path().join("set"), folder.path().join("elsewhere"));
+    std::fs::create_dir(&set).unwrap();
+    save_set(&set, &[10, 10], 1).unwrap();
+    std::fs::write(&elsewhere, "old").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, set.join("model.safetensors")).unwrap();
+    let options = SaveOptions::new().with_symlinks(crate::Symlinks::Follow);
+    let plan = plan_shards([TensorMeta::new("a", Dtype::U8, [1])], 10, "model").unwrap();
+    assert_eq!(ShardedWriter::create(&set, &plan, &options).unwrap_err().kind(), Kind::Argument);
+    assert_eq!(std::fs::read(&elsewhere).unwrap(), b"old");
+    assert_eq!(SafetensorsFiles::open(&set, Rules::Strict).unwrap().sources().len(), 2);
+}
+
+#[test]
+fn what_a_killed_set_of_another_count_left_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let sets: [&[usize]; 4] = [&[10, 10, 10], &[10, 10], &[10; 11], &[5]];
+    // As killed processes leave them.
+    for sizes in sets {
+        let metas = sizes.iter().enumerate().map(|(n, size)| TensorMeta::new(n.to_string(), Dtype::U8, [*size]));
+        let plan = plan_shards(metas, 10, "model").unwrap();
+        let writer = ShardedWriter::create(folder, &plan, &SaveOptions::new()).unwrap();
+        let left: Vec<_> =
+            names(folder).into_iter().filter(|name| name.starts_with(".model") && name.ends_with(".uel-tmp")).collect();
+        assert_eq!(left.len(), sizes.len());
+        let copies: Vec<_> = left.iter().map(|name| folder.join(name.replace(".uel-tmp", "9.uel-tmp"))).collect();
+        copies.iter().for_each(|copy| std::fs::write(copy, "left").unwrap());
+        // Those of others stay: another stem, and what is no save's.
+        let others = [".other-00001-of-00002.safetensors.0.1-1.uel-tmp", ".model-notes", ".model.safetensors.swp"];
+        others.iter().for_each(|name| std::fs::write(folder.join(name), "other").unwrap());
+        drop(writer);
+        // One that is being written stays, too.
+        let plan = plan_shards((0..6).map(|n| TensorMeta::new(n.to_string(), Dtype::U8, [10])), 10, "model").unwrap();
+        let running = ShardedWriter::create(folder, &plan, &SaveOptions::new()).unwrap();
+        let held = names(folder).into_iter().filter(|name| name.contains("-of-00006")).count();
+        assert_eq!((held, copies.iter().filter(|copy| copy.exists()).count()), (6, 0), "{:?}", names(folder));
+        save_set(folder, &[10, 10, 10, 10], 1).unwrap();
+        assert_eq!(names(folder).into_iter().filter(|name| name.contains("-of-00006")).count(), 6);
+        drop(running);
+        let left: Vec<_> = names(folder).into_iter().filter(|name| name.starts_with('.')).collect();
+        let mut expected = others.map(str::to_owned);
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+}
+
 #[test]
 fn plans_that_contradict_themselves_are_refused() {
     let folder = tempfile::tempdir().unwrap();
