@@ -329,8 +329,12 @@ fn pytorch_shards_are_named_and_indexed_as_transformers_does() {
     assert_eq!(index, expected);
     assert!(std::fs::read(out.join(shards[0])).unwrap() == pth_of(&src, &["a"], &[]));
     assert!(std::fs::read(out.join(shards[1])).unwrap() == pth_of(&src, &["b", "c"], &[]));
-    let told = refused(&[&"convert", &src, &dst, &"--shard-size", &"1GB"]);
-    assert!(told.contains("pytorch_model.bin.index.json"), "{told}");
+    // One file takes the place of all: the old index does not hide it.
+    let other = dir.path().join("other.safetensors");
+    write(&other, &[("a", Dtype::F32, &[1], vec![7; 4])]);
+    assert_exit(&uel(&[&"convert", &other, &dst, &"--shard-size", &"1GB"]), 0, 0);
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    assert_eq!((checkpoint.sources().len(), checkpoint.index().len()), (1, 1));
 }
 
 #[test]
