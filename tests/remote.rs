@@ -323,7 +323,7 @@ fn a_group_reads_urls() {
     }
     let error = ThreadGroup::run(2, Duration::from_secs(60), |group| {
         let mut loader = GroupLoader::new(Arc::new(group)).with_options(options());
-        loader.add_paths(&[&urls[0], &server.url("/absent.safetensors?token=secret")]);
+        loader.add_paths([&urls[0], &server.url("/absent.safetensors?token=secret")]);
         loader.load_files().map(drop)
     });
     for outcome in error.unwrap() {
