@@ -143,7 +143,10 @@ impl Entries {
         } else {
             ("bytes in names, or dimensions in all", u32::MAX as usize)
         };
-        Error::new(Kind::Limit, format!("too many {what}")).with_tensor(name).with_expected(format!("at most {limit}"))
+        Error::new(Kind::Limit, format!("too many {what}"))
+            .with_tensor(name)
+            .with_expected(format!("at most {limit}"))
+            .with_got("one more")
     }
 
     /// The tensors of several files, numbered in their order.
@@ -408,7 +411,10 @@ impl TensorIndexBuilder {
     pub fn push(&mut self, name: &str, dtype: Dtype, shape: &[usize], file: usize, range: ByteRange) -> Result<()> {
         check_size(name, dtype, shape, range)?;
         if self.index.position(name).is_some() {
-            return Err(Error::new(Kind::DuplicateName, "the tensor name stands twice").with_tensor(name));
+            return Err(Error::new(Kind::DuplicateName, "the tensor name stands twice")
+                .with_tensor(name)
+                .with_expected("each name once")
+                .with_got("it a second time"));
         }
         let TensorIndex { entries, table } = &mut self.index;
         let position = entries.len() as u32;
@@ -485,6 +491,7 @@ pub(crate) fn byte_len_of(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u
     let Some(non_zero) = countable else {
         return Err(Error::new(Kind::Overflow, "the elements of the shape cannot be counted in 64 bits")
             .with_tensor(name)
+            .with_expected(format!("at most {} elements", u64::MAX))
             .with_got(format!("{dtype} {shape:?}")));
     };
     check_rows(name, dtype, shape)?;

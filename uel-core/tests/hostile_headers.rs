@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 use uel_core::safetensors::{Header, Rules, header_range};
-use uel_core::{ByteRange, Result};
+use uel_core::{ByteRange, Error, Result};
 
 /// What decoding may take beyond the input.
 const MEMORY: usize = 10_000_000;
@@ -46,15 +46,19 @@ fn check(case: &Case) -> usize {
     };
     assert_eq!(strict.as_ref().err().map(|error| error.kind()), expected, "{name}: {strict:?}");
     assert_eq!(reference(&bytes), accepted, "{name}: the reference");
-    assert_eq!(decode(&bytes, Rules::Compatible).is_ok(), accepted, "{name}: compatible");
-    if let Err(error) = &strict {
+    let compatible = decode(&bytes, Rules::Compatible);
+    assert_eq!(compatible.is_ok(), accepted, "{name}: compatible");
+    let says_where = |error: &Error| {
         assert!(error.offset().is_some() || error.tensor().is_some(), "{name}: no place in {error}");
         assert!(error.offset().is_none_or(|offset| offset <= bytes.len() as u64), "{name}: {error}");
+        assert!(error.expected().is_some() && error.got().is_some(), "{name}: {error}");
         assert!(error.to_string().len() < 2000, "{name}: {error}");
-    }
+    };
+    strict.as_ref().err().into_iter().chain(compatible.as_ref().err()).for_each(says_where);
     if let Ok(json) = header_bytes(&bytes) {
         let (faults, of_faults) = peak(|| Header::faults(json, bytes.len() as u64));
         assert_eq!(faults.is_empty(), strict.is_ok(), "{name}: {faults:?}");
+        faults.iter().for_each(says_where);
         memory = memory.max(of_faults);
     }
     assert!(memory < MEMORY, "{name}: took {memory} bytes beyond the input's {}", bytes.len());

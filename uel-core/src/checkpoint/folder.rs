@@ -73,7 +73,8 @@ fn folder(path: &Path) -> Result<Found> {
             if let Some(missing) = first.missing(&shards) {
                 return Err(Error::new(Kind::MissingShard, "a shard is not in the folder")
                     .with_path(path.join(missing))
-                    .with_expected("all the shards that the file names count"));
+                    .with_expected("all the shards that the file names count")
+                    .with_got("no such file"));
             }
             Ok(Found::Pytorch(files.iter().map(|name| path.join(name)).collect()))
         }
@@ -92,7 +93,8 @@ fn gguf_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
             if let Some(missing) = (1..=first.count).find(|&number| parts.iter().all(|part| part.number != number)) {
                 return Err(Error::new(Kind::MissingShard, "a part of a split file is not in the folder")
                     .with_path(path.join(first.part(missing)))
-                    .with_expected(format!("all {} parts", first.count)));
+                    .with_expected(format!("all {} parts", first.count))
+                    .with_got("no such file"));
             }
             Ok(Some(files.iter().map(|name| path.join(name)).collect()))
         }
@@ -138,6 +140,7 @@ fn several(path: &Path, what: &str, names: &[&String]) -> Error {
     let shown: Vec<&str> = names.iter().take(SHOWN).map(|name| name.as_str()).collect();
     Error::new(Kind::Argument, format!("the folder has several {what}; name the one to open"))
         .with_path(path)
+        .with_expected("one")
         .with_got(shown.join(", "))
 }
 

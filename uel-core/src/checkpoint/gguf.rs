@@ -27,6 +27,7 @@ pub(super) fn open_file(path: &Path, source: Arc<dyn ByteSource>, open: &Opener<
             true => Error::new(Kind::MissingShard, "a part of a split file is missing")
                 .with_path(part)
                 .with_expected(format!("the {} parts that {} counts", paths.len(), path.display()))
+                .with_got("no such file")
                 .with_source(error),
             false => error,
         })?;

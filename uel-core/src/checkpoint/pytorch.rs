@@ -21,8 +21,12 @@ pub(super) fn open_index_file(path: &Path, options: &PytorchOptions, open: &Open
     let shards = shard_paths(path, &index_file);
     let opened = try_map(&shards, open_threads(shards.len()), |_, shard| {
         let source = open(shard).map_err(|error| missing_shard(error, shard, path))?;
-        if Format::of(&*source)? != Format::Pytorch {
-            return Err(Error::new(Kind::UnknownFormat, "the shard is no PyTorch file").with_path(shard));
+        let format = Format::of(&*source)?;
+        if format != Format::Pytorch {
+            return Err(Error::new(Kind::UnknownFormat, "the shard is no PyTorch file")
+                .with_path(shard)
+                .with_expected(Format::Pytorch)
+                .with_got(format));
         }
         PytorchFile::open(source, options)
     })?;
@@ -35,7 +39,8 @@ pub(super) fn open_index_file(path: &Path, options: &PytorchOptions, open: &Open
                 .with_expected(path.map_or(String::new(), |path| path.display().to_string()))
                 .with_got(files.path(info.file()).display()),
             None => Error::new(Kind::WeightMap, "the shard lacks a tensor that the weight_map says it holds")
-                .with_got(path.map_or(String::new(), |path| path.display().to_string())),
+                .with_expected(format!("it in {}", path.map_or(Path::new(""), |path| path).display()))
+                .with_got("no shard with it"),
         };
         return Err(error.with_tensor(name));
     }

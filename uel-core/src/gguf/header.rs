@@ -173,7 +173,8 @@ impl HeaderDecoder {
             Err(Error::new(Kind::DuplicateName, "the tensor name stands twice")
                 .with_tensor(second.name())
                 .with_offset(at)
-                .with_expected("each name once"))
+                .with_expected("each name once")
+                .with_got("it a second time"))
         })?;
         check_overlaps(&index)?;
         Ok(index)
@@ -199,6 +200,7 @@ impl HeaderDecoder {
         let range = data_start.checked_add(info.offset).and_then(|start| ByteRange::from_len(start, byte_len));
         let range = range.ok_or_else(|| {
             Error::new(Kind::Overflow, "the end of the tensor cannot be counted in 64 bits")
+                .with_expected(format!("an end of at most {}", u64::MAX))
                 .with_offset(info.offset_at)
                 .with_got(format!("{byte_len} bytes from {} on", info.offset))
         })?;

@@ -88,6 +88,8 @@ fn from_serde(json: &[u8], error: &serde_json::Error) -> Error {
         None => 0,
     };
     let at = line_start.saturating_add(error.column().saturating_sub(1)).min(json.len());
-    Error::new(kind, format!("the reference implementation refuses the header: {text}"))
+    Error::new(kind, "the reference implementation refuses the header")
         .with_offset(PREFIX_BYTES + at as u64)
+        .with_expected("a header that it accepts")
+        .with_got(text)
 }

@@ -185,6 +185,8 @@ impl SafetensorsFiles {
                         continue;
                     }
                     Error::new(Kind::DuplicateKey, "the weight_map names a tensor twice")
+                        .with_expected("each name once")
+                        .with_got(format!("it a second time, in {}", shard_name(*shard)))
                 }
                 Some((info, seen)) => {
                     *seen = true;
@@ -193,13 +195,15 @@ impl SafetensorsFiles {
                         .with_got(shard_name(info.file()))
                 }
                 None => Error::new(Kind::WeightMap, "the shard lacks a tensor that the weight_map says it holds")
-                    .with_got(shard_name(*shard)),
+                    .with_expected(format!("it in {}", shard_name(*shard)))
+                    .with_got("no shard with it"),
             };
             faults.report(error.with_tensor(name))?;
         }
         for (info, _) in self.index.iter().zip(seen).filter(|(_, seen)| !seen) {
             let error = Error::new(Kind::WeightMap, "the shard holds a tensor that the weight_map does not name");
-            faults.report(error.with_tensor(info.name()).with_got(shard_name(info.file())))?;
+            let error = error.with_tensor(info.name()).with_got(format!("it in {}", shard_name(info.file())));
+            faults.report(error.with_expected("every tensor of the shards in the weight_map"))?;
         }
         Ok(())
     }
@@ -281,7 +285,8 @@ fn with_header<T>(source: &dyn ByteSource, decode: impl FnOnce(&[u8]) -> T) -> R
     let range = header_range(source.read_array(0)?, source.byte_len())?;
     let no_memory = || {
         Error::new(Kind::OutOfMemory, "cannot reserve memory for the header")
-            .with_got(format!("{} bytes", range.byte_len()))
+            .with_expected(format!("room for {} bytes", range.byte_len()))
+            .with_got("none")
     };
     let len = usize::try_from(range.byte_len()).map_err(|_| no_memory())?;
     let mut memory: Vec<u8> = Vec::new();
@@ -339,6 +344,7 @@ pub(crate) fn missing_shard(error: Error, shard: &Path, index_path: &Path) -> Er
     Error::new(Kind::MissingShard, "a shard is not there")
         .with_path(shard)
         .with_expected(format!("the shard that {} names", index_path.display()))
+        .with_got("no such file")
         .with_source(error)
 }
 

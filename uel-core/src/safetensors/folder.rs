@@ -52,6 +52,7 @@ fn folder(path: &Path) -> Result<Layout> {
         (Some(_), _) => {
             return Err(Error::new(Kind::Argument, "the folder has several index files; name the one to open")
                 .with_path(path)
+                .with_expected("one")
                 .with_got(indexes.join(", ")));
         }
         (None, _) => {}
@@ -59,12 +60,14 @@ fn folder(path: &Path) -> Result<Layout> {
     if files.is_empty() {
         return Err(Error::new(Kind::UnknownFormat, "the folder holds no checkpoint")
             .with_path(path)
-            .with_expected("files whose names end with .safetensors, .bin, .pth, .pt or .gguf"));
+            .with_expected("files whose names end with .safetensors, .bin, .pth, .pt or .gguf")
+            .with_got("none"));
     }
     if let Some(missing) = missing_shard(&files) {
         return Err(Error::new(Kind::MissingShard, "a shard is not in the folder")
             .with_path(path.join(missing))
-            .with_expected("all the shards that the file names count"));
+            .with_expected("all the shards that the file names count")
+            .with_got("no such file"));
     }
     Ok(Layout::Files(files.iter().map(|name| path.join(name)).collect()))
 }

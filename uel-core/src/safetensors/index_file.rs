@@ -35,7 +35,8 @@ impl<'a> IndexFile<'a> {
             match &*key {
                 "weight_map" => {
                     if std::mem::replace(&mut found, true) {
-                        faults.report(scan.error(Kind::DuplicateKey, at, "the weight_map stands twice"))?;
+                        let error = scan.error(Kind::DuplicateKey, at, "the weight_map stands twice");
+                        faults.report(error.with_expected("each key once").with_got("a second weight_map"))?;
                     }
                     file.weight_map(&mut scan, faults)?;
                 }
@@ -45,12 +46,14 @@ impl<'a> IndexFile<'a> {
         }
         scan.skip_space();
         if scan.peek().is_some() {
-            return Err(scan.error(Kind::Json, scan.at(), "the index file goes on behind its closing brace"));
+            return Err(scan.unexpected("the index file goes on behind its closing brace", "the end"));
         }
         if !found {
-            faults.report(Error::new(Kind::IndexFile, "the index file has no weight_map"))?;
+            let error = Error::new(Kind::IndexFile, "the index file has no weight_map");
+            faults.report(error.with_expected("a weight_map").with_got("an object without"))?;
         } else if file.weights.is_empty() {
-            faults.report(Error::new(Kind::IndexFile, "the weight_map names no tensor"))?;
+            let error = Error::new(Kind::IndexFile, "the weight_map names no tensor");
+            faults.report(error.with_expected("a tensor at least").with_got("an empty object"))?;
         }
         file.sort_shards();
         Ok(file)
@@ -78,9 +81,7 @@ impl<'a> IndexFile<'a> {
                         }
                     };
                     if number.is_some_and(|number| number >= limits::MAX_SHARDS) {
-                        return Err(scan
-                            .error(Kind::Limit, at, "too many shards")
-                            .with_expected(format!("at most {}", limits::MAX_SHARDS)));
+                        return Err(scan.too_many(at, "too many shards", limits::MAX_SHARDS));
                     }
                     self.shards.extend(number.map(|_| shard.clone()));
                     numbers.insert(shard, number);
@@ -88,9 +89,7 @@ impl<'a> IndexFile<'a> {
                 }
             };
             if self.weights.len() >= limits::MAX_TENSORS {
-                return Err(scan
-                    .error(Kind::Limit, at, "too many tensors")
-                    .with_expected(format!("at most {}", limits::MAX_TENSORS)));
+                return Err(scan.too_many(at, "too many tensors", limits::MAX_TENSORS));
             }
             self.weights.extend(number.map(|number| (name, number)));
         }

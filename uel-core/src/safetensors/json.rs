@@ -73,14 +73,26 @@ impl<'a> Scanner<'a> {
         Error::new(kind, message).with_offset(self.offset(at))
     }
 
+    /// The refusal of what stands at position `at`, because `limit` of its kind stand before it.
+    #[cold]
+    pub(crate) fn too_many(&self, at: usize, message: &str, limit: usize) -> Error {
+        self.error(Kind::Limit, at, message).with_expected(format!("at most {limit}")).with_got("one more")
+    }
+
     /// Malformed JSON at the current position, where `expected` would have been right.
     #[cold]
     fn malformed(&self, expected: &str) -> Error {
+        self.unexpected("malformed JSON", expected)
+    }
+
+    /// The refusal of the character at the current position.
+    #[cold]
+    pub(crate) fn unexpected(&self, message: &str, expected: &str) -> Error {
         let got = match self.text.get(self.at..).and_then(|rest| rest.chars().next()) {
             Some(c) => format!("{c:?}"),
             None => "the end".to_owned(),
         };
-        self.error(Kind::Json, self.at, "malformed JSON").with_expected(expected).with_got(got)
+        self.error(Kind::Json, self.at, message).with_expected(expected).with_got(got)
     }
 
     /// Passes over whitespace and `byte`.
@@ -216,7 +228,8 @@ impl<'a> Scanner<'a> {
                     let Some(level) = stack.get_mut(depth) else {
                         return Err(self
                             .error(Kind::JsonDepth, self.at, "JSON is nested too deeply")
-                            .with_expected(format!("at most {} levels", limits::MAX_JSON_DEPTH)));
+                            .with_expected(format!("at most {} levels", limits::MAX_JSON_DEPTH))
+                            .with_got("one more"));
                     };
                     *level = open == b'{';
                     self.at += 1;
@@ -287,7 +300,8 @@ impl<'a> Scanner<'a> {
             return Err(self
                 .error(Kind::Limit, start, "a name is too long")
                 .with_tensor(&key)
-                .with_expected(format!("at most {} bytes", limits::MAX_NAME_BYTES)));
+                .with_expected(format!("at most {} bytes", limits::MAX_NAME_BYTES))
+                .with_got(format!("{} bytes", self.at - start - 2)));
         }
         Ok(key)
     }

@@ -146,7 +146,8 @@ impl<'a> Decoder<'a> {
 
     fn metadata_object(&mut self, at: usize) -> Result<()> {
         if std::mem::replace(&mut self.seen_metadata, true) {
-            self.faults.report(self.scan.error(Kind::DuplicateKey, at, "__metadata__ stands twice"))?;
+            let error = self.scan.error(Kind::DuplicateKey, at, "__metadata__ stands twice");
+            self.faults.report(error.with_expected("each key once").with_got("a second __metadata__"))?;
         }
         let entered = self.scan.typed_object("an object of strings")?;
         if self.faults.check(entered.map_err(|error| error.with_tensor("__metadata__")))?.is_none() {
@@ -160,10 +161,8 @@ impl<'a> Decoder<'a> {
             let value = value.map_err(|error| error.with_tensor("__metadata__"));
             let Some(value) = self.faults.check(value)? else { continue };
             if metadata.len() >= limits::MAX_METADATA_ENTRIES {
-                return Err(self
-                    .scan
-                    .error(Kind::Limit, at, "too many entries in __metadata__")
-                    .with_expected(format!("at most {}", limits::MAX_METADATA_ENTRIES)));
+                let limit = limits::MAX_METADATA_ENTRIES;
+                return Err(self.scan.too_many(at, "too many entries in __metadata__", limit));
             }
             match metadata.entry(key.into_owned()) {
                 Entry::Vacant(vacant) => {
@@ -171,7 +170,7 @@ impl<'a> Decoder<'a> {
                 }
                 Entry::Occupied(taken) => {
                     let error = self.scan.error(Kind::DuplicateKey, at, "a key of __metadata__ stands twice");
-                    self.faults.report(error.with_got(taken.key()))?;
+                    self.faults.report(error.with_expected("each key once").with_got(taken.key()))?;
                 }
             }
         }
@@ -233,11 +232,14 @@ impl<'a> Decoder<'a> {
             };
             if twice {
                 let error = self.scan.error(Kind::DuplicateKey, at, "a field of a tensor stands twice");
-                fault = fault.or(Some(error.with_got(&key)));
+                fault = fault.or(Some(error.with_expected("each field once").with_got(&key)));
             }
         }
+        let there = [("dtype", dtype.is_some()), ("shape", shape.is_some()), ("data_offsets", offsets.is_some())];
         let missing = |field: &str| {
-            Err(self.scan.error(Kind::MissingField, start, "a tensor lacks a field").with_expected(field))
+            let there: Vec<_> = there.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+            let got = if there.is_empty() { "no field".to_owned() } else { format!("{} alone", there.join(" and ")) };
+            Err(self.scan.error(Kind::MissingField, start, "a tensor lacks a field").with_expected(field).with_got(got))
         };
         Ok(match (fault, dtype, shape, offsets) {
             (Some(fault), ..) => Err(fault),
@@ -281,7 +283,10 @@ impl<'a> Decoder<'a> {
             let at = self.scan.at();
             let dim = self.scan.typed_unsigned("a dimension")?.and_then(|dim| {
                 usize::try_from(dim).map_err(|_| {
-                    self.scan.error(Kind::Overflow, at, "a dimension does not fit this platform").with_got(dim)
+                    self.scan
+                        .error(Kind::Overflow, at, "a dimension does not fit this platform")
+                        .with_expected(format!("at most {}", usize::MAX))
+                        .with_got(dim)
                 })
             });
             match dim {
@@ -427,8 +432,12 @@ impl<'a> Decoder<'a> {
 /// The text of `json`, whose first byte has the offset `base` in its file.
 pub(super) fn utf8(json: &[u8], base: u64) -> Result<&str> {
     std::str::from_utf8(json).map_err(|error| {
+        let at = error.valid_up_to();
+        let got = json.get(at).map_or_else(String::new, |byte| format!("the byte {byte:#04x}"));
         Error::new(Kind::NotUtf8, "the JSON text is not UTF-8")
-            .with_offset(base + error.valid_up_to() as u64)
+            .with_offset(base + at as u64)
+            .with_expected("a character in UTF-8")
+            .with_got(got)
             .with_source(error)
     })
 }
