@@ -15,7 +15,7 @@ use uel_core::safetensors::write::{
 };
 use uel_core::safetensors::{Rules, SafetensorsFiles, recover_set};
 use uel_core::source::ByteSourceExt;
-use uel_core::{Dtype, Durability, Error, Kind, Symlinks};
+use uel_core::{Direct, Dtype, Durability, Error, Kind, Symlinks};
 
 /// The child's orders: what to save, where, and the number of its first save.
 const CHILD: &str = "UEL_TEST_SAVE";
@@ -49,7 +49,8 @@ fn incremental(path: &Path, number: u64, options: SaveOptions) -> Result<SaveRep
 }
 
 fn shards(folder: &Path, number: u64) -> Result<SaveReport, Error> {
-    let options = options(number).with_durability(Durability::Fast);
+    let direct = if number.is_multiple_of(3) { Direct::Always } else { Direct::Never };
+    let options = options(number).with_durability(Durability::Fast).with_direct(direct);
     let writer = ShardedWriter::create(folder, &plan_shards(metas(), 200_000, "model")?, &options)?;
     for meta in metas() {
         writer.write(&meta.name, meta.dtype, &meta.shape, &vec![number as u8; meta.shape[0]])?;
@@ -88,7 +89,9 @@ fn child() {
     let path = Path::new(orders.next().unwrap());
     for number in first.. {
         let durability = if number % 8 == 0 { Durability::Atomic } else { Durability::Fast };
-        let options = options(number).with_durability(durability);
+        // Some past the page cache.
+        let direct = if number.is_multiple_of(3) { Direct::Always } else { Direct::Never };
+        let options = options(number).with_durability(durability).with_direct(direct);
         match (what, number % 2) {
             ("shards", _) => shards(path, number),
             (_, 0) => stream(path, number, options),

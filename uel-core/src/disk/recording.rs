@@ -1,5 +1,6 @@
 //! A disk in memory that remembers every operation, and what a loss of power may leave of them.
 
+use super::direct::{Target, Writes};
 use super::{Disk, DiskFile, Entry, is_between};
 use crate::atomic::folder;
 use std::collections::BTreeMap;
@@ -42,13 +43,19 @@ struct State {
     files: Vec<Vec<u8>>,
     /// Files that their creators hold, by number.
     held: BTreeMap<usize, Weak<()>>,
+    takes_direct: bool,
 }
 
 #[derive(Debug)]
 struct RecordingFile {
+    writes: Writes<Recorded>,
+    _held: Option<Arc<()>>,
+}
+
+#[derive(Debug)]
+struct Recorded {
     disk: RecordingDisk,
     number: usize,
-    _held: Option<Arc<()>>,
 }
 
 impl RecordingDisk {
@@ -69,6 +76,17 @@ impl RecordingDisk {
             }
         }
         disk
+    }
+
+    /// Takes direct writes, in whole blocks as a file system does. Nor are those lasting before a sync.
+    pub fn with_direct_writes(self) -> Self {
+        self.lock().takes_direct = true;
+        self
+    }
+
+    fn file(&self, number: usize, held: Option<Arc<()>>, dirty: bool) -> Arc<dyn DiskFile> {
+        let recorded = Recorded { disk: self.clone(), number };
+        Arc::new(RecordingFile { writes: Writes::new(recorded, dirty), _held: held })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -184,7 +202,7 @@ impl Disk for RecordingDisk {
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let number = self.lock().names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(RecordingFile { disk: self.clone(), number, _held: None }))
+        Ok(self.file(number, None, true))
     }
 
     fn create(&self, path: &Path, _like: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -196,7 +214,7 @@ impl Disk for RecordingDisk {
         state.record(Operation::Create(path.to_path_buf(), number));
         let held = Arc::new(());
         state.held.insert(number, Arc::downgrade(&held));
-        Ok(Arc::new(RecordingFile { disk: self.clone(), number, _held: Some(held) }))
+        Ok(self.file(number, Some(held), false))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -238,13 +256,8 @@ impl Disk for RecordingDisk {
     }
 }
 
-impl DiskFile for RecordingFile {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.disk.lock().record(Operation::Write(self.number, offset, bytes.to_vec()));
-        Ok(bytes.len())
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+impl Recorded {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> usize {
         let state = self.disk.lock();
         let file = state.files.get(self.number).map_or(&[][..], Vec::as_slice);
         let rest = file.get(offset as usize..).unwrap_or_default();
@@ -252,16 +265,56 @@ impl DiskFile for RecordingFile {
         if let (Some(into), Some(from)) = (buffer.get_mut(..read), rest.get(..read)) {
             into.copy_from_slice(from);
         }
-        Ok(read)
+        read
+    }
+
+    fn record(&self, operation: Operation) -> io::Result<()> {
+        self.disk.lock().record(operation);
+        Ok(())
+    }
+}
+
+impl Target for Recorded {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.record(Operation::Write(self.number, offset, bytes.to_vec()))?;
+        Ok(bytes.len())
+    }
+
+    fn set_direct(&self, direct: bool) -> io::Result<bool> {
+        Ok(direct && self.disk.lock().takes_direct)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.record(Operation::Sync(self.number))
+    }
+
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().files.get(self.number).map_or(0, |file| file.len() as u64))
+    }
+}
+
+impl DiskFile for RecordingFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.writes.write_at(offset, bytes)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.writes.buffered(|file| Ok(file.read_at(offset, buffer)))
     }
 
     fn set_len(&self, byte_len: u64) -> io::Result<()> {
-        self.disk.lock().record(Operation::SetLen(self.number, byte_len));
-        Ok(())
+        self.writes.buffered(|file| file.record(Operation::SetLen(file.number, byte_len)))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.disk.lock().record(Operation::Sync(self.number));
-        Ok(())
+        self.writes.buffered(|file| file.record(Operation::Sync(file.number)))
+    }
+
+    fn write_directly(&self) -> io::Result<bool> {
+        self.writes.write_directly()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.writes.flush()
     }
 }

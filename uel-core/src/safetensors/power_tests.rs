@@ -4,7 +4,7 @@ use super::patch::{patch_regions, undo_patch_on};
 use super::write::{
     IncrementalOptions, IncrementalWriter, SaveOptions, ShardedWriter, StreamingWriter, TensorMeta, plan_shards,
 };
-use crate::disk::{Disk, Operation, RecordingDisk};
+use crate::disk::{Direct, Disk, Operation, RecordingDisk};
 use crate::save::set::{JOURNAL, recover_set};
 use crate::{Dtype, Durability};
 use std::collections::BTreeMap;
@@ -48,8 +48,13 @@ fn metas(sizes: &[usize]) -> Vec<TensorMeta> {
     sizes.iter().enumerate().map(|(n, size)| TensorMeta::new(n.to_string(), Dtype::U8, [*size])).collect()
 }
 
+/// Past the page cache, on a disk that takes that.
+fn saving_to(disk: &RecordingDisk, durability: Durability) -> SaveOptions {
+    SaveOptions::new().with_disk(disk.clone()).with_durability(durability).with_direct(Direct::Always)
+}
+
 fn stream(disk: &RecordingDisk, path: &Path, durability: Durability, byte: u8) {
-    let options = SaveOptions::new().with_disk(disk.clone()).with_durability(durability).with_hashes(true);
+    let options = saving_to(disk, durability).with_hashes(true);
     let writer = StreamingWriter::create(path, metas(&[100, 70_000]), &options).unwrap();
     writer.write("1", Dtype::U8, &[70_000], &[byte; 70_000]).unwrap();
     writer.write("0", Dtype::U8, &[100], &[byte; 100]).unwrap();
@@ -57,7 +62,7 @@ fn stream(disk: &RecordingDisk, path: &Path, durability: Durability, byte: u8) {
 }
 
 fn incremental(disk: &RecordingDisk, path: &Path, durability: Durability, byte: u8) {
-    let save = SaveOptions::new().with_disk(disk.clone()).with_durability(durability);
+    let save = saving_to(disk, durability);
     // The header outgrows what is reserved, so that the data is moved.
     let options = IncrementalOptions::new().with_save(save).with_max_header_bytes(0);
     let writer = IncrementalWriter::create(path, &options).unwrap();
@@ -70,15 +75,37 @@ fn incremental(disk: &RecordingDisk, path: &Path, durability: Durability, byte: 
 
 type Save = fn(&RecordingDisk, &Path, Durability, u8);
 
+/// A tensor after the other, none of them whole blocks.
+fn incremental_blocks(disk: &RecordingDisk, path: &Path, durability: Durability, byte: u8) {
+    let options = IncrementalOptions::new().with_save(saving_to(disk, durability)).with_max_header_bytes(500);
+    let writer = IncrementalWriter::create(path, &options).unwrap();
+    for n in 0..4 {
+        writer.write(&n.to_string(), Dtype::U8, &[9000], &[byte; 9000]).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// Whether blocks were written as direct writes must be: whole, and at their places.
+fn wrote_blocks(operations: &[Operation]) -> bool {
+    let whole = |value: usize| value > 0 && value.is_multiple_of(4096);
+    operations.iter().any(|operation| match operation {
+        Operation::Write(_, offset, bytes) => offset.is_multiple_of(4096) && whole(bytes.len()),
+        _ => false,
+    })
+}
+
 #[test]
 fn a_file_is_the_old_one_or_the_new_one() {
     let path = PathBuf::from("/d/m.safetensors");
-    for save in [stream as Save, incremental as Save] {
+    let saves = [(stream as Save, false), (incremental, false), (stream, true), (incremental_blocks, true)];
+    for (save, direct) in saves {
         for old in [None, Some(b"old".to_vec())] {
             for durability in [Durability::Durable, Durability::Atomic, Durability::Fast] {
                 let disk = RecordingDisk::new(old.clone().map(|old| (path.clone(), old)));
+                let disk = if direct { disk.with_direct_writes() } else { disk };
                 let from = disk.operations().len();
                 save(&disk, &path, durability, 7);
+                assert!(!direct || wrote_blocks(&disk.operations()[from..]));
                 let new = disk.files()[&path].clone();
                 assert_eq!(disk.files().len(), 1, "no other file is left");
                 let (mut seen, mut broken) = ([0, 0], 0);
@@ -101,8 +128,7 @@ fn a_file_is_the_old_one_or_the_new_one() {
 
 fn shards(disk: &RecordingDisk, durability: Durability, sizes: &[usize], byte: u8) {
     let plan = plan_shards(metas(sizes), 100, "model").unwrap();
-    let options = SaveOptions::new().with_disk(disk.clone()).with_durability(durability);
-    let writer = ShardedWriter::create("/d", &plan, &options).unwrap();
+    let writer = ShardedWriter::create("/d", &plan, &saving_to(disk, durability)).unwrap();
     for (n, size) in sizes.iter().enumerate() {
         writer.write(&n.to_string(), Dtype::U8, &[*size], &vec![byte; *size]).unwrap();
     }
