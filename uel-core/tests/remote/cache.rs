@@ -1,6 +1,6 @@
 //! The cache on a local disk.
 
-use super::server::{Object, Server};
+use super::server::{Fault, Object, Server};
 use super::{open, options, pattern, range};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,28 @@ fn read_all(server: &Server, target: &str, options: RemoteOptions, wanted: &[u8]
     }
     let seen = server.take_seen();
     (seen.len(), seen.iter().map(|seen| seen.body_bytes).sum())
+}
+
+#[test]
+fn many_ranges_are_asked_for_at_once_and_each_block_once() {
+    let (server, folder, bytes) = (Server::start(), tempfile::tempdir().unwrap(), pattern(16 << 20));
+    server.put("/object", bytes.clone());
+    let source = open(&server, "/object", cached(folder.path()).with_head_bytes(100)).unwrap();
+    server.take_seen();
+    // Two in one block, one over a border, one that is empty, and blocks far from each other.
+    let mut ranges = vec![range(BLOCK + 5, BLOCK + 9), range(BLOCK + 400_000, BLOCK + 400_001)];
+    ranges.extend([range(3 * BLOCK - 2, 3 * BLOCK + 2), range(7, 7), range((16 << 20) - 1, 16 << 20)]);
+    ranges.extend((4..14u64).map(|n| range(n << 20, (n << 20) + 5)));
+    for wanted in [12, 0] {
+        server.fail(vec![Fault::Slow(Duration::from_millis(30)); 20]);
+        let read = source.read_ranges(&ranges).unwrap();
+        for (range, read) in ranges.iter().zip(read) {
+            assert_eq!(read, bytes[range.start() as usize..range.end() as usize], "{range}");
+        }
+        let seen = server.take_seen();
+        assert_eq!(seen.len(), wanted, "{seen:?}");
+    }
+    assert!(server.most_running() > 4, "{}", server.most_running());
 }
 
 #[test]

@@ -9,9 +9,15 @@ use crate::plan::Request;
 use crate::source::{ByteSource, ByteSourceExt, Hints, Version};
 use crate::{ByteRange, Error, Kind, PlanOptions, ReadPlan, Result, limits};
 use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The disk cache keeps so much together.
+const BLOCK: u64 = limits::REMOTE_CACHE_BLOCK_BYTES;
 
 /// Unwanted bytes that are cheaper than another request: what a connection brings in some milliseconds.
 const GAP: u64 = 256 << 10;
@@ -101,7 +107,7 @@ impl RemoteSource {
     /// The bytes of each range, with one request for each that is not in the disk cache.
     fn bring_all(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>> {
         if self.block_key(0).is_some() {
-            return ranges.iter().map(|&range| self.bring_blocks(range)).collect();
+            return self.bring_blocks(ranges);
         }
         let answers = self.answers(ranges)?;
         Ok(answers.into_iter().map(|answer| joined([answer.pieces])).collect())
@@ -110,7 +116,7 @@ impl RemoteSource {
     /// The bytes of `range`, by requests of limited size.
     fn bring(&self, range: ByteRange) -> Result<Bytes> {
         if self.block_key(0).is_some() {
-            return self.bring_blocks(range);
+            return Ok(joined([self.bring_blocks(&[range])?]));
         }
         let answers = self.answers(&cut(range, self.shared.options.request_bytes()))?;
         Ok(joined(answers.into_iter().map(|answer| answer.pieces)))
@@ -120,16 +126,14 @@ impl RemoteSource {
         bring(&self.shared, &self.object, Some(&self.pin), ranges).map_err(|failure| failure.error)
     }
 
-    /// The bytes of `range`, by whole blocks: those that the disk cache has, and requests for the runs of others.
-    fn bring_blocks(&self, range: ByteRange) -> Result<Bytes> {
-        const BLOCK: u64 = limits::REMOTE_CACHE_BLOCK_BYTES;
-        let Some(cache) = &self.shared.cache else { return Ok(Bytes::new()) };
-        let first = range.start() / BLOCK;
-        let count = range.end().div_ceil(BLOCK).saturating_sub(first);
-        let mut blocks: Vec<Option<Bytes>> = Vec::new();
-        let mut missing: Vec<ByteRange> = Vec::new();
+    /// The bytes of each range, by whole blocks: those that the disk cache has, and requests for the runs of others, all at
+    /// once.
+    fn bring_blocks(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>> {
+        let Some(cache) = &self.shared.cache else { return Ok(Vec::new()) };
+        let (mut blocks, mut missing) = (BTreeMap::new(), Vec::<ByteRange>::new());
         let most = (self.shared.options.request_bytes() / BLOCK).max(1) * BLOCK;
-        for number in first..first.saturating_add(count) {
+        for number in ranges.iter().flat_map(|range| numbers(*range)) {
+            let Entry::Vacant(vacant) = blocks.entry(number) else { continue };
             let wanted = self.block_range(number);
             let byte_len = usize::try_from(wanted.byte_len()).unwrap_or(usize::MAX);
             let found = self.block_key(number).and_then(|key| cache.get(key, byte_len));
@@ -141,41 +145,33 @@ impl RemoteSource {
                     _ => missing.push(wanted),
                 }
             }
-            blocks.push(found);
+            vacant.insert(found.unwrap_or_default());
         }
+        let too_little = || Error::new(Kind::Internal, "a request brought too little").with_path(self.path());
         let answers = if missing.is_empty() { Vec::new() } else { self.answers(&missing)? };
         for (run, answer) in missing.iter().zip(answers) {
             let bytes = joined([answer.pieces]);
-            for number in run.start() / BLOCK..run.end().div_ceil(BLOCK) {
-                let block = self.block_range(number);
-                let start = usize::try_from(block.start() - run.start()).unwrap_or(usize::MAX);
-                let end = start.saturating_add(usize::try_from(block.byte_len()).unwrap_or(usize::MAX));
-                if end > bytes.len() {
-                    return Err(Error::new(Kind::Internal, "a request brought too little").with_path(self.path()));
-                }
-                let block = bytes.slice(start..end);
+            for number in numbers(*run) {
+                let block = within_run(&bytes, *run, self.block_range(number)).ok_or_else(too_little)?;
                 if let Some(key) = self.block_key(number) {
                     cache.put(key, &block);
                 }
-                let slot = usize::try_from(number - first).ok().and_then(|at| blocks.get_mut(at));
-                if let Some(slot) = slot {
-                    *slot = Some(block);
-                }
+                blocks.insert(number, block);
             }
         }
-        let whole = joined([blocks.into_iter().flatten().collect()]);
-        let skip = usize::try_from(range.start() - first * BLOCK).unwrap_or(usize::MAX);
-        let end = skip.saturating_add(usize::try_from(range.byte_len()).unwrap_or(usize::MAX));
-        match end <= whole.len() {
-            true => Ok(whole.slice(skip..end)),
-            false => Err(Error::new(Kind::Internal, "a request brought too little").with_path(self.path())),
-        }
+        let whole = |range: &ByteRange| {
+            let start = numbers(*range).start.saturating_mul(BLOCK);
+            let whole = joined([numbers(*range).filter_map(|number| blocks.get(&number).cloned()).collect()]);
+            let run = ByteRange::from_len(start, whole.len() as u64).unwrap_or_default();
+            within_run(&whole, run, *range).ok_or_else(too_little)
+        };
+        ranges.iter().map(whole).collect()
     }
 
     /// Block number `number` of the object.
     fn block_range(&self, number: u64) -> ByteRange {
-        let start = number.saturating_mul(limits::REMOTE_CACHE_BLOCK_BYTES).min(self.pin.byte_len);
-        let end = start.saturating_add(limits::REMOTE_CACHE_BLOCK_BYTES).min(self.pin.byte_len);
+        let start = number.saturating_mul(BLOCK).min(self.pin.byte_len);
+        let end = start.saturating_add(BLOCK).min(self.pin.byte_len);
         ByteRange::new(start, end).unwrap_or_default()
     }
 
@@ -245,6 +241,18 @@ impl ByteSource for RemoteSource {
         // Each read of a chunk is several requests.
         Hints { gap: GAP, chunk, concurrency: options.concurrency().div_ceil(REQUESTS_PER_READ as usize) }
     }
+}
+
+/// The numbers of the blocks that `range` reaches into.
+fn numbers(range: ByteRange) -> Range<u64> {
+    range.start() / BLOCK..range.end().div_ceil(BLOCK)
+}
+
+/// The bytes of `part` out of `bytes`, which are those of `run`.
+fn within_run(bytes: &Bytes, run: ByteRange, part: ByteRange) -> Option<Bytes> {
+    let start = usize::try_from(part.start().checked_sub(run.start())?).ok()?;
+    let end = start.checked_add(usize::try_from(part.byte_len()).ok()?)?;
+    (end <= bytes.len()).then(|| bytes.slice(start..end))
 }
 
 /// `range` in pieces of at most `most` bytes.
