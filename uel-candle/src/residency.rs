@@ -92,13 +92,20 @@ mod tests {
                 let inside = ByteRange::new(range.start() + 4096, range.end() - 4096).unwrap();
                 resident_share(&file, inside)
             };
-            checkpoint.tensor("processed", &Device::Cpu).unwrap();
-            let Some(before) = share("processed") else { return eprintln!("the system does not tell") };
-            if of_memory || before < 1.0 {
-                return eprintln!("not a file that can be dropped from the page cache");
+            // Dropping pages is advice: the kernel keeps what it is just moving.
+            for left in (0..10).rev() {
+                checkpoint.tensor("processed", &Device::Cpu).unwrap();
+                let Some(before) = share("processed") else { return eprintln!("the system does not tell") };
+                if of_memory || before < 1.0 {
+                    return eprintln!("not a file that can be dropped from the page cache");
+                }
+                checkpoint.mark_processed("processed");
+                let after = (share("processed"), share("kept"));
+                if left == 0 || after.0 == Some(0.0) {
+                    assert_eq!(after, (Some(0.0), Some(1.0)), "{mode}");
+                    break;
+                }
             }
-            checkpoint.mark_processed("processed");
-            assert_eq!((share("processed"), share("kept")), (Some(0.0), Some(1.0)), "{mode}");
         }
     }
 }

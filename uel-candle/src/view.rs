@@ -88,7 +88,10 @@ impl Views {
         let bounds = (usize::try_from(range.start()), usize::try_from(range.end()));
         let bytes = match (mapped, bounds) {
             (Some(file), (Ok(start), Ok(end))) if end <= file.len() => Bytes::Mapped { file, start, end },
-            _ => Bytes::Read(source.read_range(range).map_err(|error| error.with_tensor(info.name()))?.into()),
+            _ => {
+                let bytes = crate::memory::check(range.byte_len()).and_then(|()| source.read_range(range));
+                Bytes::Read(bytes.map_err(|error| error.with_tensor(info.name()).with_path(source.path()))?.into())
+            }
         };
         Ok(TensorView { dtype: info.dtype(), shape: info.shape().into(), bytes })
     }

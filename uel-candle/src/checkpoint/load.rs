@@ -337,7 +337,7 @@ impl Checkpoint {
             let overlapping = || Error::new(uel_core::Kind::Overlap, "tensors share bytes");
             let region = buffer.divide(blocks.into_iter()).ok_or_else(overlapping)?;
             for (block, (at, info)) in tensors.iter().enumerate() {
-                let tensor = placement::tensor_of_block(&region, block, wanted[*at].dtype, info.shape())?;
+                let tensor = placement::tensor_from_block(&region, block, wanted[*at].dtype, info.shape())?;
                 placed[*at] = Some(tensor);
             }
         }

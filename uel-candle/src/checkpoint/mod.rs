@@ -100,7 +100,8 @@ struct Inner {
     /// The same for quantized tensors.
     auto_for_quantized: OnceLock<auto::Choice>,
     /// In mode `preload`, the quantized tensors that were read and not yet handed out.
-    preloaded_quantized: Mutex<Option<HashMap<usize, QTensor>>>,
+    preloaded_quantized: OnceLock<Mutex<HashMap<usize, QTensor>>>,
+    preloading_quantized: AtomicBool,
     report: Mutex<LoadReport>,
     /// Lets a buffer of the largest tensor's size be kept between tensors, once one was read by itself.
     claim: OnceLock<Claim>,
@@ -176,7 +177,8 @@ impl Checkpoint {
             auto_for_one: OnceLock::new(),
             ahead: Arc::default(),
             auto_for_quantized: OnceLock::new(),
-            preloaded_quantized: Mutex::default(),
+            preloaded_quantized: OnceLock::new(),
+            preloading_quantized: AtomicBool::new(false),
             report: Mutex::default(),
             claim: OnceLock::new(),
             hashes: files.sources().iter().map(|_| OnceLock::new()).collect(),
@@ -291,10 +293,13 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Kind::UnknownTensor`], or the source's error.
+    /// [`Kind::UnknownTensor`], [`Kind::OutOfMemory`], or the source's error.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         let (_, info) = self.find(name)?;
-        self.source(info.file())?.read_range(info.range()).map_err(|error| error.with_tensor(name))
+        let source = self.source(info.file())?;
+        let place = |error: Error| error.with_tensor(name).with_path(source.path());
+        crate::memory::check(info.byte_len()).map_err(place)?;
+        source.read_range(info.range()).map_err(place)
     }
 
     /// The bytes of a tensor without candle: a view of the page cache where mapping is allowed, otherwise a copy. They are
@@ -341,8 +346,8 @@ impl Checkpoint {
         if let Some(preloaded) = self.inner.preloaded.get() {
             lock(preloaded).remove(&position);
         }
-        if let Some(preloaded) = lock(&self.inner.preloaded_quantized).as_mut() {
-            preloaded.remove(&position);
+        if let Some(preloaded) = self.inner.preloaded_quantized.get() {
+            lock(preloaded).remove(&position);
         }
         self.inner.mapped.discard(info.file(), info.range().start());
         if let Some(file) = self.sources().get(info.file()).and_then(|source| source.as_file()) {

@@ -183,7 +183,7 @@ impl Checkpoint {
             tracing::debug_span!("read", tensor = info.name()).in_scope(|| engine::fill([span], [], how))?;
             let divided = buffer.divide(std::iter::once((0, byte_len)));
             let region = divided.ok_or_else(|| Error::new(Kind::Internal, "a whole buffer is one block"))?;
-            return placement::tensor_of_block(&region, 0, dtype, shape);
+            return placement::tensor_from_block(&region, 0, dtype, shape);
         }
         let unfilled = Unfilled::new(dtype, byte_len)?;
         tracing::debug_span!("read", tensor = info.name())

@@ -163,6 +163,10 @@ impl OpenOptions {
     /// touching a page that is gone raises SIGBUS, which ends the process. Nobody writes to them either: the tensor's
     /// values would change under code that may rely on them not to. Replacing a file by renaming another one over it
     /// is harmless.
+    ///
+    /// With [`MmapFallback::ProcessLifetime`], and without the [`MappedAllocator`](crate::MappedAllocator), no operation in
+    /// place ([`InplaceOp1`](candle_core::InplaceOp1) and the like) replaces, takes, grows or shrinks the vector that is
+    /// the storage of such a tensor: its memory is not the global allocator's. Changing elements is harmless.
     #[allow(unsafe_code)]
     pub unsafe fn with_mmap(mut self) -> Self {
         self.mmap.get_or_insert_default();

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
@@ -318,12 +319,21 @@ impl Checkpoint {
         Ok(unsafe { self.inner.mapped.quantized(self.index(), want.position, want.dtype, source) })
     }
 
-    /// In mode `preload`: all quantized tensors are read when the first is asked for, and each is handed out once.
+    /// As `take_preloaded`, for quantized tensors.
     fn take_preloaded_blocks(&self, position: usize) -> Result<Option<QTensor>> {
-        let mut preloaded = lock(&self.inner.preloaded_quantized);
-        if let Some(preloaded) = preloaded.as_mut() {
-            return Ok(preloaded.remove(&position));
+        if self.inner.preloaded_quantized.get().is_none() {
+            if self.inner.preloading_quantized.swap(true, Ordering::AcqRel) {
+                return Ok(None);
+            }
+            if let Err(error) = self.preload_blocks() {
+                self.inner.preloading_quantized.store(false, Ordering::Release);
+                return Err(error);
+            }
         }
+        Ok(self.inner.preloaded_quantized.get().and_then(|preloaded| lock(preloaded).remove(&position)))
+    }
+
+    fn preload_blocks(&self) -> Result<()> {
         let mut wanted = Vec::new();
         for (position, info) in self.index().iter().enumerate() {
             // Scalars are none of candle's.
@@ -337,10 +347,10 @@ impl Checkpoint {
         // Tensors are counted when they are handed out.
         report.tensors = 0;
         self.note(&report);
-        let mut by_position: HashMap<usize, QTensor> = wanted.iter().map(|want| want.position).zip(tensors).collect();
-        let asked = by_position.remove(&position);
-        *preloaded = Some(by_position);
-        Ok(asked)
+        let by_position: HashMap<usize, QTensor> = wanted.iter().map(|want| want.position).zip(tensors).collect();
+        // Only one thread comes here at a time.
+        let _ = self.inner.preloaded_quantized.set(Mutex::new(by_position));
+        Ok(())
     }
 }
 

@@ -97,6 +97,7 @@ impl Checkpoint {
         let place = |error: Error| error.with_tensor(name).with_path(source.path());
         let want = Wanted::new(position, info.dtype(), None).map_err(place)?;
         let slice = TensorSlice::of(&info, &bounds).map_err(place)?;
+        crate::memory::check(slice.byte_len()).map_err(place)?;
         let byte_len = usize::try_from(slice.byte_len()).map_err(|_| too_large(info))?;
         // A dtype that candle lacks is read as its bytes.
         let read_as = if want.widened { candle_core::DType::U8 } else { want.dtype };

@@ -4,20 +4,23 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Runs something that may close descriptor 0, and opens it again for what it was, if that is so.
 ///
-/// Another thread may open a file in between and get the number; that file is left alone, and descriptor 0 is lost.
+/// Another thread may open a file in between and get the number; that file is left alone, and descriptor 0 is its own.
 pub(super) fn keeping_descriptor_0<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: this asks for the flags of a descriptor, or for another one for the same file.
     let (flags, kept) = unsafe { (libc::fcntl(0, libc::F_GETFD), libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3)) };
     // SAFETY: the descriptor is new, and nobody else's.
     let kept = (kept >= 0).then(|| unsafe { OwnedFd::from_raw_fd(kept) });
     let result = body();
-    // SAFETY: as above; where descriptor 0 is free, nobody's file is replaced.
-    unsafe {
-        if let Some(kept) = &kept
-            && libc::fcntl(0, libc::F_GETFD) < 0
-            && libc::dup2(kept.as_raw_fd(), 0) == 0
-        {
-            libc::fcntl(0, libc::F_SETFD, flags);
+    if let Some(kept) = &kept {
+        // The least number that is free: 0, unless it was not closed or another thread has it.
+        // SAFETY: this asks for another descriptor for the same file; nobody's is replaced.
+        let again = unsafe { libc::fcntl(kept.as_raw_fd(), libc::F_DUPFD, 0) };
+        match again {
+            // SAFETY: the descriptor was made above.
+            0 => drop(unsafe { libc::fcntl(0, libc::F_SETFD, flags) }),
+            // SAFETY: the descriptor was made above, and is nobody else's.
+            1.. => drop(unsafe { OwnedFd::from_raw_fd(again) }),
+            _ => {}
         }
     }
     result

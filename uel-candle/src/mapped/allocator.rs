@@ -97,7 +97,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for MappedAllocator<A> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let (block, size) = PLACEMENT.get();
-        if !block.is_null() && size == layout.size() {
+        // An allocator around this one may ask for more alignment than the block was placed with.
+        if !block.is_null() && size == layout.size() && block.addr() & (layout.align() - 1) == 0 {
             PLACEMENT.set((ptr::null_mut(), 0));
             return block;
         }

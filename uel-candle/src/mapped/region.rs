@@ -480,15 +480,15 @@ unsafe fn give_up(region: NonNull<Inner>) {
 pub(super) fn release(stretch: Stretch) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let address = ptr::with_exposed_provenance_mut::<libc::c_void>(stretch.base());
-    // SAFETY: the stretch's owner gives it up, so nobody uses its memory; the mapping stays inside the reserved range.
+    // The pages are freed first: where the mapping is refused, nothing may be said of these addresses any more.
+    // SAFETY: the stretch's owner gives it up, so nobody uses its memory.
+    unsafe { libc::madvise(address, stretch.byte_len(), libc::MADV_DONTNEED) };
+    // SAFETY: as above; the mapping stays inside the reserved range.
     let mapped = unsafe { libc::mmap(address, stretch.byte_len(), libc::PROT_NONE, flags, -1, 0) };
-    if mapped == libc::MAP_FAILED {
-        // The addresses still lead to the old memory and must not be handed out again; the pages can be freed.
-        // SAFETY: as above.
-        unsafe { libc::madvise(address, stretch.byte_len(), libc::MADV_DONTNEED) };
-        return;
+    // Where it is refused the addresses may still lead to the old memory, and are not handed out again.
+    if mapped != libc::MAP_FAILED {
+        stretch.give_back();
     }
-    stretch.give_back();
 }
 
 /// Gives the memory behind `used` bytes of a stretch back, rounded up to whole pages.

@@ -10,7 +10,7 @@ use super::region::Inner as Region;
 pub(super) const GRANULE: usize = 1 << GRANULE_SHIFT;
 const GRANULE_SHIFT: u32 = 21;
 
-/// Sizes that are tried in turn: address space may be limited (`RLIMIT_AS`, containers), and only its use counts.
+/// Sizes that are tried in turn: address space may be limited.
 const RESERVE_SIZES: [usize; 4] = [1 << 45, 1 << 42, 1 << 39, 1 << 36];
 
 /// Freed stretches of address space that are remembered for reuse. Beyond that, addresses are forgotten: of 32 TiB
@@ -128,7 +128,9 @@ fn reserve(space: &mut Space) -> bool {
     if space.refused {
         return false;
     }
-    let reserved = RESERVE_SIZES.iter().find_map(|&byte_len| {
+    // What is reserved counts against the limit of the process (`RLIMIT_AS`), and it is not all UEL's.
+    let most = address_space_limit().map_or(usize::MAX, |limit| limit / 4);
+    let reserved = RESERVE_SIZES.iter().filter(|&&byte_len| byte_len <= most).find_map(|&byte_len| {
         // One granule more, so that the base can be moved up to a granule boundary.
         let start = map(byte_len + GRANULE, libc::PROT_NONE)?;
         let Some(table) =
@@ -150,6 +152,14 @@ fn reserve(space: &mut Space) -> bool {
     // Published last: who sees a length sees the base and the table that belong to it.
     LEN.store(byte_len, Ordering::Release);
     true
+}
+
+/// How much address space the process may have, where that is limited.
+fn address_space_limit() -> Option<usize> {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the kernel writes the limit to its place.
+    let rc = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    if rc != 0 || limit.rlim_cur == libc::RLIM_INFINITY { None } else { usize::try_from(limit.rlim_cur).ok() }
 }
 
 fn map(byte_len: usize, protection: libc::c_int) -> Option<NonNull<u8>> {

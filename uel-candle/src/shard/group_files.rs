@@ -142,6 +142,12 @@ impl GroupFiles {
         self.bytes_read
     }
 
+    /// Whether ranks copy what they ask for from the memory of the rank that has it, instead of being sent it: threads of one
+    /// process always, processes of one host where the system lets them read each other's memory. The same on all ranks.
+    pub fn lends_memory(&self) -> bool {
+        self.lent.is_some()
+    }
+
     /// Into how many buffers this rank has read its files.
     pub fn buffers(&self) -> usize {
         self.buffers
