@@ -1,8 +1,9 @@
 //! What becomes of an image on its way into a row: cropped, resized, mirrored, normalised.
 
 use candle_core::DType;
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use uel_core::limits::MAX_IMAGE_PIXELS;
 use uel_core::{Error, Kind, Result};
 
@@ -178,15 +179,17 @@ impl ImageTransform {
         let wrong = |error: &dyn std::fmt::Display| {
             Error::new(Kind::Malformed, format!("the image cannot be resized: {error}"))
         };
-        let from = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3).map_err(|e| wrong(&e))?;
+        // Typed, because the call that takes any pixel compiles the resizing of all of them: 6 MB.
+        let from =
+            TypedImageRef::<U8x3>::from_buffer(image.width, image.height, &image.pixels).map_err(|e| wrong(&e))?;
         let (out_w, out_h) = (self.width as usize, self.height as usize);
         tools.resized.resize(out_w * out_h * 3, 0);
-        let mut to = Image::from_slice_u8(self.width, self.height, &mut tools.resized, PixelType::U8x3)
-            .map_err(|e| wrong(&e))?;
+        let mut to =
+            TypedImage::<U8x3>::from_buffer(self.width, self.height, &mut tools.resized).map_err(|e| wrong(&e))?;
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
             .crop(left, top, width, height);
-        tools.resizer.resize(&from, &mut to, &options).map_err(|e| wrong(&e))?;
+        tools.resizer.resize_typed(&from, &mut to, &options).map_err(|e| wrong(&e))?;
         let pixels = tools.resized.as_chunks::<3>().0;
         match (self.normalise, into) {
             (Some((mean, deviation)), Elements::F32(column)) => {

@@ -1,0 +1,3 @@
+//! Without a build script there would be no build dependencies.
+
+fn main() {}
