@@ -376,7 +376,16 @@ fn more_bytes_than_can_be_counted_are_an_error() {
         let checkpoint = Checkpoint::from_sources(vec![vast(0), vast(1)], mapping().with_mode(mode)).unwrap();
         let error = checkpoint.load_all(&CPU).unwrap_err();
         assert_eq!(error.kind(), Kind::OutOfMemory, "{mode}: {error}");
-        assert_eq!(checkpoint.tensor("1.6", &CPU).unwrap_err().kind(), Kind::OutOfMemory);
+        let alone = [
+            checkpoint.tensor("1.6", &CPU).unwrap_err(),
+            checkpoint.slice("1.6", .., &CPU).unwrap_err(),
+            checkpoint.read("1.6").unwrap_err(),
+            checkpoint.view("1.6").unwrap_err(),
+        ];
+        for error in alone {
+            assert_eq!((error.kind(), error.tensor()), (Kind::OutOfMemory, Some("1.6")), "{error}");
+            assert_eq!(error.path(), Some(Path::new("vast")), "{error}");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! How much memory loads hold, and which bytes they read.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use uel::core::source::decorators::RecordingSource;
 use uel::core::source::{ByteSource, FileSource};
-use uel::{Checkpoint, LoadOptions, MappedAllocator, Mode, OpenOptions};
+use uel::{Checkpoint, Direct, LoadOptions, MappedAllocator, Mode, OpenOptions, SaveOptions};
 
 use crate::checkpoint::CPU;
 use crate::sparse;
@@ -115,19 +116,57 @@ fn measured_streams_hold_their_budget() {
     sparse::streams_hold_their_budget("memory::measured_streams_hold_their_budget");
 }
 
+/// Whether this is a process for the one test of this name, whose memory may be counted. If not, such a one has passed.
+fn is_alone(test: &str) -> bool {
+    const CHILD: &str = "UEL_TEST_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.contains("1 passed"), "{stdout}");
+    false
+}
+
+/// What is written of a view goes through a buffer, row by row, on every road to the disk.
+#[test]
+fn measured_views_are_saved_without_being_made_whole() {
+    if !is_alone("memory::measured_views_are_saved_without_being_made_whole") {
+        return;
+    }
+    const ROWS: usize = 8000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("view.safetensors");
+    let base = Tensor::arange(0u32, (ROWS * ROWS) as u32, &CPU).unwrap().reshape((ROWS, ROWS)).unwrap();
+    let views = HashMap::from([
+        ("transposed", base.t().unwrap()),
+        ("columns", base.narrow(1, 1, ROWS - 2).unwrap()),
+        ("repeated", base.narrow(0, 5, 1).unwrap().broadcast_as((ROWS, ROWS)).unwrap()),
+    ]);
+    for direct in [Direct::Never, Direct::Always] {
+        let options = SaveOptions::new().with_direct(direct);
+        let (report, held) =
+            held_by(|| uel::save_with(views.iter().map(|(name, view)| (*name, view)), &path, &options).unwrap());
+        assert!(report.files[0].bytes > 3 * 4 * (ROWS * (ROWS - 2)) as u64);
+        assert!(held <= ALLOWANCE, "{direct:?}: {held} bytes for views of {} each", 4 * ROWS * ROWS);
+    }
+    let saved = Checkpoint::open(&path).unwrap();
+    for (name, view) in &views {
+        let row: Vec<u32> = saved.slice(name, 7, &CPU).unwrap().to_vec1().unwrap();
+        assert_eq!(row, view.get(7).unwrap().to_vec1::<u32>().unwrap(), "{name}");
+    }
+}
+
 /// Of every second byte a run of its own: what is held beside the result does not grow with the number of runs.
 #[test]
 fn measured_slices_of_many_runs_hold_little() {
-    const CHILD: &str = "UEL_TEST_SLICE_OF_MANY_RUNS";
     const ROWS: usize = 3_000_000;
-    if std::env::var_os(CHILD).is_none() {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "memory::measured_slices_of_many_runs_hold_little", "--nocapture"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    if !is_alone("memory::measured_slices_of_many_runs_hold_little") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

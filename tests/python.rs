@@ -15,6 +15,8 @@ use proptest::test_runner::{Config, TestRunner};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
+use crate::checkpoint::{CPU, MODES, mapping, same};
+
 /// What a file holds, in the words of its header.
 #[derive(Debug, Default, PartialEq)]
 struct Contents {
@@ -196,6 +198,17 @@ fn a_real_model_reads_the_same() {
     let contents = load_with_uel(&path);
     assert_eq!(contents.tensors.len(), 104);
     assert_same(&contents, &Reference::start().dump(&path), "all-MiniLM-L6-v2");
+
+    let candles = candle_core::safetensors::load(&path, &CPU).unwrap();
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).open(&path).unwrap();
+        let loaded = checkpoint.load_all(&CPU).unwrap();
+        assert_eq!(loaded.len(), candles.len(), "{mode}");
+        for (name, tensor) in loaded {
+            assert!(same(&tensor, &candles[&name]), "{mode}: {name}");
+            assert!(same(&checkpoint.tensor(&name, &CPU).unwrap(), &tensor), "{mode}: {name}, alone");
+        }
+    }
 }
 
 /// Every dtype: its name, and the elements and bytes of its smallest whole block.

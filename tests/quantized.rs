@@ -7,6 +7,7 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module as _, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
+use rayon::prelude::*;
 use uel::core::gguf::write::{GgufContents, GgufWriter};
 use uel::core::gguf::{ByteOrder, MetadataBuilder};
 use uel::core::save::SaveOptions;
@@ -49,6 +50,33 @@ fn every_dtype(folder: &Path) -> (PathBuf, Vec<(String, QTensor)>) {
 fn write(path: &Path, tensors: &[(String, QTensor)]) {
     let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     candle_core::quantized::gguf_file::write(&mut File::create(path).unwrap(), &[], &named).unwrap();
+}
+
+/// A thread of another pool does that pool's other work while it waits for what it reads.
+#[test]
+fn preloaded_tensors_can_be_asked_for_in_a_pool_of_the_callers() {
+    let (done, ended) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = Tensor::randn(0f32, 1., (512, 4096), &CPU).unwrap();
+        let tensor = |n: usize| (format!("{n}.weight"), QTensor::quantize(&tensor, BLOCKS[n % 8]).unwrap());
+        let tensors: Vec<_> = (0..16).map(tensor).collect();
+        let path = folder.path().join("model.gguf");
+        write(&path, &tensors);
+        let checkpoint = Checkpoint::options().with_mode(Mode::Preload).open(&path).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            tensors.par_iter().for_each(|(name, tensor)| {
+                let loaded = checkpoint.qtensor(name, &CPU).unwrap();
+                assert_eq!(loaded.data().unwrap(), tensor.data().unwrap(), "{name}");
+                checkpoint.mark_processed(name);
+            });
+        });
+        done.send(()).unwrap();
+    });
+    let ended = ended.recv_timeout(std::time::Duration::from_secs(60));
+    assert!(thread.is_finished() || ended.is_ok(), "the threads wait for each other");
+    thread.join().unwrap();
 }
 
 fn mapped(path: &Path) -> Checkpoint {

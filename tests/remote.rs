@@ -4,6 +4,10 @@
 mod clouds;
 #[path = "remote/data.rs"]
 mod data;
+#[path = "remote/loud.rs"]
+mod loud;
+#[path = "remote/moto.rs"]
+mod moto;
 #[path = "remote/s3.rs"]
 mod s3;
 #[path = "../uel-core/tests/remote/server.rs"]

@@ -137,6 +137,10 @@ fn run(
                 true => Arc::new(group),
                 false => Arc::new(Watched::new(group, |_, _| Ok(()))),
             };
+            let several = group.size() > 1;
+            let files = loaded(Arc::clone(&group), &files_of(&folder.join("case-0")))?;
+            assert!(!several || files.lends_memory() == (lends && memory_may_be_read()));
+            drop(files);
             let cases = std::fs::read_dir(folder).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
             for case in 0..cases.count() {
                 check(Arc::clone(&group), &cases::CPU, &files_of(&folder.join(format!("case-{case}"))), case + at)?;
@@ -155,6 +159,12 @@ fn run(
         _ if rank != victim => work(kept(Arc::new(group)), &paths),
         fault => work(Arc::new(failing(at, group, fault).lending(at.is_multiple_of(2))), &paths),
     }
+}
+
+/// Whether the system lets a process read the memory of another one that is none of its own: `mpirun`'s, as the ranks are to
+/// each other.
+fn memory_may_be_read() -> bool {
+    std::fs::File::open(format!("/proc/{}/mem", std::os::unix::process::parent_id())).is_ok()
 }
 
 fn files_of(folder: &Path) -> Vec<PathBuf> {

@@ -1,99 +1,41 @@
 //! The same against a server that speaks S3: moto, which `scripts/test remote` brings.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
 use uel::core::checkpoint::{CheckpointFiles, FilesOptions};
 use uel::{BatchSize, Checkpoint, Kind, LoadOptions, StreamOptions};
 
-use super::{assert_equal, options, tensors, written};
+use super::moto::{Moto, environment, said};
+use super::{assert_equal, loud, options, tensors, written};
 use crate::checkpoint::{CPU, same};
 
 /// The variable that tells a process of these tests that it is the one whose environment names the server.
 const INNER: &str = "UEL_TEST_S3_FILES";
 
-/// The server's process, which ends with this.
-struct Moto {
-    process: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-    url: String,
-}
-
-impl Moto {
-    fn start() -> Self {
-        let python = std::env::var_os("UEL_MOTO").expect("scripts/test remote sets UEL_MOTO");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/remote/s3_server.py");
-        let mut process =
-            Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let stdout = process.stdout.take().unwrap();
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let stdin = process.stdin.take();
-        let mut moto = Self { process, stdin, lines, url: String::new() };
-        moto.url = moto.line();
-        moto
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(Duration::from_secs(60)).expect("moto answers")
-    }
-
-    fn tell(&mut self, line: &str) -> String {
-        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
-        self.line()
-    }
-
-    fn put(&mut self, key: &str, path: &Path) {
-        assert_eq!(self.tell(&format!("put {key} {}", path.display())), "done");
-    }
-
-    /// Requests for objects since the last call, and the bytes that they brought.
-    fn seen(&mut self) -> (usize, u64) {
-        let line = self.tell("seen");
-        let (requests, bytes) = line.split_once(' ').unwrap();
-        (requests.parse().unwrap(), bytes.parse().unwrap())
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        drop(self.stdin.take());
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// Runs the test `name` of this binary with an environment for `moto`, as a user would have it.
 fn run_inner(url: &str, name: &str, folder: &Path) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("remote::s3::{name}"), "--nocapture", "--ignored"])
-        .env(INNER, folder)
-        .env("AWS_ENDPOINT_URL", url)
-        .env("AWS_ALLOW_HTTP", "true")
-        .env("AWS_REGION", "us-east-1")
-        .env("AWS_ACCESS_KEY_ID", "AKIATEST")
-        .env("AWS_SECRET_ACCESS_KEY", "s3cr3t")
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-    assert!(!text.contains("s3cr3t") && !text.contains("AKIATEST"), "{text}");
+    run_inner_with(url, name, folder, &[]);
 }
 
-/// The folder of the files that the server has; `None` where this is not the inner process.
+fn run_inner_with(url: &str, name: &str, folder: &Path, more: &[(&str, &Path)]) {
+    let mut inner = Command::new(std::env::current_exe().unwrap());
+    inner.args(["--exact", &format!("remote::s3::{name}"), "--nocapture", "--ignored"]).env(INNER, folder);
+    let output = inner.envs(environment(url)).envs(more.iter().copied()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = said(&output);
+    assert!(text.contains("1 passed") && loud::told(&text) > 0, "{text}");
+}
+
+/// The folder of the files that the server has, in a process that prints all that it logs; `None` where this is not the
+/// inner one.
 fn inner() -> Option<PathBuf> {
-    std::env::var_os(INNER).map(PathBuf::from)
+    let folder = std::env::var_os(INNER).map(PathBuf::from)?;
+    loud::listen();
+    Some(folder)
 }
 
 #[test]
@@ -144,6 +86,50 @@ fn wait_for(path: &Path) {
     while !path.exists() {
         assert!(began.elapsed() < Duration::from_secs(60), "{} did not come", path.display());
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+#[ignore = "lane remote: needs moto"]
+fn servers_are_spoken_to_over_tls_and_have_to_be_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut moto = Moto::start();
+    written(&folder.path().join("model.safetensors"));
+    moto.put("some/folder/model.safetensors", &folder.path().join("model.safetensors"));
+    let (url, authority) = (moto.secure_url.clone(), moto.authority.clone());
+    std::fs::write(folder.path().join("address"), &url).unwrap();
+    run_inner_with(&url, "tls_within", folder.path(), &[("SSL_CERT_FILE", &authority), ("UEL_TEST_KNOWN", &authority)]);
+    assert!(moto.seen().0 > 0);
+    // Without the authority that vouches for it, nothing is asked of the server.
+    run_inner(&url, "tls_within", folder.path());
+    assert_eq!(moto.seen().0, 0);
+}
+
+#[test]
+#[ignore = "lane remote: run by another test"]
+fn tls_within() {
+    let Some(folder) = inner() else { return };
+    let known = std::env::var_os("UEL_TEST_KNOWN").is_some();
+    let address = std::fs::read_to_string(folder.join("address")).unwrap();
+    let wanted = Checkpoint::open(folder.join("model.safetensors")).unwrap().load_all(&CPU).unwrap();
+    for url in [
+        "s3://models/some/folder/model.safetensors".to_owned(),
+        format!("{address}/models/some/folder/model.safetensors"),
+    ] {
+        let opened = options().open(&url);
+        if known {
+            assert_equal(&opened.unwrap().load_all(&CPU).unwrap(), &wanted);
+            continue;
+        }
+        let error = opened.unwrap_err();
+        assert_eq!((error.kind(), error.path()), (Kind::Remote, Some(Path::new(&url))), "{error}");
+        let mut causes = vec![error.to_string()];
+        let mut cause = std::error::Error::source(&error);
+        while let Some(next) = cause {
+            causes.push(next.to_string());
+            cause = next.source();
+        }
+        assert!(causes.iter().any(|cause| cause.to_lowercase().contains("certificate")), "{causes:?}");
     }
 }
 

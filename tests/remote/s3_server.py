@@ -3,12 +3,21 @@
     put KEY PATH            stores a file
     fail STATUS COUNT       lets the next requests for objects fail
     seen                    prints how many GETs of objects there were since, and how many bytes they brought
+
+Its first line has the address, the address of the same server over TLS, and the certificate to be trusted for that.
 """
 
+import datetime
+import ipaddress
+import pathlib
 import sys
+import tempfile
 import threading
 
 import boto3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -41,14 +50,50 @@ class Quiet(WSGIRequestHandler):
         pass
 
 
-server = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=Quiet)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f"http://127.0.0.1:{server.server_port}"
+def certificate(name, key, issuer, issuer_key, authority):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = x509.CertificateBuilder(
+        subject_name=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]),
+        issuer_name=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]),
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - datetime.timedelta(days=1),
+        not_valid_after=now + datetime.timedelta(days=1),
+    ).add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    if not authority:
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def certificates(folder):
+    """An authority made for this run, and a server's certificate and key that it signed."""
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority, own, own_key = (folder / name for name in ("authority.pem", "own.pem", "key.pem"))
+    authority.write_bytes(certificate("tests", authority_key, "tests", authority_key, True))
+    own.write_bytes(certificate("localhost", key, "tests", authority_key, False))
+    own_key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return authority, (str(own), str(own_key))
+
+
+def serve(**options):
+    server = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=Quiet, **options)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.server_port
+
+
+folder = tempfile.TemporaryDirectory()
+authority, own = certificates(pathlib.Path(folder.name))
+url, secure = f"http://127.0.0.1:{serve()}", f"https://localhost:{serve(ssl_context=own)}"
 s3 = boto3.client(
     "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="AKIATEST", aws_secret_access_key="s3cr3t"
 )
 s3.create_bucket(Bucket="models")
-print(url, flush=True)
+print(url, secure, authority, flush=True)
 for line in sys.stdin:
     words = line.split()
     if words[0] == "put":
@@ -63,4 +108,4 @@ for line in sys.stdin:
         with lock:
             print(counts["requests"], counts["bytes"], flush=True)
             counts.update(requests=0, bytes=0)
-server.shutdown()
+folder.cleanup()

@@ -5,6 +5,10 @@ use crate::refused;
 use crate::uel;
 
 #[cfg(feature = "remote")]
+#[allow(dead_code, reason = "other tests do more with it")]
+#[path = "../../../tests/remote/moto.rs"]
+mod moto;
+#[cfg(feature = "remote")]
 #[path = "../../../uel-core/tests/remote/server.rs"]
 mod server;
 
@@ -42,6 +46,7 @@ fn without_the_feature_urls_are_refused_by_name() {
 
 #[cfg(feature = "remote")]
 mod with_the_feature {
+    use super::moto::{Moto, environment, said};
     use super::server::{Fault, Server};
     use crate::{json_of, model, refused, shards, uel, write};
     use safetensors::tensor::Dtype;
@@ -75,6 +80,60 @@ mod with_the_feature {
         let page = dir.path().join("page.html");
         assert!(uel(&[&"inspect", &url, &"--html", &page]).status.success());
         assert!(!std::fs::read_to_string(page).unwrap().contains("s3cr3t"));
+    }
+
+    #[test]
+    fn a_look_at_two_gigabytes_is_three_requests_at_most() {
+        const BYTES: u64 = 2_000_000_000;
+        let server = Server::start();
+        let header = format!(r#"{{"w":{{"dtype":"U8","shape":[{BYTES}],"data_offsets":[0,{BYTES}]}}}}"#);
+        let head = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        let byte_len = head.len() as u64 + BYTES;
+        server.put_sparse("/model.safetensors", head, byte_len);
+        let report = json(&[&"inspect", &"--json", &server.url("/model.safetensors")]);
+        assert_eq!((report["tensor_count"].as_u64(), report["total_bytes"].as_u64()), (Some(1), Some(BYTES)));
+        let seen = server.take_seen();
+        let bytes: u64 = seen.iter().map(|seen| seen.body_bytes).sum();
+        assert!((1..=3).contains(&seen.len()) && bytes <= 1_000_000, "{} requests, {bytes} bytes", seen.len());
+    }
+
+    #[test]
+    #[ignore = "lane remote: needs moto"]
+    fn buckets_are_read_by_every_command() {
+        let (dir, mut moto) = (tempfile::tempdir().unwrap(), Moto::start());
+        let path = model(&dir);
+        moto.put("nets/model.safetensors", &path);
+        let (url, out) = ("s3://models/nets/model.safetensors", dir.path().join("out.safetensors"));
+        let address = moto.url.clone();
+        let run = |args: &[&dyn AsRef<OsStr>]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_uel"));
+            let output =
+                command.args(args.iter().map(|arg| arg.as_ref())).envs(environment(&address)).output().unwrap();
+            said(&output);
+            output
+        };
+        moto.seen();
+        let report = run(&[&"inspect", &"--json", &url]);
+        assert!(report.status.success(), "{}", said(&report));
+        assert_eq!(
+            (json_of(&report)["tensor_count"].as_u64(), json_of(&report)["path"].as_str()),
+            (Some(3), Some(url))
+        );
+        let (requests, bytes) = moto.seen();
+        assert!((1..=3).contains(&requests) && bytes <= 1_000_000, "{requests} requests, {bytes} bytes");
+
+        moto.tell("fail 503 2");
+        let converted = run(&[&"convert", &"--json", &url, &out]);
+        assert_eq!(json_of(&converted)["tensor_count"], 3, "{}", said(&converted));
+        for other in [&path, &out] {
+            assert!(run(&[&"diff", &url, other]).status.success());
+        }
+        let measured = run(&[&"bench", &"load", &url, &"--runs", &"1", &"--json", &"--memcpy-bytes", &"1000000"]);
+        assert_eq!(json_of(&measured)["tensor_count"], 3, "{}", said(&measured));
+        assert!(run(&[&"verify", &url]).status.success());
+        let missing = run(&[&"inspect", &"s3://models/none.safetensors"]);
+        assert_eq!(missing.status.code(), Some(1));
+        assert!(said(&missing).contains("s3://models/none.safetensors: "), "{}", said(&missing));
     }
 
     #[test]

@@ -134,3 +134,38 @@ impl ByteSource for InflatedSource {
         Ok(buffer.split_at_mut(len).0.write_copy_of_slice(part))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::archive::Method;
+    use super::*;
+    use crate::source::{MemorySource, conformance};
+    use std::io::Write;
+
+    #[test]
+    fn inflated_entries_conform() {
+        conformance::check(|bytes| {
+            let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            let deflated = encoder.finish().unwrap();
+            let mut file = b"before".to_vec();
+            file.extend_from_slice(&deflated);
+            file.extend_from_slice(b"behind");
+            let entry = ArchiveEntry {
+                name: "archive/data/0".into(),
+                header: 0,
+                range: ByteRange::from_len(6, deflated.len() as u64).unwrap(),
+                byte_len: bytes.len() as u64,
+                crc32: crc32fast::hash(bytes),
+                method: Method::Deflated,
+                encrypted: false,
+                known: true,
+            };
+            let source = Arc::new(MemorySource::new("memory", file));
+            let inflated = InflatedSource::new(source, entry, Arc::default(), 0);
+            inflated.needed().store(bytes.len() as u64, Ordering::Relaxed);
+            Box::new(inflated)
+        })
+        .unwrap();
+    }
+}
