@@ -85,7 +85,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn child() {
     let Ok(orders) = std::env::var(CHILD) else { return };
     let mut orders = orders.splitn(3, ' ');
-    let (what, first) = (orders.next().unwrap(), orders.next().unwrap().parse().unwrap());
+    let (what, first) = (orders.next().unwrap(), orders.next().unwrap().parse::<u64>().unwrap());
     let path = Path::new(orders.next().unwrap());
     for number in first.. {
         let durability = if number % 8 == 0 { Durability::Atomic } else { Durability::Fast };
