@@ -6,6 +6,8 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 /// The server's process, which ends with this.
 pub(crate) struct Moto {
     process: Child,
@@ -16,13 +18,16 @@ pub(crate) struct Moto {
     pub(crate) secure_url: String,
     /// The file of the authority that signed its certificate.
     pub(crate) authority: PathBuf,
+    _folder: TempDir,
 }
 
 impl Moto {
     pub(crate) fn start() -> Self {
         let python = std::env::var_os("UEL_MOTO").expect("scripts/test remote sets UEL_MOTO");
+        let folder = tempfile::tempdir().unwrap();
         let mut process = Command::new(python)
             .args(["-c", include_str!("s3_server.py")])
+            .arg(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -37,12 +42,12 @@ impl Moto {
             }
         });
         let stdin = process.stdin.take();
-        let mut moto =
-            Self { process, stdin, lines, url: String::new(), secure_url: String::new(), authority: PathBuf::new() };
+        let authority = folder.path().join("authority.pem");
+        let (url, secure_url) = Default::default();
+        let mut moto = Self { process, stdin, lines, url, secure_url, authority, _folder: folder };
         let line = moto.line();
-        let mut words = line.split_whitespace().map(str::to_owned);
-        let mut word = || words.next().unwrap();
-        (moto.url, moto.secure_url, moto.authority) = (word(), word(), word().into());
+        let (url, secure_url) = line.split_once(' ').unwrap();
+        (moto.url, moto.secure_url) = (url.to_owned(), secure_url.to_owned());
         moto
     }
 

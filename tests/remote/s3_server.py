@@ -4,14 +4,14 @@
     fail STATUS COUNT       lets the next requests for objects fail
     seen                    prints how many GETs of objects there were since, and how many bytes they brought
 
-Its first line has the address, the address of the same server over TLS, and the certificate to be trusted for that.
+Its first line has the address, and that of the same server over TLS. The folder named by its argument gets
+`authority.pem`, the certificate to be trusted for that.
 """
 
 import datetime
 import ipaddress
 import pathlib
 import sys
-import tempfile
 import threading
 
 import boto3
@@ -77,7 +77,7 @@ def certificates(folder):
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
     )
-    return authority, (str(own), str(own_key))
+    return str(own), str(own_key)
 
 
 def serve(**options):
@@ -86,14 +86,13 @@ def serve(**options):
     return server.server_port
 
 
-folder = tempfile.TemporaryDirectory()
-authority, own = certificates(pathlib.Path(folder.name))
+own = certificates(pathlib.Path(sys.argv[1]))
 url, secure = f"http://127.0.0.1:{serve()}", f"https://localhost:{serve(ssl_context=own)}"
 s3 = boto3.client(
     "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="AKIATEST", aws_secret_access_key="s3cr3t"
 )
 s3.create_bucket(Bucket="models")
-print(url, secure, authority, flush=True)
+print(url, secure, flush=True)
 for line in sys.stdin:
     words = line.split()
     if words[0] == "put":
@@ -108,4 +107,3 @@ for line in sys.stdin:
         with lock:
             print(counts["requests"], counts["bytes"], flush=True)
             counts.update(requests=0, bytes=0)
-folder.cleanup()

@@ -54,7 +54,8 @@ impl MakeVec for Take<'_> {
     fn make<T: Element>(self) -> Result<Vec<T>> {
         let taken = match self.forever {
             false => self.region.take(self.block),
-            // SAFETY: `tensor_forever` leaks a clone of the tensor that owns the vector.
+            // SAFETY: `tensor_forever` leaks a clone of the tensor that owns the vector, so it is never dropped; that no
+            // operation in place takes, grows or shrinks it is what the caller of `OpenOptions::with_mmap` answers for.
             #[allow(unsafe_code)]
             true => unsafe { self.region.take_forever(self.block) },
         };

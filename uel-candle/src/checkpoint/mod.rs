@@ -9,6 +9,7 @@ mod names;
 mod one;
 mod options;
 mod parts;
+mod preloaded;
 mod quantized;
 mod report;
 mod select;
@@ -23,6 +24,7 @@ pub(crate) use load::own_bytes;
 pub(crate) use options::ProgressFn;
 pub use options::{LoadOptions, MmapFallback, Mode, OpenOptions, Progress, Rules};
 pub(crate) use parts::{Part, read_parts};
+use preloaded::Preloaded;
 pub use quantized::LoadedQTensors;
 pub(crate) use quantized::{quantized, quantized_to_device};
 pub use report::{CopyReason, LoadReport};
@@ -33,7 +35,6 @@ pub(crate) use verified::checks;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use candle_core::quantized::QTensor;
@@ -90,9 +91,7 @@ struct Inner {
     /// Replaced and added tensors.
     overlay: RwLock<BTreeMap<String, Tensor>>,
     /// In mode `preload`, what was read and not yet handed out.
-    preloaded: OnceLock<Mutex<HashMap<usize, Tensor>>>,
-    /// Whether a thread reads it, or did.
-    preloading: AtomicBool,
+    preloaded: Preloaded<Tensor>,
     /// Reads what comes after cold tensors that are taken one by one.
     ahead: Arc<ahead::Ahead>,
     /// How mode `auto` brings single tensors, once it was asked.
@@ -100,8 +99,7 @@ struct Inner {
     /// The same for quantized tensors.
     auto_for_quantized: OnceLock<auto::Choice>,
     /// In mode `preload`, the quantized tensors that were read and not yet handed out.
-    preloaded_quantized: OnceLock<Mutex<HashMap<usize, QTensor>>>,
-    preloading_quantized: AtomicBool,
+    preloaded_quantized: Preloaded<QTensor>,
     report: Mutex<LoadReport>,
     /// Lets a buffer of the largest tensor's size be kept between tensors, once one was read by itself.
     claim: OnceLock<Claim>,
@@ -172,13 +170,11 @@ impl Checkpoint {
             mapped: MappedFiles::new(files.sources().len()),
             views: Views::new(files.sources().len()),
             overlay: RwLock::default(),
-            preloaded: OnceLock::new(),
-            preloading: AtomicBool::new(false),
+            preloaded: Preloaded::new(),
             auto_for_one: OnceLock::new(),
             ahead: Arc::default(),
             auto_for_quantized: OnceLock::new(),
-            preloaded_quantized: OnceLock::new(),
-            preloading_quantized: AtomicBool::new(false),
+            preloaded_quantized: Preloaded::new(),
             report: Mutex::default(),
             claim: OnceLock::new(),
             hashes: files.sources().iter().map(|_| OnceLock::new()).collect(),
@@ -307,7 +303,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Kind::UnknownTensor`], or the source's error.
+    /// [`Kind::UnknownTensor`], [`Kind::OutOfMemory`], or the source's error.
     pub fn view(&self, name: &str) -> Result<TensorView> {
         let (_, info) = self.find(name)?;
         let source = self.source(info.file())?;
@@ -343,12 +339,8 @@ impl Checkpoint {
     pub fn mark_processed(&self, name: &str) {
         let Some(position) = self.position(name) else { return };
         let Some(info) = self.index().at(position) else { return };
-        if let Some(preloaded) = self.inner.preloaded.get() {
-            lock(preloaded).remove(&position);
-        }
-        if let Some(preloaded) = self.inner.preloaded_quantized.get() {
-            lock(preloaded).remove(&position);
-        }
+        self.inner.preloaded.discard(position);
+        self.inner.preloaded_quantized.discard(position);
         self.inner.mapped.discard(info.file(), info.range().start());
         if let Some(file) = self.sources().get(info.file()).and_then(|source| source.as_file()) {
             uel_core::source::advise(file, info.range(), uel_core::source::Advice::DontNeed);

@@ -1,7 +1,6 @@
 //! Loading one tensor by name.
 
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::collections::HashMap;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -12,6 +11,7 @@ use super::auto::{Choice, Made};
 use super::convert::{self, Origin, too_large};
 use super::load::{self, copy_reason};
 use super::options::{LoadOptions, Mode};
+use super::preloaded::Taken;
 use super::report::{CopyReason, LoadReport};
 use super::select::{Wanted, is_preloaded};
 use super::verified::checks;
@@ -20,7 +20,6 @@ use crate::host::Unfilled;
 use crate::mapped::MappedAllocator;
 use crate::mapped::recycle::{Claim, Reuse};
 use crate::memory;
-use crate::sync::lock;
 use crate::transfer::transfer_to_gpu_pinned;
 use crate::{placement, stream};
 
@@ -29,6 +28,10 @@ const RECYCLED_FROM: usize = 1 << 20;
 
 /// Why tensors for a CUDA device are read as they are.
 pub(super) const TO_DEVICE: &str = "read into page-locked memory, and copied to the device from there";
+
+/// Why a tensor is read by itself in mode `preload`.
+pub(super) const HANDED_OUT: &str = "handed out before";
+pub(super) const BUSY: &str = "another thread reads all at the moment";
 
 impl Checkpoint {
     /// The tensor called `name`, on `device`, as it stands in the file.
@@ -106,14 +109,14 @@ impl Checkpoint {
         }
         let mut reason = CopyReason::Mode;
         if mode == Mode::Preload {
-            if let Some(tensor) = self.take_preloaded(want.position)? {
-                report.tensors += 1;
-                return convert::cast(tensor, want.cast);
-            }
-            let reason = match self.inner.preloaded.get() {
-                Some(_) if info.dtype().as_block().is_some() => "quantized tensors are not kept as floats",
-                Some(_) => "handed out before",
-                None => "another thread reads all at the moment",
+            let reason = match self.inner.preloaded.take(want.position, || self.preload())? {
+                Taken::Tensor(tensor) => {
+                    report.tensors += 1;
+                    return convert::cast(tensor, want.cast);
+                }
+                Taken::Gone if info.dtype().as_block().is_some() => "quantized tensors are not kept as floats",
+                Taken::Gone => HANDED_OUT,
+                Taken::Busy => BUSY,
             };
             (report.chosen, report.reason) = (Mode::LowMemory, reason.to_owned());
         }
@@ -201,23 +204,8 @@ impl Checkpoint {
             .in_scope(|| convert::fill(unfilled, from, cast, info.shape(), how))
     }
 
-    /// In mode `preload`: everything is read when the first tensor is asked for, and each is handed out once. Who asks
-    /// while another thread reads gets none. It is not made to wait: in a thread pool of the caller's, the waiting
-    /// thread could be the one that reads.
-    fn take_preloaded(&self, position: usize) -> Result<Option<Tensor>> {
-        if self.inner.preloaded.get().is_none() {
-            if self.inner.preloading.swap(true, Ordering::AcqRel) {
-                return Ok(None);
-            }
-            if let Err(error) = self.preload() {
-                self.inner.preloading.store(false, Ordering::Release);
-                return Err(error);
-            }
-        }
-        Ok(self.inner.preloaded.get().and_then(|preloaded| lock(preloaded).remove(&position)))
-    }
-
-    fn preload(&self) -> Result<()> {
+    /// In mode `preload`: everything is read when the first tensor is asked for.
+    fn preload(&self) -> Result<HashMap<usize, Tensor>> {
         let index = self.index();
         let loadable = (0..index.len()).filter(|&at| index.at(at).is_some_and(|info| is_preloaded(info.dtype())));
         let wanted: Vec<Wanted> =
@@ -229,9 +217,6 @@ impl Checkpoint {
         report.tensors = 0;
         report.widened.clear();
         self.note(&report);
-        let by_position = wanted.iter().map(|want| want.position).zip(tensors).collect();
-        // Only one thread comes here at a time.
-        let _ = self.inner.preloaded.set(Mutex::new(by_position));
-        Ok(())
+        Ok(wanted.iter().map(|want| want.position).zip(tensors).collect())
     }
 }

@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
@@ -14,7 +13,9 @@ use super::Checkpoint;
 use super::auto::{Choice, Made};
 use super::convert::{candle, too_large};
 use super::load::copy_reason;
+use super::one::{BUSY, HANDED_OUT};
 use super::options::{LoadOptions, Mode};
+use super::preloaded::Taken;
 use super::report::{CopyReason, LoadReport};
 use super::select::Wanted;
 use super::tally::Tally;
@@ -25,7 +26,6 @@ use crate::placement::NotMapped;
 use crate::quantized::ggml_dtype;
 use crate::slab::send_here;
 use crate::stream::{Gds, StreamOptions};
-use crate::sync::lock;
 use crate::{cuda, memory};
 
 /// What a load of quantized tensors brought.
@@ -77,10 +77,20 @@ impl Checkpoint {
         let want = self.wanted_blocks(position, info, self.is_verified())?;
         let choice = self.mode_for_one(Made::Quantized);
         let mut report = choice.report();
-        let kept = match choice.mode {
-            Mode::Preload => self.take_preloaded_blocks(position)?,
-            _ => None,
-        };
+        let mut kept = None;
+        if choice.mode == Mode::Preload {
+            let reason = match self.inner.preloaded_quantized.take(position, || self.preload_blocks())? {
+                Taken::Tensor(tensor) => {
+                    kept = Some(tensor);
+                    None
+                }
+                Taken::Gone => Some(HANDED_OUT),
+                Taken::Busy => Some(BUSY),
+            };
+            if let Some(reason) = reason {
+                (report.chosen, report.reason) = (Mode::LowMemory, reason.to_owned());
+            }
+        }
         let tensor = match kept {
             Some(tensor) => {
                 report.tensors += 1;
@@ -319,21 +329,8 @@ impl Checkpoint {
         Ok(unsafe { self.inner.mapped.quantized(self.index(), want.position, want.dtype, source) })
     }
 
-    /// As `take_preloaded`, for quantized tensors.
-    fn take_preloaded_blocks(&self, position: usize) -> Result<Option<QTensor>> {
-        if self.inner.preloaded_quantized.get().is_none() {
-            if self.inner.preloading_quantized.swap(true, Ordering::AcqRel) {
-                return Ok(None);
-            }
-            if let Err(error) = self.preload_blocks() {
-                self.inner.preloading_quantized.store(false, Ordering::Release);
-                return Err(error);
-            }
-        }
-        Ok(self.inner.preloaded_quantized.get().and_then(|preloaded| lock(preloaded).remove(&position)))
-    }
-
-    fn preload_blocks(&self) -> Result<()> {
+    /// As `preload`, for quantized tensors.
+    fn preload_blocks(&self) -> Result<HashMap<usize, QTensor>> {
         let mut wanted = Vec::new();
         for (position, info) in self.index().iter().enumerate() {
             // Scalars are none of candle's.
@@ -347,10 +344,7 @@ impl Checkpoint {
         // Tensors are counted when they are handed out.
         report.tensors = 0;
         self.note(&report);
-        let by_position: HashMap<usize, QTensor> = wanted.iter().map(|want| want.position).zip(tensors).collect();
-        // Only one thread comes here at a time.
-        let _ = self.inner.preloaded_quantized.set(Mutex::new(by_position));
-        Ok(())
+        Ok(wanted.iter().map(|want| want.position).zip(tensors).collect())
     }
 }
 

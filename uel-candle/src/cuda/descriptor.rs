@@ -11,10 +11,12 @@ pub(super) fn keeping_descriptor_0<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: the descriptor is new, and nobody else's.
     let kept = (kept >= 0).then(|| unsafe { OwnedFd::from_raw_fd(kept) });
     let result = body();
-    if let Some(kept) = &kept {
-        // The least number that is free: 0, unless it was not closed or another thread has it.
+    // SAFETY: this asks for the flags of a descriptor.
+    let is_closed = unsafe { libc::fcntl(0, libc::F_GETFD) } < 0;
+    if let Some(kept) = kept.as_ref().filter(|_| is_closed) {
+        // The least number that is free: 0, unless another thread has it by now.
         // SAFETY: this asks for another descriptor for the same file; nobody's is replaced.
-        let again = unsafe { libc::fcntl(kept.as_raw_fd(), libc::F_DUPFD, 0) };
+        let again = unsafe { libc::fcntl(kept.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
         match again {
             // SAFETY: the descriptor was made above.
             0 => drop(unsafe { libc::fcntl(0, libc::F_SETFD, flags) }),

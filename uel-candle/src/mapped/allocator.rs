@@ -92,7 +92,9 @@ pub struct Stats {
 // which `place` makes for memory that is mapped, large enough and aligned for the layout, that belongs to no other
 // block, and that stays mapped until `dealloc` is called with its address. Such addresses never reach `inner`:
 // `dealloc` and `realloc` tell them apart by the reserved range, in which `inner` cannot own memory because it stays
-// mapped as a whole for the life of the process. Nothing here unwinds.
+// mapped as a whole for the life of the process. (Where the system refuses to map over a part that is given up, that part may
+// become `inner`'s. It is never handed out again then, and the table knows no region there: `dealloc` does nothing with
+// `inner`'s blocks there, which leaks them.) Nothing here unwinds.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for MappedAllocator<A> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -11,7 +11,7 @@ pub(super) const GRANULE: usize = 1 << GRANULE_SHIFT;
 const GRANULE_SHIFT: u32 = 21;
 
 /// Sizes that are tried in turn: address space may be limited.
-const RESERVE_SIZES: [usize; 4] = [1 << 45, 1 << 42, 1 << 39, 1 << 36];
+const RESERVE_SIZES: [usize; 5] = [1 << 45, 1 << 42, 1 << 39, 1 << 36, 1 << 33];
 
 /// Freed stretches of address space that are remembered for reuse. Beyond that, addresses are forgotten: of 32 TiB
 /// there are plenty.

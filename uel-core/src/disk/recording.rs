@@ -1,11 +1,12 @@
 //! A disk in memory that remembers every operation, and what a loss of power may leave of them.
 
-use super::direct::{Target, Writes};
+use super::direct::{BLOCK_BYTES, Target, Writes};
 use super::{Disk, DiskFile, Entry, is_between};
 use crate::atomic::folder;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// One operation that changes the disk, or makes changes lasting. Files are numbered in the order of their creation.
@@ -56,6 +57,7 @@ struct RecordingFile {
 struct Recorded {
     disk: RecordingDisk,
     number: usize,
+    direct: AtomicBool,
 }
 
 impl RecordingDisk {
@@ -78,14 +80,14 @@ impl RecordingDisk {
         disk
     }
 
-    /// Takes direct writes, in whole blocks as a file system does. Nor are those lasting before a sync.
+    /// Takes direct writes, of whole blocks alone as a file system does. Nor are those lasting before a sync.
     pub fn with_direct_writes(self) -> Self {
         self.lock().takes_direct = true;
         self
     }
 
     fn file(&self, number: usize, held: Option<Arc<()>>, dirty: bool) -> Arc<dyn DiskFile> {
-        let recorded = Recorded { disk: self.clone(), number };
+        let recorded = Recorded { disk: self.clone(), number, direct: false.into() };
         Arc::new(RecordingFile { writes: Writes::new(recorded, dirty), _held: held })
     }
 
@@ -276,12 +278,18 @@ impl Recorded {
 
 impl Target for Recorded {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let whole = |value: u64| value.is_multiple_of(BLOCK_BYTES as u64);
+        if self.direct.load(Ordering::Relaxed) && !(whole(offset) && whole(bytes.len() as u64)) {
+            return Err(io::Error::other("a direct write is not of whole blocks"));
+        }
         self.record(Operation::Write(self.number, offset, bytes.to_vec()))?;
         Ok(bytes.len())
     }
 
     fn set_direct(&self, direct: bool) -> io::Result<bool> {
-        Ok(direct && self.disk.lock().takes_direct)
+        let direct = direct && self.disk.lock().takes_direct;
+        self.direct.store(direct, Ordering::Relaxed);
+        Ok(direct)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -155,13 +155,16 @@ fn a_set_is_the_old_one_or_the_new_one_once_recovered() {
         (Some(&[90, 80]), &[60]),
     ];
     for (old_sizes, sizes) in sizes {
-        for durability in [Durability::Durable, Durability::Atomic, Durability::Fast] {
+        let levels = [Durability::Durable, Durability::Atomic, Durability::Fast];
+        for (durability, direct) in levels.into_iter().flat_map(|durability| [(durability, false), (durability, true)])
+        {
             let disk = RecordingDisk::default();
             if let Some(sizes) = old_sizes {
                 shards(&disk, Durability::Durable, sizes, 1);
             }
             let before = disk.files();
             let disk = RecordingDisk::new(before.clone());
+            let disk = if direct { disk.with_direct_writes() } else { disk };
             let from = disk.operations().len();
             shards(&disk, durability, sizes, 2);
             let (old, new) = (set(&before), set(&disk.files()));

@@ -84,9 +84,12 @@ impl RemoteSource {
             requests.push(Request { file: 0, range });
         }
         let plan = ReadPlan::new(&requests, PlanOptions { gap: GAP, chunk: self.shared.options.request_bytes() });
+        // With a disk cache, whole blocks are held beside what was asked for.
+        let at_once = if self.block_key(0).is_some() { 1 } else { 2 };
         let mut planned = plan.reads().peekable();
         while planned.peek().is_some() {
-            let some: Vec<_> = planned.by_ref().take(self.shared.options.concurrency().saturating_mul(2)).collect();
+            let some: Vec<_> =
+                planned.by_ref().take(self.shared.options.concurrency().saturating_mul(at_once)).collect();
             let ranges: Vec<ByteRange> = some.iter().map(|read| read.range).collect();
             for (planned, bytes) in some.iter().zip(self.bring_all(&ranges)?) {
                 for part in planned.parts {
@@ -104,7 +107,7 @@ impl RemoteSource {
         Ok(read)
     }
 
-    /// The bytes of each range, with one request for each that is not in the disk cache.
+    /// The bytes of each range, with one request for each; where there is a disk cache, as few as its blocks need.
     fn bring_all(&self, ranges: &[ByteRange]) -> Result<Vec<Bytes>> {
         if self.block_key(0).is_some() {
             return self.bring_blocks(ranges);
