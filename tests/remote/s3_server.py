@@ -97,7 +97,7 @@ for line in sys.stdin:
     words = line.split()
     if words[0] == "put":
         with open(words[2], "rb") as file:
-            s3.put_object(Bucket="models", Key=words[1], Body=file.read())
+            s3.put_object(Bucket="models", Key=words[1], Body=file.read(), ACL="public-read")
         print("done", flush=True)
     elif words[0] == "fail":
         with lock:
