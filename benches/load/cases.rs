@@ -9,7 +9,9 @@ use uel::{Checkpoint, Mode};
 use crate::claims::{asked, claim, of, rounds};
 use crate::files::{self, BYTES, InMemory, warm_bf16_file};
 use crate::loaders;
-use crate::measure::{Candidate, dd_direct, in_turns, memcpy_gb_per_s, timed, while_memory_is_held};
+use crate::measure::{
+    Candidate, WARM_UPS, dd_direct, in_turns, in_turns_after, memcpy_gb_per_s, timed, while_memory_is_held,
+};
 
 /// A model in large tensors, and the same bytes in as many as a large mixture-of-experts model has.
 const FEW: u64 = 200;
@@ -174,7 +176,10 @@ fn auto_in(place: &str, path: &Path, cold: bool) {
         one_by_one("mmap, one by one", Mode::Mmap),
     ];
     let title = format!("2 GB, load and one full read, {place}");
-    let times = in_turns(&title, BYTES, rounds(15), candidates);
+    // Cold, the memory that is held before each run makes up for runs that do not count, and many rounds are needed: the
+    // disk's rate changes from one to the next.
+    let warm_ups = if cold { 0 } else { WARM_UPS };
+    let times = in_turns_after(warm_ups, &title, BYTES, rounds(if cold { 31 } else { 15 }), candidates);
     for (auto, fixed) in
         [("auto", ["preload", "mmap"]), ("auto, one by one", ["low-memory, one by one", "mmap, one by one"])]
     {

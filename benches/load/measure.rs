@@ -54,7 +54,7 @@ impl Times {
 pub(crate) type Candidate<'a> = (String, Box<dyn FnMut() -> Duration + 'a>);
 
 /// After one, a load into fresh memory was seen to take up to half more time than after three, where it stays.
-const WARM_UPS: usize = 3;
+pub(crate) const WARM_UPS: usize = 3;
 
 /// Runs the candidates in turns and prints a row for each.
 ///
