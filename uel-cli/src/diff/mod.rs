@@ -83,9 +83,10 @@ impl<'a> Entry<'a> {
 pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     let (left, right) = (args.opening.checkpoint(&args.a)?, args.opening.checkpoint(&args.b)?);
     let lacks = |checkpoint: &Checkpoint, name: &str| !checkpoint.contains(name);
-    let only_left: Vec<&str> = left.infos().map(|info| info.name()).filter(|name| lacks(&right, name)).collect();
-    let only_right: Vec<&str> = right.infos().map(|info| info.name()).filter(|name| lacks(&left, name)).collect();
-    let pairs = pairs(&left, &right);
+    let (tied_left, tied_right) = (tied(&left), tied(&right));
+    let only_left: Vec<&str> = names(&left, &tied_left).filter(|name| lacks(&right, name)).collect();
+    let only_right: Vec<&str> = names(&right, &tied_right).filter(|name| lacks(&left, name)).collect();
+    let pairs = pairs(&left, &right, &tied_left);
     let tolerance = Tolerance::new(args.tolerance_abs, args.tolerance_rel);
     let different = compare((&left, &right), &pairs, tolerance)?;
 
@@ -110,8 +111,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Stop> {
     )))
 }
 
+/// The names that are tied to a tensor of another name.
+fn tied(checkpoint: &Checkpoint) -> Vec<String> {
+    let is_tied = |name: &String| checkpoint.index().get(name).is_none() && checkpoint.contains(name);
+    checkpoint.metadata().into_keys().filter(is_tied).collect()
+}
+
+fn names<'a>(checkpoint: &'a Checkpoint, tied: &'a [String]) -> impl Iterator<Item = &'a str> {
+    checkpoint.infos().map(|info| info.name()).chain(tied.iter().map(String::as_str))
+}
+
 /// The tensors that both have. A name that is a tensor's on one side may be one of a tied tensor's on the other.
-fn pairs<'a>(left: &'a Checkpoint, right: &'a Checkpoint) -> Vec<Pair<'a>> {
+fn pairs<'a>(left: &'a Checkpoint, right: &'a Checkpoint, tied_left: &'a [String]) -> Vec<Pair<'a>> {
     // Asked first, since who asks for what is not there is told what comes close, which takes long.
     let find = |checkpoint: &'a Checkpoint, name: &str| match checkpoint.contains(name) {
         true => checkpoint.info(name).ok(),
@@ -125,7 +136,12 @@ fn pairs<'a>(left: &'a Checkpoint, right: &'a Checkpoint) -> Vec<Pair<'a>> {
         let name = info.name();
         Some(Pair { name, left: find(left, name)?, right: info })
     });
-    of_left.chain(tied_in_left).collect()
+    let tied_in_both = tied_left.iter().filter(|name| right.index().get(name).is_none()).filter_map(|name| {
+        let (left, right) = (find(left, name)?, find(right, name)?);
+        // Tied to the same name, they are compared under that.
+        (left.name() != right.name()).then_some(Pair { name, left, right })
+    });
+    of_left.chain(tied_in_left).chain(tied_in_both).collect()
 }
 
 fn write_text(

@@ -59,6 +59,26 @@ fn tied_tensors_are_compared_under_each_name() {
 }
 
 #[test]
+fn names_that_are_tied_on_both_sides_are_compared_by_what_they_are_tied_to() {
+    let dir = TempDir::new().unwrap();
+    let (one, other) = (f32s(&[1.0, 2.0]), f32s(&[1.0, 5.0]));
+    let file = |name: &str, head: Option<&str>| {
+        let view = |bytes| safetensors::tensor::TensorView::new(Dtype::F32, vec![2], bytes).unwrap();
+        let metadata = head.map(|to| std::collections::HashMap::from([("head".to_owned(), to.to_owned())]));
+        let path = dir.path().join(name);
+        safetensors::serialize_to_file([("one", view(&one)), ("other", view(&other))], metadata, &path).unwrap();
+        path
+    };
+    let (to_one, to_other, none) = (file("a", Some("one")), file("b", Some("other")), file("c", None));
+    assert_eq!(diff(&to_one, &file("d", Some("one")), &[], 0)["different"], json!([]));
+    let different = &diff(&to_one, &to_other, &[], 1)["different"];
+    assert_eq!((&different[0]["name"], &different[0]["max_abs"]), (&json!("head"), &json!(3.0)));
+    assert_eq!(different.as_array().unwrap().len(), 1);
+    assert_eq!(diff(&to_one, &none, &[], 1)["only_left"], json!(["head"]));
+    assert_eq!(diff(&none, &to_one, &[], 1)["only_right"], json!(["head"]));
+}
+
+#[test]
 fn every_reason() {
     let dir = TempDir::new().unwrap();
     let (a, b) = pair(
