@@ -271,7 +271,7 @@ const CRAMPED: &str = "UEL_TEST_CRAMPED";
 #[test]
 fn without_room_for_the_reservation_tensors_are_copied() {
     if std::env::var_os(CRAMPED).is_none() {
-        // The allocator reserves 64 GiB at the least.
+        // The allocator reserves 8 GiB at the least.
         let name = concat!(module_path!(), "::without_room_for_the_reservation_tensors_are_copied");
         let name = name.split_once("::").unwrap().1;
         let mut command = Command::new("sh");
