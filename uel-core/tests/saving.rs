@@ -28,7 +28,9 @@ fn metas() -> Vec<TensorMeta> {
 
 /// Save number `number`: every byte says which it is.
 fn options(number: u64) -> SaveOptions {
-    SaveOptions::new().with_metadata_entry("number", number.to_string())
+    // Some past the page cache.
+    let direct = if number.is_multiple_of(3) { Direct::Always } else { Direct::Never };
+    SaveOptions::new().with_metadata_entry("number", number.to_string()).with_direct(direct)
 }
 
 fn stream(path: &Path, number: u64, options: SaveOptions) -> Result<SaveReport, Error> {
@@ -49,8 +51,7 @@ fn incremental(path: &Path, number: u64, options: SaveOptions) -> Result<SaveRep
 }
 
 fn shards(folder: &Path, number: u64) -> Result<SaveReport, Error> {
-    let direct = if number.is_multiple_of(3) { Direct::Always } else { Direct::Never };
-    let options = options(number).with_durability(Durability::Fast).with_direct(direct);
+    let options = options(number).with_durability(Durability::Fast);
     let writer = ShardedWriter::create(folder, &plan_shards(metas(), 200_000, "model")?, &options)?;
     for meta in metas() {
         writer.write(&meta.name, meta.dtype, &meta.shape, &vec![number as u8; meta.shape[0]])?;
@@ -89,9 +90,7 @@ fn child() {
     let path = Path::new(orders.next().unwrap());
     for number in first.. {
         let durability = if number % 8 == 0 { Durability::Atomic } else { Durability::Fast };
-        // Some past the page cache.
-        let direct = if number.is_multiple_of(3) { Direct::Always } else { Direct::Never };
-        let options = options(number).with_durability(durability).with_direct(direct);
+        let options = options(number).with_durability(durability);
         match (what, number % 2) {
             ("shards", _) => shards(path, number),
             (_, 0) => stream(path, number, options),
