@@ -19,11 +19,16 @@ use uel_core::source::{ByteSource, ByteSourceExt};
 use uel_core::{ByteRange, Error, Kind, Result};
 
 use crate::cast::Cast;
+use crate::mapped::region::Region;
 use crate::sync::{into_inner, lock};
 use check::take_group;
 
 /// Reads are cut at multiples of this in the file: one huge page, so that two threads do not fault in the same one.
 const CHUNK: u64 = 2 << 20;
+
+/// What is read into its mapping is cut at multiples of this: Linux reads two huge pages at a time where it is asked for
+/// them (`do_sync_mmap_readahead` in mm/filemap.c).
+const MAPPED_CHUNK: u64 = 2 * CHUNK;
 
 /// What is cast on its way is read in pieces of this many bytes, so that a piece is still in the processor's second-level
 /// cache when it is cast. A multiple of every element's size.
@@ -74,6 +79,8 @@ pub(crate) struct Scatter<'a> {
 pub(crate) struct Pass<'a> {
     pub(crate) source: &'a dyn ByteSource,
     pub(crate) range: ByteRange,
+    /// The mapping through which the bytes will be used. What is not checked is read there, without a copy.
+    pub(crate) mapped: Option<&'a Region>,
     /// As in [`Span`].
     pub(crate) checks: Vec<Check<'a>>,
 }
@@ -177,14 +184,18 @@ pub(crate) fn fill_here(span: Span<'_>) -> Result<()> {
 /// As [`fill`].
 pub(crate) fn pass<'a>(passes: impl IntoIterator<Item = Pass<'a>>, how: How<'_>) -> Result<()> {
     let mut tasks = Vec::new();
-    for Pass { source, range, checks } in passes {
+    for Pass { source, range, mapped, checks } in passes {
         let mut checks = checks.into_iter().peekable();
         let mut start = range.start();
+        let length = if mapped.is_some() { MAPPED_CHUNK } else { CHUNK };
+        if let Some(region) = mapped {
+            region.advise_huge();
+        }
         while start < range.end() {
-            let chunk = || (start - start % CHUNK).saturating_add(CHUNK);
+            let chunk = || (start - start % length).saturating_add(length);
             let (checks, end) = take_group(&mut checks, start, CHUNK).unwrap_or_else(|| (Vec::new(), chunk()));
             let end = end.min(range.end());
-            tasks.extend(ByteRange::new(start, end).map(|range| Task::Pass(Pass { source, range, checks })));
+            tasks.extend(ByteRange::new(start, end).map(|range| Task::Pass(Pass { source, range, mapped, checks })));
             start = end;
         }
     }
@@ -344,7 +355,10 @@ fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<u64> {
             }
         }
         Task::Scatter(scatter) => run_scatter(scatter, scratch)?,
-        Task::Pass(Pass { source, range, checks }) => {
+        // Where the system cannot fill the mapping, reading says why, or does instead.
+        Task::Pass(Pass { range, mapped: Some(region), checks, .. })
+            if checks.is_empty() && region.populate(range).is_ok() => {}
+        Task::Pass(Pass { source, range, checks, .. }) => {
             let byte_len = usize::try_from(range.byte_len()).unwrap_or(CHUNK as usize);
             let bytes = read_to_scratch(source, range.start(), byte_len, scratch)?;
             check(&checks, source, range.start(), bytes)?;
@@ -460,13 +474,12 @@ mod tests {
         let count = |byte_len| {
             arrived.fetch_add(byte_len, Ordering::Relaxed);
         };
-        pass([Pass { source: &source, range, checks: Vec::new() }], How { threads: 3, arrived: &count }).unwrap();
+        let of = |range| Pass { source: &source, range, mapped: None, checks: Vec::new() };
+        pass([of(range)], How { threads: 3, arrived: &count }).unwrap();
         assert_eq!(source.coverage(), [range]);
         assert_eq!((source.bytes_read(), arrived.into_inner()), (8_000_001, 8_000_001));
         let beyond = ByteRange::new(0, 9_000_002).unwrap();
-        let error =
-            pass([Pass { source: &source, range: beyond, checks: Vec::new() }], How { threads: 3, arrived: &|_| {} })
-                .unwrap_err();
+        let error = pass([of(beyond)], How { threads: 3, arrived: &|_| {} }).unwrap_err();
         assert_eq!(error.kind(), Kind::UnexpectedEof);
     }
 

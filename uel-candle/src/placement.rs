@@ -235,9 +235,14 @@ impl MappedFiles {
         made
     }
 
+    /// The mapping of a file, if it was mapped.
+    pub(crate) fn region(&self, file: usize) -> Option<&Region> {
+        self.files.get(file).and_then(OnceLock::get).and_then(Option::as_ref)
+    }
+
     /// Gives up the block at `offset` of a file, if it was mapped and not handed out.
     pub(crate) fn discard(&self, file: usize, offset: u64) {
-        if let Some(Some(region)) = self.files.get(file).and_then(OnceLock::get)
+        if let Some(region) = self.region(file)
             && let Some(block) = region.find(offset)
         {
             region.discard(block);

@@ -123,7 +123,7 @@ fn read(inner: &Inner, file: usize, range: ByteRange) -> bool {
     if held.is_none_or(|held| held >= RESIDENT) {
         return held.is_some();
     }
-    let pass = Pass { source: &**source, range, checks: Vec::new() };
+    let pass = Pass { source: &**source, range, mapped: inner.mapped.region(file), checks: Vec::new() };
     engine::pass([pass], How { threads: COLD_THREADS, arrived: &|_| {} }).is_ok()
 }
 

@@ -219,7 +219,8 @@ impl Checkpoint {
         let pass = |run: Run<'_>| {
             let tensors = run.requests.iter().filter_map(|&request| infos.get(request));
             let checks = tensors.flat_map(|(info, hashes)| checks(*info, hashes)).collect();
-            Ok(Pass { source: self.source(run.file)?, range: run.range, checks })
+            let mapped = self.inner.mapped.region(run.file);
+            Ok(Pass { source: self.source(run.file)?, range: run.range, mapped, checks })
         };
         let passes = plan.runs().map(pass).collect::<Result<Vec<_>>>()?;
         tracing::debug_span!("read", spans = passes.len())

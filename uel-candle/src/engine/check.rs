@@ -131,7 +131,7 @@ mod tests {
                 how,
             ),
             fill_here(Span { source, offset: start, into: &mut here, cast: None, checks: all() }),
-            pass([Pass { source, range, checks: all() }], how),
+            pass([Pass { source, range, mapped: None, checks: all() }], how),
         ]
     }
 

@@ -376,6 +376,44 @@ impl Region {
         Some(unsafe { Vec::from_raw_parts(address.as_ptr().cast(), elements, elements) })
     }
 
+    /// Asks for what will be read from the file to come in huge pages, which is read and mapped with least work.
+    pub(crate) fn advise_huge(&self) {
+        let Some(stretch) = &self.inner().stretch else { return };
+        // SAFETY: the stretch is the region's. The advice changes how much is read at a time and how it is mapped, never
+        // what is in it; where it is refused, small pages are used.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), stretch.byte_len(), libc::MADV_HUGEPAGE) };
+    }
+
+    /// Reads `range` of the file that is mapped and fills its page tables, so that nobody waits for page faults there. A
+    /// failure leaves the mapping as it was.
+    ///
+    /// # Errors
+    ///
+    /// The system's, where it cannot read the file or has no such call (Linux does from 5.14 on); `InvalidInput` where the
+    /// range is not mapped here.
+    pub(crate) fn populate(&self, range: ByteRange) -> io::Result<()> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let inner = self.inner();
+        let Some(stretch) = inner.stretch.as_ref().filter(|_| inner.memory == Memory::File) else {
+            return Err(invalid());
+        };
+        let from_origin = |offset: u64| usize::try_from(offset.checked_sub(self.origin)?).ok();
+        let start = from_origin(range.start()).ok_or_else(invalid)?;
+        let end = from_origin(range.end()).and_then(|end| end.checked_add(self.origin_start)).ok_or_else(invalid)?;
+        if end > stretch.byte_len() {
+            return Err(invalid());
+        }
+        // The origin is the start of a page.
+        let start = self.origin_start + start / PAGE * PAGE;
+        let address = ptr::with_exposed_provenance_mut(stretch.base() + start);
+        // SAFETY: the addresses lie in the stretch, which stays the region's while `self` exists. The call reads pages as a
+        // page fault would and never changes their bytes; what cannot be read is an error and no signal.
+        if unsafe { libc::madvise(address, end - start, libc::MADV_POPULATE_READ) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
     /// Gives block `position` up, unless it was handed out.
     pub(crate) fn discard(&self, position: usize) {
         let inner = self.inner();

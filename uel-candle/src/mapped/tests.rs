@@ -3,12 +3,16 @@
 
 use super::region::{Buffer, Region};
 use super::{MappedAllocator, recycle, reserve};
+use crate::engine::{self, How, Pass};
 use std::alloc::Layout;
 use std::fs::File;
 use std::io::Write;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use uel_core::ByteRange;
+use uel_core::source::MemorySource;
+use uel_core::source::decorators::RecordingSource;
 
 #[global_allocator]
 static ALLOC: MappedAllocator = MappedAllocator::new();
@@ -71,6 +75,73 @@ fn a_mapped_block_is_an_ordinary_vector() {
     assert_eq!(first, [77, 3, 4, 5, 78]);
     assert!(!reserve::contains(first.as_ptr().addr()));
     assert_eq!(second[..2], [6, 7]);
+}
+
+/// How many bytes of the mapping of `path` the page tables hold, as /proc/self/smaps says.
+fn held_in_page_tables(path: &std::path::Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let of_path = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+    let held = of_path.take_while(|line| !line.starts_with("VmFlags")).find_map(|line| line.strip_prefix("Rss:"));
+    held.map_or(0, |held| held.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10)
+}
+
+#[test]
+fn populating_fills_page_tables_and_changes_no_byte() {
+    let _alone = alone();
+    let (path, file) = word_file(2 << 20);
+    let region = map(&file, range(8, 8 << 20), &[range(8, 4 << 20), range(4 << 20, 8 << 20)]);
+    let mut second: Vec<u32> = region.take(1).unwrap();
+    second[0] = 7;
+    assert!(held_in_page_tables(path.path()) < 1 << 20);
+    region.populate(range(8, 8 << 20)).unwrap();
+    assert_eq!(held_in_page_tables(path.path()), 8 << 20);
+    region.advise_huge();
+    region.populate(range(100, 101)).unwrap();
+    assert_eq!(second[..2], [7, (1 << 20) + 1]);
+    let first: Vec<u32> = region.take(0).unwrap();
+    assert!((2..).zip(&first).all(|(n, word)| n == *word));
+}
+
+#[test]
+fn what_cannot_be_populated_is_an_error_and_no_signal() {
+    let _alone = alone();
+    let (_path, file) = word_file(2 << 20);
+    let region = map(&file, range(4096, 8 << 20), &[range(4096, 8 << 20)]);
+    let invalid = |range| assert_eq!(region.populate(range).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    invalid(range(0, 4096));
+    invalid(range(4096, 1 << 40));
+    // The end of the file is the end of the mapping: behind it lies reserved memory that nobody may touch.
+    file.set_len(4 << 20).unwrap();
+    region.populate(range(4096, 4 << 20)).unwrap();
+    assert_eq!(region.populate(range(4096, 8 << 20)).unwrap_err().raw_os_error(), Some(libc::EFAULT));
+    let buffer = Buffer::new(1 << 20, 0).unwrap();
+    let anonymous = buffer.divide([(0, 1 << 20)].into_iter()).unwrap();
+    assert_eq!(anonymous.populate(range(0, 4096)).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn only_what_cannot_be_populated_is_read() {
+    let _alone = alone();
+    let (_path, file) = word_file(4 << 20);
+    let whole = range(4096, 16 << 20);
+    let region = map(&file, whole, &[whole]);
+    file.set_len(8 << 20).unwrap();
+    let read = |byte_len| {
+        let source = RecordingSource::new(MemorySource::new("memory", vec![0; byte_len]));
+        let pass = Pass { source: &source, range: whole, mapped: Some(&region), checks: Vec::new() };
+        let arrived = AtomicU64::new(0);
+        let count = |bytes| {
+            arrived.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let done = engine::pass([pass], How { threads: 2, arrived: &count });
+        (done, source.coverage(), arrived.into_inner())
+    };
+    let (done, read_instead, arrived) = read(16 << 20);
+    done.unwrap();
+    assert_eq!((read_instead, arrived), (vec![range(8 << 20, 16 << 20)], whole.byte_len()));
+    // What cannot be read either is the reader's error, which says where.
+    let error = read(9 << 20).0.unwrap_err();
+    assert_eq!((error.kind(), error.offset()), (uel_core::Kind::UnexpectedEof, Some(8 << 20)));
 }
 
 #[test]

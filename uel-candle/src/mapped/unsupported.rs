@@ -165,5 +165,13 @@ pub(crate) mod region {
         pub(crate) fn discard(&self, _: usize) {
             match self.0 {}
         }
+
+        pub(crate) fn advise_huge(&self) {
+            match self.0 {}
+        }
+
+        pub(crate) fn populate(&self, _: ByteRange) -> io::Result<()> {
+            match self.0 {}
+        }
     }
 }
