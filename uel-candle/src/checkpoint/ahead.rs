@@ -1,7 +1,7 @@
 //! Reading ahead of who takes tensors of a cold file one by one, in the order of the file.
 //!
-//! Such a caller reads and computes in turns. While it computes, a thread reads what comes next through the page cache, so
-//! that the disk is not idle meanwhile.
+//! Such a caller reads and computes in turns. While it computes, a thread reads what comes next into the mapping, so that the
+//! disk is not idle meanwhile and nobody waits for page faults.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 

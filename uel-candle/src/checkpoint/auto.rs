@@ -30,7 +30,7 @@ pub(super) struct Choice {
     pub(super) reason: String,
     /// Threads, where the caller left it open; 0 for as many as there are processors.
     pub(super) threads: usize,
-    /// What is mapped is read through the page cache before it is handed out.
+    /// What is mapped is read into its mapping before it is handed out.
     pub(super) fill: bool,
 }
 
