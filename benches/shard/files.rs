@@ -1,36 +1,49 @@
-//! A checkpoint of the shapes of a Llama model of about a billion parameters, in four files.
+//! Checkpoints of the shapes of Llama models, in four files.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-const HIDDEN: u64 = 2048;
-const KEYS: u64 = 256;
-const INNER: u64 = 5632;
+/// The dimensions of a model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Model {
+    pub(crate) name: &'static str,
+    hidden: u64,
+    keys: u64,
+    inner: u64,
+}
+
+/// TinyLlama 1.1B, all of it.
+pub(crate) const SMALL: Model = Model { name: "1b", hidden: 2048, keys: 256, inner: 5632 };
+
+/// Layers of Llama 2 7B.
+pub(crate) const LARGE: Model = Model { name: "7b", hidden: 4096, keys: 4096, inner: 11008 };
+
 const VOCABULARY: u64 = 32_000;
 const FILES: usize = 4;
 
 type Shape = Vec<u64>;
 
 /// The names and shapes of a model of so many layers.
-fn tensors(layers: u64) -> Vec<(String, Shape)> {
-    let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN])];
+fn tensors(model: Model, layers: u64) -> Vec<(String, Shape)> {
+    let Model { hidden, keys, inner, .. } = model;
+    let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, hidden])];
     for layer in 0..layers {
         let parts: [(&str, Shape); 9] = [
-            ("input_layernorm", vec![HIDDEN]),
-            ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
-            ("self_attn.k_proj", vec![KEYS, HIDDEN]),
-            ("self_attn.v_proj", vec![KEYS, HIDDEN]),
-            ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
-            ("post_attention_layernorm", vec![HIDDEN]),
-            ("mlp.gate_proj", vec![INNER, HIDDEN]),
-            ("mlp.up_proj", vec![INNER, HIDDEN]),
-            ("mlp.down_proj", vec![HIDDEN, INNER]),
+            ("input_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![keys, hidden]),
+            ("self_attn.v_proj", vec![keys, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("mlp.gate_proj", vec![inner, hidden]),
+            ("mlp.up_proj", vec![inner, hidden]),
+            ("mlp.down_proj", vec![hidden, inner]),
         ];
         all.extend(parts.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
     }
-    all.push(("model.norm.weight".to_owned(), vec![HIDDEN]));
-    all.push(("lm_head.weight".to_owned(), vec![VOCABULARY, HIDDEN]));
+    all.push(("model.norm.weight".to_owned(), vec![hidden]));
+    all.push(("lm_head.weight".to_owned(), vec![VOCABULARY, hidden]));
     all
 }
 
@@ -39,14 +52,14 @@ fn byte_len(shape: &Shape) -> u64 {
 }
 
 /// The files, kept for the next run, and brought into the page cache.
-pub(crate) fn llama() -> Vec<PathBuf> {
+pub(crate) fn llama(model: Model) -> Vec<PathBuf> {
     let bytes = std::env::var("UEL_SHARD_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(2_000_000_000);
-    let all_of = |layers| tensors(layers).iter().map(|(_, shape)| byte_len(shape)).sum::<u64>();
+    let all_of = |layers| tensors(model, layers).iter().map(|(_, shape)| byte_len(shape)).sum::<u64>();
     let layers = (1..200).find(|&layers| all_of(layers) >= bytes).unwrap();
     let share = all_of(layers).div_ceil(FILES as u64);
     let mut files: Vec<Vec<(String, Shape)>> = vec![Vec::new()];
     let mut reached = 0;
-    for (name, shape) in tensors(layers) {
+    for (name, shape) in tensors(model, layers) {
         if reached >= share && files.len() < FILES {
             (reached, files) = (0, [files, vec![Vec::new()]].concat());
         }
@@ -57,7 +70,7 @@ pub(crate) fn llama() -> Vec<PathBuf> {
         std::env::var_os("UEL_BENCH_DIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), Into::into);
     std::fs::create_dir_all(&folder).unwrap();
     let one = |(n, tensors): (usize, &Vec<(String, Shape)>)| {
-        let path = folder.join(format!("llama-{layers}-{n}-of-{FILES}.safetensors"));
+        let path = folder.join(format!("llama-{}-{layers}-{n}-of-{FILES}.safetensors", model.name));
         write(&path, tensors);
         std::io::copy(&mut File::open(&path).unwrap(), &mut std::io::sink()).unwrap();
         path

@@ -1,10 +1,10 @@
-//! A Llama-shaped checkpoint of 2 GB for several ranks: each reading its own parts, and read once for all, in turns in one run
+//! Llama-shaped checkpoints of 2 GB for several ranks: each reading its own parts, and read once for all, in turns in one run
 //! with a plain load, with copies of as many bytes, and with fastsafetensors.
 //!
 //! ```sh
 //! cargo bench --bench shard
 //! cargo bench --bench shard --features mpi           # with ranks that are processes
-//! cargo bench --bench shard -- threads               # some of the cases that `main` names
+//! cargo bench --bench shard -- threads 7b            # some of the cases and models that `main` names
 //! UEL_PEERS=$(scripts/python-env peers-requirements.txt) cargo bench --bench shard --features mpi -- peers
 //! ```
 //!
@@ -51,10 +51,15 @@ fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let cases: [(&str, Case); 4] =
         [("threads", threads), ("processes", processes), ("peers", peers), ("strided", strided::run)];
-    println!("memcpy, 2 threads, warm 1 GiB to warm 1 GiB, best of 5: {:.1} GB/s", memcpy_gb_per_s());
-    let paths = files::llama();
-    for (name, case) in cases {
-        if asked.is_empty() || asked.iter().any(|word| word == name) {
+    let models = [files::LARGE, files::SMALL];
+    memcpy_gb_per_s();
+    let is_asked = |names: &[&str], name: &str| {
+        asked.iter().any(|word| word == name) || asked.iter().all(|word| !names.contains(&word.as_str()))
+    };
+    for model in models.iter().filter(|model| is_asked(&models.map(|model| model.name), model.name)) {
+        let paths = files::llama(*model);
+        println!("\nmodel {}: {:.2} GB in {} files", model.name, files::total(&paths) as f64 / 1e9, paths.len());
+        for (_, case) in cases.iter().filter(|(name, _)| is_asked(&cases.map(|(name, _)| name), name)) {
             case(&paths);
         }
     }
