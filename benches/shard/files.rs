@@ -17,7 +17,10 @@ pub(crate) struct Model {
 pub(crate) const SMALL: Model = Model { name: "1b", hidden: 2048, keys: 256, inner: 5632 };
 
 /// Layers of Llama 2 7B.
-pub(crate) const LARGE: Model = Model { name: "7b", hidden: 4096, keys: 4096, inner: 11008 };
+pub(crate) const MIDDLE: Model = Model { name: "7b", hidden: 4096, keys: 4096, inner: 11008 };
+
+/// A layer of Llama 2 70B.
+pub(crate) const LARGE: Model = Model { name: "70b", hidden: 8192, keys: 1024, inner: 28672 };
 
 const VOCABULARY: u64 = 32_000;
 const FILES: usize = 4;

@@ -51,7 +51,7 @@ fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let cases: [(&str, Case); 4] =
         [("threads", threads), ("processes", processes), ("peers", peers), ("strided", strided::run)];
-    let models = [files::LARGE, files::SMALL];
+    let models = [files::LARGE, files::MIDDLE, files::SMALL];
     memcpy_gb_per_s();
     let is_asked = |names: &[&str], name: &str| {
         asked.iter().any(|word| word == name) || asked.iter().all(|word| !names.contains(&word.as_str()))

@@ -11,9 +11,6 @@ use crate::engine::{By, cut};
 /// Runs that share a read are read at most so many bytes at once: what is cut is in the processor's cache then.
 const SHARED_READ: u64 = 1 << 20;
 
-/// Wanted bytes of one task.
-const TASK_BYTES: u64 = 1 << 20;
-
 /// Runs of one task at most.
 const TASK_RUNS: u64 = 4096;
 
@@ -73,10 +70,13 @@ impl<'a> Rows<'a> {
             }
             return if into.is_empty() { Ok(()) } else { Err(outside()) };
         }
-        let most = shared(source, TASK_BYTES).max(TASK_BYTES);
-        let runs = (most / run_byte_len).clamp(1, TASK_RUNS);
-        let length = usize::try_from(runs.saturating_mul(run_byte_len)).map_err(|_| outside())?;
+        let most = shared(source, CHUNK);
         while !into.is_empty() {
+            // Two threads that fault in the same huge page both clear it. The run across a boundary goes to the task before
+            // it, which comes there last, when the next task has long begun with that page.
+            let wanted = most - into.as_ptr().addr() as u64 % CHUNK;
+            let runs = wanted.div_ceil(run_byte_len).min(TASK_RUNS);
+            let length = usize::try_from(runs.saturating_mul(run_byte_len)).map_err(|_| outside())?;
             let (head, tail) = into.split_at_mut(length.min(into.len()));
             into = tail;
             tasks.push(Task::Rows(Rows { source, base, slice, first, into: head }));
