@@ -35,6 +35,8 @@ impl Ranks {
     pub(crate) fn python(ranks: usize) -> Option<Self> {
         let python = std::env::var_os("UEL_PEERS")?;
         let store = std::env::temp_dir().join(format!("uel-ranks-{}", std::process::id()));
+        // Ranks that find what earlier ones left there would wait for those.
+        let _ = std::fs::remove_file(&store);
         let rank = |rank: usize| {
             let mut command = Command::new(&python);
             command
