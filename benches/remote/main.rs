@@ -94,7 +94,9 @@ fn load(mode: &str, from: &str) {
     let began = Instant::now();
     match mode {
         "sockets" => sockets(from.parse().unwrap()),
-        "preload" => drop(Checkpoint::options().with_mode(Mode::Preload).open(from).unwrap().load_all(&Device::Cpu)),
+        "preload" => {
+            drop(Checkpoint::options().with_mode(Mode::Preload).open(from).unwrap().load_all(&Device::Cpu).unwrap());
+        }
         "low-memory" => {
             let checkpoint = Checkpoint::options().with_mode(Mode::LowMemory).open(from).unwrap();
             checkpoint.names().iter().for_each(|name| drop(checkpoint.tensor(name, &Device::Cpu).unwrap()));

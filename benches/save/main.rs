@@ -109,23 +109,47 @@ fn uel_incremental(tensors: &HashMap<String, Tensor>, target: &Path, durability:
 }
 
 fn fast() {
-    let source = files::warm_bf16_file(TENSORS);
-    let tensors = tensors(&source);
+    unsynced("2 GB of bf16 in 200 tensors", &files::warm_bf16_file(TENSORS));
+}
+
+fn large() {
+    unsynced("2 GB of bf16 in 20 tensors", &files::warm_bf16_file(LARGE_TENSORS));
+}
+
+/// Five layers of a model of 7 billion parameters: 35 tensors of 34 and 90 MB, 2 GB.
+fn llama() {
+    let shapes = [("q", 4096, 4096), ("k", 4096, 4096), ("v", 4096, 4096), ("o", 4096, 4096)];
+    let shapes = [&shapes[..], &[("gate", 11008, 4096), ("up", 11008, 4096), ("down", 4096, 11008)]].concat();
+    let layer = |layer: usize| {
+        let tensor = |rows, columns| Tensor::ones((rows, columns), DType::BF16, &Device::Cpu).unwrap();
+        let name = move |part: &str| format!("model.layers.{layer}.{part}_proj.weight");
+        shapes.iter().map(move |&(part, rows, columns)| (name(part), tensor(rows, columns)))
+    };
+    let source = files::folder().join("five-layers.safetensors");
+    if !source.exists() {
+        uel::save(&(0..5).flat_map(layer).collect(), &source).unwrap();
+    }
+    unsynced("Five layers of a Llama of 7 billion parameters, bf16", &source);
+}
+
+/// The tensors of `source`, written without waiting for the disk but where it says so.
+fn unsynced(title: &str, source: &Path) {
+    let tensors = tensors(source);
     let worker = RefCell::new(Worker::start());
-    let direct = |target: &Path, durability| {
-        let options = SaveOptions::new().with_durability(durability).with_direct(Direct::Always);
+    let direct = |target: &Path| {
+        let options = SaveOptions::new().with_durability(Durability::Fast).with_direct(Direct::Always);
         drop(uel::save_with(tensors.iter(), target, &options).unwrap());
     };
     let mut candidates = vec![
         writing("dd bs=8M", |target| dd(target, &[])),
         writing("uel save, nothing synced", |target| uel_save(&tensors, target, Durability::Fast)),
-        writing("uel save, direct, nothing synced", |target| direct(target, Durability::Fast)),
+        writing("uel save, direct, nothing synced", direct),
         writing("uel save, synced (the default)", |target| uel_save(&tensors, target, Durability::Atomic)),
         writing("uel one by one, nothing synced", |target| uel_incremental(&tensors, target, Durability::Fast)),
         writing("candle save", |target| candle_core::safetensors::save(&tensors, target).unwrap()),
     ];
     let python = |what: &str, path: &Path| worker.borrow_mut().as_mut().map(|worker| worker.run(what, path, ""));
-    if python("hold", &source).is_some() {
+    if python("hold", source).is_some() {
         for (name, what) in
             [("unifiedefficientloader", "incremental_write"), ("safetensors.torch", "safetensors_write")]
         {
@@ -139,52 +163,19 @@ fn fast() {
             candidates.push((name.to_owned(), Box::new(work)));
         }
     }
-    let times = in_turns("2 GB of bf16 in 200 tensors, not synced", files::BYTES, rounds(7), candidates);
-    let save = of(&times, "uel save, nothing synced").median();
-    let synced = of(&times, "uel save, synced (the default)").median();
-    claim("save as a multiple of candle's", of(&times, "candle save").median() / save, 3.0, false);
-    claim(
-        "save, synced, as a multiple of candle's, which is not",
-        of(&times, "candle save").median() / synced,
-        3.0,
-        false,
-    );
-    claim("save as a share of dd's rate", of(&times, "dd bs=8M").median() / save, 0.9, false);
-    let single = of(&times, "uel one by one, nothing synced").median();
-    claim("one by one as a share of dd's rate", of(&times, "dd bs=8M").median() / single, 0.9, false);
-    if let Some(other) = times.iter().find(|times| times.name == "unifiedefficientloader") {
-        claim("save as a multiple of unifiedefficientloader's", other.median() / save, 1.0, false);
-    }
-}
-
-fn large() {
-    against_candle("2 GB of bf16 in 20 tensors", &tensors(&files::warm_bf16_file(LARGE_TENSORS)));
-}
-
-/// Five layers of a model of 7 billion parameters: 35 tensors of 34 and 90 MB, 2 GB.
-fn llama() {
-    let shapes = [("q", 4096, 4096), ("k", 4096, 4096), ("v", 4096, 4096), ("o", 4096, 4096)];
-    let shapes = [&shapes[..], &[("gate", 11008, 4096), ("up", 11008, 4096), ("down", 4096, 11008)]].concat();
-    let layer = |layer: usize| {
-        let tensor = |rows, columns| Tensor::ones((rows, columns), DType::BF16, &Device::Cpu).unwrap();
-        let name = move |part: &str| format!("model.layers.{layer}.{part}_proj.weight");
-        shapes.iter().map(move |&(part, rows, columns)| (name(part), tensor(rows, columns)))
-    };
-    against_candle("five layers of a Llama of 7 billion parameters, bf16", &(0..5).flat_map(layer).collect());
-}
-
-fn against_candle(title: &str, tensors: &HashMap<String, Tensor>) {
-    let candidates = vec![
-        writing("dd bs=8M", |target| dd(target, &[])),
-        writing("uel save, nothing synced", |target| uel_save(tensors, target, Durability::Fast)),
-        writing("uel save, synced (the default)", |target| uel_save(tensors, target, Durability::Atomic)),
-        writing("candle save", |target| candle_core::safetensors::save(tensors, target).unwrap()),
-    ];
     let bytes = tensors.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum::<usize>();
     let times = in_turns(&format!("{title}, not synced"), bytes as u64, rounds(7), candidates);
-    let multiple = |name: &str| of(&times, "candle save").median() / of(&times, name).median();
-    claim("save as a multiple of candle's", multiple("uel save, nothing synced"), 3.0, false);
-    println!("- synced, it is {:.2} times candle's, which is not", multiple("uel save, synced (the default)"));
+    let multiple = |other: &str, name: &str| of(&times, other).median() / of(&times, name).median();
+    claim("save as a multiple of candle's", multiple("candle save", "uel save, nothing synced"), 3.0, false);
+    let synced = multiple("candle save", "uel save, synced (the default)");
+    println!("- synced, it is {synced:.2} times candle's, which is not");
+    for (name, of_dd) in [("uel save, nothing synced", "save"), ("uel one by one, nothing synced", "one by one")] {
+        claim(&format!("{of_dd} as a share of dd's rate"), multiple("dd bs=8M", name), 0.9, false);
+    }
+    if times.iter().any(|times| times.name == "unifiedefficientloader") {
+        let multiple = multiple("unifiedefficientloader", "uel save, nothing synced");
+        claim("save as a multiple of unifiedefficientloader's", multiple, 1.0, false);
+    }
 }
 
 fn synced() {
