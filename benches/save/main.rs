@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The variables that the benchmark of loads knows have the same meaning here. Where `UEL_TORCH` names a Python that has
-//! unifiedefficientloader, the case `fast` measures its writer too.
+//! unifiedefficientloader, the cases `fast`, `large` and `llama` measure its writer too.
 #![allow(
     dead_code,
     clippy::unwrap_used,

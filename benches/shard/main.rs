@@ -53,6 +53,11 @@ fn main() {
         [("threads", threads), ("processes", processes), ("peers", peers), ("strided", strided::run)];
     let models = [files::LARGE, files::MIDDLE, files::SMALL];
     memcpy_gb_per_s();
+    let known =
+        |word: &str| cases.iter().any(|(name, _)| *name == word) || models.iter().any(|model| model.name == word);
+    if let Some(unknown) = asked.iter().find(|word| !known(word)) {
+        panic!("there is no case or model {unknown:?}");
+    }
     let is_asked = |names: &[&str], name: &str| {
         asked.iter().any(|word| word == name) || asked.iter().all(|word| !names.contains(&word.as_str()))
     };

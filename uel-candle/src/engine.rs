@@ -74,7 +74,7 @@ pub(crate) struct Scatter<'a> {
     pub(crate) checks: Vec<Check<'a>>,
 }
 
-/// A stretch of a source that is read for the page cache's sake.
+/// A stretch of a source that is read so that it is there when it is used: in the page cache, or in a mapping.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     pub(crate) source: &'a dyn ByteSource,
@@ -98,7 +98,7 @@ enum Task<'a> {
     Read(Span<'a>),
     Scatter(Scatter<'a>),
     Rows(Rows<'a>),
-    /// Read and forgotten, so that the page cache holds it.
+    /// Read for those who use the mapping.
     Pass(Pass<'a>),
 }
 
@@ -177,7 +177,7 @@ pub(crate) fn fill_here(span: Span<'_>) -> Result<()> {
     tasks.into_iter().try_for_each(|task| run(task, &mut scratch).map(drop))
 }
 
-/// Reads ranges and forgets what was read: the page cache holds it afterwards.
+/// Reads ranges into their mappings, or forgets what was read: the page cache holds it afterwards.
 ///
 /// # Errors
 ///
@@ -187,8 +187,10 @@ pub(crate) fn pass<'a>(passes: impl IntoIterator<Item = Pass<'a>>, how: How<'_>)
     for Pass { source, range, mapped, checks } in passes {
         let mut checks = checks.into_iter().peekable();
         let mut start = range.start();
+        // What is checked is read as bytes, and a little that is read from here and there should not become MiBs.
+        let mapped = mapped.filter(|_| checks.peek().is_none());
         let length = if mapped.is_some() { MAPPED_CHUNK } else { CHUNK };
-        if let Some(region) = mapped {
+        if let Some(region) = mapped.filter(|_| range.byte_len() >= MAPPED_CHUNK) {
             region.advise_huge();
         }
         while start < range.end() {
@@ -356,9 +358,16 @@ fn run(task: Task<'_>, scratch: &mut Vec<MaybeUninit<u8>>) -> Result<u64> {
         }
         Task::Scatter(scatter) => run_scatter(scatter, scratch)?,
         // Where the system cannot fill the mapping, reading says why, or does instead.
-        Task::Pass(Pass { range, mapped: Some(region), checks, .. })
-            if checks.is_empty() && region.populate(range).is_ok() => {}
-        Task::Pass(Pass { source, range, checks, .. }) => {
+        Task::Pass(Pass { range, mapped: Some(region), .. }) if region.populate(range).is_ok() => {}
+        Task::Pass(Pass { source, range, mapped: Some(_), .. }) => {
+            let mut start = range.start();
+            while start < range.end() {
+                let byte_len = CHUNK.min(range.end() - start);
+                read_to_scratch(source, start, byte_len as usize, scratch)?;
+                start += byte_len;
+            }
+        }
+        Task::Pass(Pass { source, range, mapped: None, checks }) => {
             let byte_len = usize::try_from(range.byte_len()).unwrap_or(CHUNK as usize);
             let bytes = read_to_scratch(source, range.start(), byte_len, scratch)?;
             check(&checks, source, range.start(), bytes)?;

@@ -1,7 +1,7 @@
 //! Reading ahead of who takes tensors of a cold file one by one, in the order of the file.
 //!
 //! Such a caller reads and computes in turns. While it computes, a thread reads what comes next into the mapping, so that the
-//! disk is not idle meanwhile and nobody waits for page faults.
+//! disk is not idle meanwhile and the caller finds the page tables filled.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -15,7 +15,7 @@ use crate::residency;
 /// How far it is read ahead of the last tensor.
 const AHEAD_BYTES: u64 = 64 << 20;
 
-/// How much is read at a time: two reads for each thread.
+/// How much is read at a time: about one read for each thread.
 const STEP_BYTES: u64 = 16 << 20;
 
 /// Bytes between two tensors that still follow one another.

@@ -334,8 +334,9 @@ impl Checkpoint {
     }
 
     /// Releases what UEL holds for a tensor that the caller is done with: a preloaded copy that was not handed out,
-    /// its part of a mapping, and its pages in the page cache. Tensors that were handed out stay valid, and the
-    /// tensor can be loaded again. An unknown name is no error.
+    /// its part of a mapping, and its pages in the page cache, but for those that it shares with a neighbour (a page may be
+    /// up to 2 MiB large). Tensors that were handed out stay valid, and the tensor can be loaded again. An unknown name is
+    /// no error.
     pub fn mark_processed(&self, name: &str) {
         let Some(position) = self.position(name) else { return };
         let Some(info) = self.index().at(position) else { return };

@@ -73,8 +73,10 @@ impl<'a> Rows<'a> {
         let most = shared(source, CHUNK);
         while !into.is_empty() {
             // Two threads that fault in the same huge page both clear it. The run across a boundary goes to the task before
-            // it, which comes there last, when the next task has long begun with that page.
-            let wanted = most - into.as_ptr().addr() as u64 % CHUNK;
+            // it, which comes there last, when the next task has long begun with that page. Sources that say how long their
+            // reads should be get reads of that length.
+            let faulted = if most == CHUNK { into.as_ptr().addr() as u64 % CHUNK } else { 0 };
+            let wanted = most - faulted;
             let runs = wanted.div_ceil(run_byte_len).min(TASK_RUNS);
             let length = usize::try_from(runs.saturating_mul(run_byte_len)).map_err(|_| outside())?;
             let (head, tail) = into.split_at_mut(length.min(into.len()));

@@ -376,21 +376,25 @@ impl Region {
         Some(unsafe { Vec::from_raw_parts(address.as_ptr().cast(), elements, elements) })
     }
 
-    /// Asks for what will be read from the file to come in huge pages, which is read and mapped with least work.
+    /// Asks for what will be read from the file to come in huge pages, which is read and mapped with least work. Whoever
+    /// touches a page that is not cached then has some MiB around it read.
     pub(crate) fn advise_huge(&self) {
-        let Some(stretch) = &self.inner().stretch else { return };
+        // Where pages are larger, huge ones are so large that some kernels cannot handle them in files.
+        // SAFETY: the call only asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let Some(stretch) = self.inner().stretch.as_ref().filter(|_| page == PAGE as libc::c_long) else { return };
         // SAFETY: the stretch is the region's. The advice changes how much is read at a time and how it is mapped, never
         // what is in it; where it is refused, small pages are used.
         unsafe { libc::madvise(self.base.as_ptr().cast(), stretch.byte_len(), libc::MADV_HUGEPAGE) };
     }
 
-    /// Reads `range` of the file that is mapped and fills its page tables, so that nobody waits for page faults there. A
-    /// failure leaves the mapping as it was.
+    /// Reads `range` of the file that is mapped and fills its page tables, so that nobody waits for page faults there. No byte
+    /// changes, and after a failure part may be filled.
     ///
     /// # Errors
     ///
     /// The system's, where it cannot read the file or has no such call (Linux does from 5.14 on); `InvalidInput` where the
-    /// range is not mapped here.
+    /// range is not mapped here, or no block in it is waiting or out: the page tables would be filled for nobody.
     pub(crate) fn populate(&self, range: ByteRange) -> io::Result<()> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let inner = self.inner();
@@ -405,6 +409,11 @@ impl Region {
         }
         // The origin is the start of a page.
         let start = self.origin_start + start / PAGE * PAGE;
+        let is_settled = |count: &AtomicU32| count.load(Ordering::Relaxed) == 0;
+        let granules = inner.granule_blocks.get(start / GRANULE..end.div_ceil(GRANULE)).ok_or_else(invalid)?;
+        if start >= end || granules.iter().any(is_settled) {
+            return Err(invalid());
+        }
         let address = ptr::with_exposed_provenance_mut(stretch.base() + start);
         // SAFETY: the addresses lie in the stretch, which stays the region's while `self` exists. The call reads pages as a
         // page fault would and never changes their bytes; what cannot be read is an error and no signal.
