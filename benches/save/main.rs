@@ -168,7 +168,7 @@ fn unsynced(title: &str, source: &Path) {
     let multiple = |other: &str, name: &str| of(&times, other).median() / of(&times, name).median();
     claim("save as a multiple of candle's", multiple("candle save", "uel save, nothing synced"), 3.0, false);
     let synced = multiple("candle save", "uel save, synced (the default)");
-    println!("- synced, it is {synced:.2} times candle's, which is not");
+    claim("save, synced, as a multiple of candle's, which is not", synced, 3.0, false);
     for (name, of_dd) in [("uel save, nothing synced", "save"), ("uel one by one, nothing synced", "one by one")] {
         claim(&format!("{of_dd} as a share of dd's rate"), multiple("dd bs=8M", name), 0.9, false);
     }
