@@ -5,12 +5,12 @@ use super::strict::{self, Decoded};
 use crate::index::Entries;
 use crate::{ByteRange, Dtype, Error, Kind, Result};
 
-/// Decodes what the strict rules refused.
+/// Decodes what the strict rules refused with `strict`.
 #[cold]
-pub(super) fn decode(json: &[u8], file_len: u64) -> Result<Decoded> {
+pub(super) fn decode(json: &[u8], file_len: u64, strict: Error) -> Result<Decoded> {
     let text = strict::utf8(json, PREFIX_BYTES)?;
     let reference: safetensors::tensor::Metadata =
-        serde_json::from_str(text).map_err(|error| explain(json, file_len, error))?;
+        serde_json::from_str(text).map_err(|error| explain(json, file_len, strict, error))?;
 
     // `file_len` is at least the end of the header, as the caller has checked.
     let data_start = PREFIX_BYTES + json.len() as u64;
@@ -52,14 +52,18 @@ pub(super) fn decode(json: &[u8], file_len: u64) -> Result<Decoded> {
 
 /// The reference names no place in most refusals. The strict decoder finds what it meant, if faults are left out that
 /// the reference does not mind.
-fn explain(json: &[u8], file_len: u64, error: serde_json::Error) -> Error {
+fn explain(json: &[u8], file_len: u64, strict: Error, error: serde_json::Error) -> Error {
     let minded = |kind: Kind| {
         !matches!(
             kind,
             Kind::HeaderStart | Kind::HeaderPadding | Kind::DuplicateName | Kind::UnknownField | Kind::Limit
         )
     };
-    let found = strict::faults(json, file_len).err().into_iter().flatten().find(|fault| minded(fault.kind()));
+    let found = if minded(strict.kind()) {
+        Some(strict)
+    } else {
+        strict::faults(json, file_len).err().into_iter().flatten().find(|fault| minded(fault.kind()))
+    };
     found.unwrap_or_else(|| from_serde(json, &error)).with_source(error)
 }
 

@@ -113,8 +113,8 @@ impl Header {
         match (strict::decode(json, file_len), rules) {
             (Ok(decoded), _) => Ok(Self { index: decoded.index, metadata: decoded.metadata, data_start }),
             (Err(error), Rules::Strict) => Err(error),
-            (Err(_), Rules::Compatible) => {
-                let decoded = compatible::decode(json, file_len)?;
+            (Err(strict), Rules::Compatible) => {
+                let decoded = compatible::decode(json, file_len, strict)?;
                 Ok(Self { index: decoded.index, metadata: decoded.metadata, data_start })
             }
         }

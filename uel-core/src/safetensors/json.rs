@@ -55,8 +55,8 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     pub(crate) fn skip_space(&mut self) {
-        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
-            self.at += 1;
+        if self.peek().is_some_and(is_space) {
+            self.at = space_end(self.bytes(), self.at + 1);
         }
     }
 
@@ -390,11 +390,41 @@ impl<'a> Scanner<'a> {
     }
 }
 
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGHS: u64 = 0x8080_8080_8080_8080;
+
+/// Whether JSON allows the byte between two tokens.
+#[inline]
+pub(crate) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// Where the whitespace from `at` ends. A header may hold a hundred megabytes of it, so eight bytes are looked at at
+/// once.
+pub(crate) fn space_end(bytes: &[u8], mut at: usize) -> usize {
+    // The high bit of each byte that is not zero. No carry leaves a byte, so all marks are right.
+    let not_zero = |word: u64| (((word & !HIGHS) + !HIGHS) | word) & HIGHS;
+    let differs = |word: u64, byte: u8| not_zero(word ^ (ONES * u64::from(byte)));
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let word = u64::from_le_bytes(*chunk);
+        let mut other = differs(word, b' ');
+        if other != 0 {
+            other &= differs(word, b'\t') & differs(word, b'\n') & differs(word, b'\r');
+        }
+        if other != 0 {
+            return at + (other.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    while bytes.get(at).copied().is_some_and(is_space) {
+        at += 1;
+    }
+    at
+}
+
 /// Where the run of plain string bytes from `at` ends: at a quote, a backslash, a control character or the end.
 #[inline]
 pub(crate) fn plain_end(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
     // Eight bytes at once: a byte's high bit is set where the byte is zero after the XOR, or below 0x20. Bytes above
     // a true hit may be marked wrongly by the borrow, but the lowest mark is always right.
     while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
@@ -508,6 +538,16 @@ mod tests {
         fn plain_runs_end_at_the_first_special_byte(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             let slow = bytes.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(bytes.len());
             prop_assert_eq!(plain_end(&bytes, 0), slow);
+        }
+
+        #[test]
+        fn whitespace_ends_at_the_first_other_byte(
+            spaces in proptest::collection::vec(proptest::sample::select(b" \t\n\r".to_vec()), 0..40),
+            rest in proptest::collection::vec(any::<u8>(), 0..12),
+        ) {
+            let bytes = [spaces, rest].concat();
+            let slow = bytes.iter().position(|&byte| !is_space(byte)).unwrap_or(bytes.len());
+            prop_assert_eq!(space_end(&bytes, 0), slow);
         }
     }
 }

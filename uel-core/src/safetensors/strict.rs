@@ -3,7 +3,7 @@
 use super::fast;
 use super::faults::Faults;
 use super::header::{Metadata, PREFIX_BYTES};
-use super::json::{Scanner, Typed};
+use super::json::{Scanner, Typed, space_end};
 use crate::index::{Entries, TensorIndex, TensorInfo, check_size};
 use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
 use std::collections::HashMap;
@@ -326,21 +326,25 @@ impl<'a> Decoder<'a> {
     /// Behind the closing brace only spaces may stand.
     fn padding(&mut self) -> Result<()> {
         let end = self.scan.at();
-        let rest = self.scan.bytes().get(end..).unwrap_or_default();
-        let Some(odd) = rest.iter().position(|&byte| byte != b' ') else { return Ok(()) };
-        let got = |byte: u8| format!("{:?}", char::from(byte));
-        match rest.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
-            Some(garbage) => Err(self
-                .scan
-                .error(Kind::Json, end + garbage, "the header goes on behind its closing brace")
-                .with_expected("spaces only")
-                .with_got(rest.get(garbage).copied().map_or_else(String::new, got))),
-            None => self.faults.report(
-                self.scan
-                    .error(Kind::HeaderPadding, end + odd, "the header is padded with something else than spaces")
-                    .with_expected("spaces only")
-                    .with_got(rest.get(odd).copied().map_or_else(String::new, got)),
-            ),
+        let bytes = self.scan.bytes();
+        let garbage = space_end(bytes, end);
+        let error = |kind, at, message| {
+            let got = bytes.get(at).map_or_else(String::new, |byte| format!("{:?}", char::from(*byte)));
+            self.scan.error(kind, at, message).with_expected("spaces only").with_got(got)
+        };
+        if garbage < bytes.len() {
+            return Err(error(Kind::Json, garbage, "the header goes on behind its closing brace"));
+        }
+        let padding = bytes.get(end..).unwrap_or_default();
+        // Eight at once, as padding may be as large as headers.
+        let plain = 8 * padding.chunks_exact(8).take_while(|chunk| chunk == b"        ").count();
+        match padding.iter().skip(plain).position(|&byte| byte != b' ') {
+            None => Ok(()),
+            Some(odd) => {
+                let message = "the header is padded with something else than spaces";
+                let error = error(Kind::HeaderPadding, end + plain + odd, message);
+                self.faults.report(error)
+            }
         }
     }
 
