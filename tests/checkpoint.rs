@@ -5,12 +5,13 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use proptest::prelude::*;
+use uel::candle::dtype::{Mapping, mapping as mapping_of};
 use uel::core::ByteRange;
 use uel::core::source::decorators::{FaultSource, RecordingSource};
 use uel::core::source::{ByteSource, FileSource, MemorySource};
-use uel::{Checkpoint, CopyReason, Kind, LoadOptions, MappedAllocator, MmapFallback, Mode, OpenOptions};
+use uel::{Checkpoint, CopyReason, Dtype, Kind, LoadOptions, MappedAllocator, MmapFallback, Mode, OpenOptions};
 
 pub(crate) const MODES: [Mode; 4] = [Mode::Auto, Mode::Preload, Mode::LowMemory, Mode::Mmap];
 pub(crate) const CPU: Device = Device::Cpu;
@@ -51,6 +52,32 @@ pub(crate) fn same(left: &Tensor, right: &Tensor) -> bool {
         safetensors::serialize(&tensors, None).unwrap()
     };
     left.dtype() == right.dtype() && left.dims() == right.dims() && bytes(left) == bytes(right)
+}
+
+/// The bytes that a tensor holds, of any dtype.
+pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
+    fn le<const N: usize, T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+        values.iter().flat_map(|&value| bytes(value)).collect()
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    assert!(layout.is_contiguous() && layout.start_offset() == 0);
+    let Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };
+    match storage {
+        CpuStorage::U8(values)
+        | CpuStorage::F6E2M3(values)
+        | CpuStorage::F6E3M2(values)
+        | CpuStorage::F4(values)
+        | CpuStorage::F8E8M0(values) => values.clone(),
+        CpuStorage::U32(values) => le(values, u32::to_le_bytes),
+        CpuStorage::I16(values) => le(values, i16::to_le_bytes),
+        CpuStorage::I32(values) => le(values, i32::to_le_bytes),
+        CpuStorage::I64(values) => le(values, i64::to_le_bytes),
+        CpuStorage::BF16(values) => le(values, half::bf16::to_le_bytes),
+        CpuStorage::F16(values) => le(values, half::f16::to_le_bytes),
+        CpuStorage::F32(values) => le(values, f32::to_le_bytes),
+        CpuStorage::F64(values) => le(values, f64::to_le_bytes),
+        CpuStorage::F8E4M3(values) => le(values, |value| [value.to_bits()]),
+    }
 }
 
 fn assert_equal(left: &HashMap<String, Tensor>, right: &HashMap<String, Tensor>) {
@@ -164,7 +191,12 @@ fn options_filter_rename_cast_and_expect() {
     let mut names: Vec<String> = checkpoint.load(&renamed).unwrap().tensors.into_keys().collect();
     names.sort();
     assert_eq!(names, ["m.large", "m.scalar", "m.small"]);
+    let mapped = new().with_names(["small", "ids"]).with_rename_map([("small", "tiny"), ("absent", "never")]);
+    let mapped = checkpoint.load(&mapped.with_expected(["tiny", "ids"])).unwrap().tensors;
+    assert!(same(&mapped["tiny"], &checkpoint.tensor("small", &CPU).unwrap()));
+    assert!(same(&mapped["ids"], &checkpoint.tensor("ids", &CPU).unwrap()) && mapped.len() == 2);
     let kind = |options: &LoadOptions| checkpoint.load(options).unwrap_err().kind();
+    assert_eq!(kind(&new().with_rename_map([("small", "ids")])), Kind::NameCollision);
     assert_eq!(kind(&new().with_rename(|_| "same".into())), Kind::NameCollision);
     assert_eq!(kind(&new().with_names(["absent"])), Kind::UnknownTensor);
     assert_eq!(kind(&new().with_prefix("small").with_expected(["small", "absent"])), Kind::MissingTensors);
@@ -233,6 +265,69 @@ fn slices_read_only_their_bytes() {
     checkpoint.load(&LoadOptions::new(&CPU).with_names(["small", "ids"])).unwrap();
     let wanted = range.byte_len() + checkpoint.info("small").unwrap().byte_len();
     assert!(source.bytes_read() <= wanted + (64 << 10));
+}
+
+#[test]
+fn the_header_tells_what_to_load_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mixture(folder.path());
+    let source = Arc::new(RecordingSource::new(FileSource::open(&path).unwrap()));
+    let sources: Vec<Arc<dyn ByteSource>> = vec![source.clone()];
+    let checkpoint = Checkpoint::from_sources(sources, OpenOptions::new()).unwrap();
+    let file = std::fs::read(&path).unwrap();
+    let data_start = 8 + u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
+    let raw = checkpoint.raw_header(0).unwrap();
+    assert_eq!(raw.as_bytes(), &file[8..data_start], "as it stands in the file, padding included");
+    assert_eq!(checkpoint.raw_header(1).unwrap_err().kind(), Kind::Argument);
+    let bytes: Vec<&str> =
+        checkpoint.infos().filter(|info| info.dtype() == Dtype::U8).map(|info| info.name()).collect();
+    assert_eq!(bytes, ["bytes"]);
+    let header = ByteRange::new(0, data_start as u64).unwrap();
+    assert_eq!(source.coverage(), [header], "nothing but the header was read for that");
+
+    source.clear();
+    let loaded = checkpoint.load(&LoadOptions::new(&CPU).with_names(bytes)).unwrap().tensors;
+    assert!(
+        loaded.len() == 1 && same(&loaded["bytes"], &candle_core::safetensors::load(&path, &CPU).unwrap()["bytes"])
+    );
+    assert_eq!(source.coverage(), [checkpoint.info("bytes").unwrap().range()], "and these bytes alone for the tensor");
+}
+
+/// The threads that read are those that a load asks for, else those of the checkpoint.
+#[test]
+fn a_load_reads_on_as_many_threads_as_it_asks_for() {
+    /// Notes who reads, and lets the others come.
+    #[derive(Debug)]
+    struct Watched(FileSource, std::sync::Mutex<std::collections::HashSet<std::thread::ThreadId>>);
+    impl ByteSource for Watched {
+        fn path(&self) -> &std::path::Path {
+            self.0.path()
+        }
+        fn byte_len(&self) -> u64 {
+            self.0.byte_len()
+        }
+        fn read_at<'b>(&self, offset: u64, buffer: &'b mut [MaybeUninit<u8>]) -> uel::Result<&'b mut [u8]> {
+            self.1.lock().unwrap().insert(std::thread::current().id());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            self.0.read_at(offset, buffer)
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wide.safetensors");
+    let tensors: HashMap<String, Tensor> =
+        (0..16).map(|n| (format!("t{n}"), Tensor::full(n as f32, 1 << 19, &CPU).unwrap())).collect();
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let source = Arc::new(Watched(FileSource::open(&path).unwrap(), Default::default()));
+    let sources: Vec<Arc<dyn ByteSource>> = vec![source.clone()];
+    let options = OpenOptions::new().with_mode(Mode::Preload).with_threads(2);
+    let checkpoint = Checkpoint::from_sources(sources, options).unwrap();
+    for (asked, readers) in [(Some(1), 1), (None, 2), (Some(3), 3), (Some(5), 5)] {
+        source.1.lock().unwrap().clear();
+        let options = LoadOptions::new(&CPU);
+        let options = asked.map_or(options.clone(), |threads| options.with_threads(threads));
+        assert_equal(&checkpoint.load(&options).unwrap().tensors, &tensors);
+        assert_eq!(source.1.lock().unwrap().len(), readers, "asked for {asked:?}");
+    }
 }
 
 #[test]
@@ -523,6 +618,25 @@ pub(crate) fn any_tensor() -> impl Strategy<Value = Tensor> {
     )
 }
 
+/// A dtype that candle reads, a shape, and any bits for it.
+fn any_bits() -> impl Strategy<Value = (Dtype, Vec<usize>, Vec<u8>)> {
+    // candle has no booleans; U16 is all that its loader widens.
+    let read_by_candle = |dtype: &Dtype| match mapping_of(*dtype) {
+        Mapping::Same(_) => *dtype != Dtype::Bool,
+        _ => *dtype == Dtype::U16,
+    };
+    let dtypes: Vec<Dtype> = Dtype::ALL.iter().copied().filter(read_by_candle).collect();
+    assert_eq!(dtypes.len(), 15);
+    (prop::sample::select(dtypes), prop::collection::vec(0usize..5, 0..4)).prop_flat_map(|(dtype, mut shape)| {
+        // So that dtypes of four and six bits fill their bytes.
+        if !dtype.bits().is_multiple_of(8) {
+            shape.push(4);
+        }
+        let byte_len = shape.iter().product::<usize>() * dtype.bits() as usize / 8;
+        prop::collection::vec(any::<u8>(), byte_len).prop_map(move |bits| (dtype, shape.clone(), bits))
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -540,6 +654,36 @@ proptest! {
         assert_equal(&checkpoint.load_all(&CPU).unwrap(), &tensors);
         for (name, tensor) in &tensors {
             prop_assert!(same(&checkpoint.tensor(name, &CPU).unwrap(), tensor));
+        }
+    }
+    /// Of every dtype that candle reads, any bits, wherever the data begins.
+    #[test]
+    fn any_bits_at_any_offset_load_as_candle_loads_them(
+        tensors in prop::collection::btree_map("[a-z.]{1,12}|\\PC{1,6}", any_bits(), 0..8),
+        spaces in 0usize..9,
+        mode in prop::sample::select(MODES.to_vec()),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("any.safetensors");
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, (dtype, shape, bits)) in &tensors {
+            let start = data.len();
+            data.extend_from_slice(bits);
+            let entry = serde_json::json!({"dtype": dtype.as_str(), "shape": shape, "data_offsets": [start, data.len()]});
+            header.insert(name.clone(), entry);
+        }
+        let header = serde_json::to_string(&header).unwrap() + &" ".repeat(spaces);
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        std::fs::write(&path, file).unwrap();
+        let theirs = candle_core::safetensors::load(&path, &CPU).unwrap();
+        let checkpoint = mapping().with_mode(mode).open(&path).unwrap();
+        let ours = checkpoint.load_all(&CPU).unwrap();
+        prop_assert_eq!(ours.len(), theirs.len());
+        for (name, theirs) in &theirs {
+            for ours in [&ours[name], &checkpoint.tensor(name, &CPU).unwrap()] {
+                prop_assert_eq!((ours.dtype(), ours.dims()), (theirs.dtype(), theirs.dims()));
+                prop_assert!(bytes(ours) == bytes(theirs), "{}: other bytes", name);
+            }
         }
     }
 }

@@ -67,13 +67,18 @@ pub(crate) fn sum_all(tensors: &[Tensor]) -> u64 {
     tensors.iter().fold(0, |sum, tensor| sum.wrapping_add(read(tensor)))
 }
 
-/// Reads every byte of a bf16 or f32 tensor once: the sum of its elements' bits.
+/// Reads every byte of a bf16 or f32 tensor once: the sum of its elements' bits, as wide as an element is, so that memory
+/// and not arithmetic limits it.
 pub(crate) fn read(tensor: &Tensor) -> u64 {
     let (storage, _) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };
     match storage {
-        CpuStorage::BF16(elements) => elements.iter().map(|element| u64::from(element.to_bits())).sum(),
-        CpuStorage::F32(elements) => elements.iter().map(|element| u64::from(element.to_bits())).sum(),
+        CpuStorage::BF16(elements) => {
+            u64::from(elements.iter().fold(0u16, |sum, element| sum.wrapping_add(element.to_bits())))
+        }
+        CpuStorage::F32(elements) => {
+            u64::from(elements.iter().fold(0u32, |sum, element| sum.wrapping_add(element.to_bits())))
+        }
         _ => panic!("another dtype"),
     }
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use uel::candle::dtype::{Mapping, mapping};
 use uel::{Checkpoint, CopyReason, Dtype, Kind, LoadOptions, Mode};
 
 use super::{python, source};
-use crate::checkpoint::{MODES, mapping as options};
+use crate::checkpoint::{MODES, bytes, mapping as options};
 
 const CPU: Device = Device::Cpu;
 
@@ -27,32 +27,6 @@ struct Expected {
     shape: Vec<usize>,
     bytes: (usize, usize),
     values: Option<(usize, usize)>,
-}
-
-/// The bytes that a tensor holds, of any dtype.
-fn bytes(tensor: &Tensor) -> Vec<u8> {
-    fn le<const N: usize, T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-        values.iter().flat_map(|&value| bytes(value)).collect()
-    }
-    let (storage, layout) = tensor.storage_and_layout();
-    assert!(layout.is_contiguous() && layout.start_offset() == 0);
-    let Storage::Cpu(storage) = &*storage else { panic!("not on the CPU") };
-    match storage {
-        CpuStorage::U8(values)
-        | CpuStorage::F6E2M3(values)
-        | CpuStorage::F6E3M2(values)
-        | CpuStorage::F4(values)
-        | CpuStorage::F8E8M0(values) => values.clone(),
-        CpuStorage::U32(values) => le(values, u32::to_le_bytes),
-        CpuStorage::I16(values) => le(values, i16::to_le_bytes),
-        CpuStorage::I32(values) => le(values, i32::to_le_bytes),
-        CpuStorage::I64(values) => le(values, i64::to_le_bytes),
-        CpuStorage::BF16(values) => le(values, half::bf16::to_le_bytes),
-        CpuStorage::F16(values) => le(values, half::f16::to_le_bytes),
-        CpuStorage::F32(values) => le(values, f32::to_le_bytes),
-        CpuStorage::F64(values) => le(values, f64::to_le_bytes),
-        CpuStorage::F8E4M3(values) => le(values, |value| [value.to_bits()]),
-    }
 }
 
 #[track_caller]

@@ -11,11 +11,14 @@ use hostile::{Case, Expect, cases, file, tensor};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
-use uel_core::safetensors::{Header, Rules, header_range};
+use uel_core::safetensors::{Header, Rules, SafetensorsFiles, header_range};
 use uel_core::{ByteRange, Error, Result};
 
 /// What decoding by the strict rules may take beyond the input.
 const MEMORY: usize = 10_000_000;
+
+/// Files beyond it hold a header that is itself as large as what they may take.
+const LARGE: usize = 5_000_000;
 
 /// What the reference's own decoder, which the compatible rules ask, takes for each byte of a header that it refuses.
 const REFERENCE_MEMORY: usize = 20;
@@ -82,6 +85,39 @@ fn every_case_is_judged_as_expected_and_stays_small() {
         largest = largest.max((memory, case.name));
     }
     println!("{} cases; most memory {largest:?} bytes", cases.len());
+}
+
+/// As a user has it: a file that is opened. All but the few that are large by design take 10 MB and 100 ms with the header's
+/// own bytes and the reading of them.
+#[test]
+fn measured_every_file_is_refused_at_once_with_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hostile.safetensors");
+    let (mut refused, mut large) = (0, 0);
+    for case in cases() {
+        let (name, bytes) = (case.name, (case.bytes)());
+        if bytes.len() > LARGE {
+            large += 1;
+            continue;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let (opened, memory) = peak(|| SafetensorsFiles::open(&path));
+        assert!(memory < MEMORY, "{name}: took {memory} bytes");
+        let ms = best_ms(|| drop(SafetensorsFiles::open(&path)));
+        assert!(ms < REFUSED_MS, "{name}: took {ms} ms");
+        let expected = match case.expect {
+            Expect::Accepted => {
+                assert!(opened.is_ok(), "{name}: {opened:?}");
+                continue;
+            }
+            Expect::Refused(kind) | Expect::StricterThanReference(kind, _) => kind,
+        };
+        let error = opened.map(drop).unwrap_err();
+        assert_eq!((error.kind(), error.path()), (expected, Some(path.as_path())), "{name}: {error}");
+        refused += 1;
+    }
+    println!("{refused} files refused, {large} large ones left out");
+    assert!(refused >= 60 && large <= 5, "{refused} files refused, {large} large ones left out");
 }
 
 /// The least milliseconds of three runs.

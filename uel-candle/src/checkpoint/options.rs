@@ -317,6 +317,19 @@ impl LoadOptions {
         self
     }
 
+    /// Gives the tensors of a map other names, from what they are called in the file to what they shall be called; the
+    /// others keep theirs. Takes the place of [`with_rename`](Self::with_rename), of which it is a short form.
+    ///
+    /// ```
+    /// # use candle_core::Device;
+    /// # use uel_candle::LoadOptions;
+    /// let options = LoadOptions::new(&Device::Cpu).with_rename_map([("bert.pooler", "pooler"), ("cls.weight", "head")]);
+    /// ```
+    pub fn with_rename_map<K: Into<String>, V: Into<String>>(self, names: impl IntoIterator<Item = (K, V)>) -> Self {
+        let names: HashMap<String, String> = names.into_iter().map(|(from, to)| (from.into(), to.into())).collect();
+        self.with_rename(move |name| names.get(name).map_or(name, String::as_str).to_owned())
+    }
+
     /// Calls `progress` as bytes arrive, from whichever thread reads them. It may load too, but must not wait for another
     /// thread that loads: all loads share the reading threads.
     pub fn with_progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {

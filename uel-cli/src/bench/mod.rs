@@ -129,8 +129,8 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 /// The files are read once beforehand, so that the page cache holds as much of them as fits. With
 /// --cold it is made to drop them before every run.
 ///
-/// Before every run another process holds the tensors in memory twice and frees them, so that a
-/// virtual machine which hands free memory back to its host has it when the run needs it.
+/// Before every run the same loader runs up to three times without being counted, until it gets no
+/// faster: a virtual machine which hands free memory back to its host has it then.
 ///
 /// Modes auto and mmap map the files, and so does candle's mapped loader: do not write to the files
 /// or cut them while this runs.

@@ -9,6 +9,8 @@ mod gguf;
 mod html;
 mod inspect;
 mod merge;
+#[cfg(target_os = "linux")]
+mod progress;
 mod pytorch;
 mod recover;
 mod remote;

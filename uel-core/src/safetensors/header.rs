@@ -39,10 +39,11 @@ pub enum Rules {
     /// - `metadata-limit`: more than [`MAX_METADATA_ENTRIES`](limits::MAX_METADATA_ENTRIES) entries in `__metadata__`
     ///   ([`Kind::Limit`]).
     ///
-    /// Whitespace between JSON tokens is allowed.
+    /// Whitespace between JSON tokens is allowed. A refusal takes less than 10 MB of memory beside the header's own bytes.
     #[default]
     Strict,
-    /// Exactly what safetensors 0.8 accepts: whatever the strict rules refuse is given to that crate to decide.
+    /// Exactly what safetensors 0.8 accepts: whatever the strict rules refuse is given to that crate to decide, so that a
+    /// refusal takes what that crate takes too, up to 20 bytes for each of the header's.
     Compatible,
 }
 
