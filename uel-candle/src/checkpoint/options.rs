@@ -1,5 +1,6 @@
 //! How a checkpoint is opened, and how tensors are loaded from it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ pub use var_map::{load_var_map, save_var_map};
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
@@ -36,8 +37,14 @@ use bytes::{is_contiguous, meta, settle, with_bytes, with_bytes_of};
 use output::{Output, Target, Writer};
 use sink::Sink;
 
-/// Bytes of a large tensor that one thread writes before it looks for the next piece of work.
+/// Bytes of a large tensor that one thread copies, or writes past the page cache, before it looks for the next piece of work.
 const PIECE_BYTES: usize = 8 << 20;
+
+/// The same for what goes through the page cache: what two threads are at has to fit the processor's cache.
+const FETCHED_BYTES: usize = 2 << 20;
+
+/// Bytes of a line of the processor's cache, or fewer.
+const CACHE_LINE_BYTES: usize = 64;
 
 /// Threads that read, cast, gather and hash beside the one that writes, unless the caller says otherwise. Most file systems
 /// let one thread write to a file at a time.
@@ -150,7 +157,7 @@ fn write_contents(
             jobs.push(Job { writer: output.writer(&name)?, content: *content, meta });
         }
     }
-    write_all(&jobs, threads(options, &output), options)?;
+    write_all(&jobs, threads(options, &output), output.is_direct(), options)?;
     drop(jobs);
     check_wanted(options, path)?;
     output.finish()
@@ -171,16 +178,20 @@ struct Job<'a> {
     meta: &'a TensorMeta,
 }
 
-/// Writes all tensors, large contiguous ones in pieces by several threads.
-fn write_all(jobs: &[Job<'_>], threads: usize, options: &SaveOptions) -> Result<()> {
+/// Writes all tensors, large contiguous ones in pieces by several threads. Where they go through the page cache, one thread
+/// writes to a file at a time, and those that wait for it fetch what they will write.
+fn write_all(jobs: &[Job<'_>], threads: usize, direct: bool, options: &SaveOptions) -> Result<()> {
+    let fetched = threads > 1 && !direct;
+    let piece_bytes = if fetched { FETCHED_BYTES } else { PIECE_BYTES };
     let mut tasks = Vec::new();
     let mut total = 0;
     for job in jobs {
         let byte_len = job.meta.byte_len()?;
         total += byte_len;
         match usize::try_from(byte_len) {
-            Ok(byte_len) if byte_len > PIECE_BYTES && job.content.is_contiguous() => {
-                tasks.extend((0..byte_len).step_by(PIECE_BYTES).map(|start| (job, Some(start))));
+            Ok(byte_len) if byte_len > piece_bytes && job.content.is_contiguous() => {
+                let pieces = (0..byte_len).step_by(piece_bytes);
+                tasks.extend(pieces.map(|start| (job, Some(start..byte_len.min(start + piece_bytes)))));
             }
             _ => tasks.push((job, None)),
         }
@@ -188,11 +199,11 @@ fn write_all(jobs: &[Job<'_>], threads: usize, options: &SaveOptions) -> Result<
     let tally = Tally::new(total, options.progress.as_ref());
     let wrote = |bytes| tally.add(bytes);
     in_parallel(threads, tasks.len(), &|task| {
-        let Some((job, start)) = tasks.get(task) else { return Ok(()) };
+        let Some((job, piece)) = tasks.get(task) else { return Ok(()) };
         check_wanted(options, job.writer.path())?;
-        match start {
-            Some(start) => write_piece(job, *start, &wrote),
-            None => write_whole(job, &wrote),
+        match piece {
+            Some(piece) => write_piece(job, piece.clone(), fetched, &wrote),
+            None => write_whole(job, fetched, &wrote),
         }
         .map_err(|error| error.with_tensor(&job.meta.name).with_path(job.writer.path()))
     })
@@ -234,14 +245,23 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::new(Kind::WorkerPanic, format!("a thread panicked: {}", engine::panic_text(panic)))
 }
 
-/// Writes the bytes of a contiguous tensor from `start` on.
-fn write_piece(job: &Job<'_>, start: usize, wrote: &dyn Fn(u64)) -> Result<()> {
+/// Brings bytes to the processor's cache, so that the copy from there to the page cache, which nobody else can help with,
+/// need not wait for memory.
+fn fetch(bytes: &[u8]) {
+    let lines = bytes.iter().step_by(CACHE_LINE_BYTES);
+    std::hint::black_box(lines.fold(0u8, |sum, byte| sum.wrapping_add(*byte)));
+}
+
+/// Writes a part of the bytes of a contiguous tensor.
+fn write_piece(job: &Job<'_>, part: Range<usize>, fetched: bool, wrote: &dyn Fn(u64)) -> Result<()> {
     let mut written = 0;
     job.content.with_bytes(&mut |bytes| {
-        let end = bytes.len().min(start + PIECE_BYTES);
-        let piece = bytes.get(start..end).unwrap_or_default();
+        let piece = bytes.get(part.clone()).unwrap_or_default();
+        if fetched {
+            fetch(piece);
+        }
         written = piece.len();
-        job.writer.write_part(&job.meta.name, start as u64, piece)
+        job.writer.write_part(&job.meta.name, part.start as u64, piece)
     })?;
     // The caller's progress is told when the tensor's lock is released.
     wrote(written as u64);
@@ -249,7 +269,7 @@ fn write_piece(job: &Job<'_>, start: usize, wrote: &dyn Fn(u64)) -> Result<()> {
 }
 
 /// Writes a tensor whose bytes may come in parts of any size.
-fn write_whole(job: &Job<'_>, wrote: &dyn Fn(u64)) -> Result<()> {
+fn write_whole(job: &Job<'_>, fetched: bool, wrote: &dyn Fn(u64)) -> Result<()> {
     let TensorMeta { name, dtype, shape } = job.meta;
     let byte_len = job.meta.byte_len()?;
     let mut sink = Some(Sink::new(job.writer, name));
@@ -257,6 +277,9 @@ fn write_whole(job: &Job<'_>, wrote: &dyn Fn(u64)) -> Result<()> {
         if bytes.len() as u64 == byte_len {
             // What lies together is not gathered first.
             sink = None;
+            if fetched && bytes.len() <= FETCHED_BYTES {
+                fetch(bytes);
+            }
             return job.writer.write(name, *dtype, shape, bytes);
         }
         sink.as_mut().map_or(Ok(()), |sink| sink.take(bytes))
