@@ -14,8 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Header space that is reserved unless the caller says otherwise: the header of about 10,000 tensors.
 const DEFAULT_HEADER_BYTES: usize = 1 << 20;
 
-/// Bytes that wait to be written at most, unless the caller says otherwise.
-const DEFAULT_BUDGET_BYTES: usize = 32 << 20;
+/// Bytes that may wait to be written, through the page cache: they are copied from the processor's cache to there only where they
+/// are fewer than it holds.
+const DEFAULT_BUDGET_BYTES: usize = 8 << 20;
+
+/// The same for files that are written directly, by several threads at once.
+const DEFAULT_DIRECT_BUDGET_BYTES: usize = 32 << 20;
 
 /// Threads that write, unless the caller says otherwise: file systems let one thread write to a file at a time.
 const DEFAULT_THREADS: usize = 1;
@@ -43,24 +47,19 @@ const MOVE_BYTES: usize = 4 << 20;
 pub struct IncrementalOptions {
     save: SaveOptions,
     max_header_bytes: usize,
-    budget_bytes: usize,
+    budget_bytes: Option<usize>,
     threads: Option<usize>,
 }
 
 impl Default for IncrementalOptions {
     fn default() -> Self {
-        Self {
-            save: SaveOptions::default(),
-            max_header_bytes: DEFAULT_HEADER_BYTES,
-            budget_bytes: DEFAULT_BUDGET_BYTES,
-            threads: None,
-        }
+        Self { save: SaveOptions::default(), max_header_bytes: DEFAULT_HEADER_BYTES, budget_bytes: None, threads: None }
     }
 }
 
 impl IncrementalOptions {
-    /// The defaults: an atomic save, 1 MiB for the header, 32 MiB that wait to be written, one writing thread, or four while the
-    /// file is written directly.
+    /// The defaults: an atomic save, 1 MiB for the header, 8 MiB that wait to be written by one thread, or 32 MiB by four while
+    /// the file is written directly.
     pub fn new() -> Self {
         Self::default()
     }
@@ -79,7 +78,7 @@ impl IncrementalOptions {
 
     /// Bytes that may wait to be written; whoever hands over more waits.
     pub fn with_budget_bytes(mut self, bytes: usize) -> Self {
-        self.budget_bytes = bytes;
+        self.budget_bytes = Some(bytes);
         self
     }
 
@@ -155,7 +154,8 @@ impl IncrementalWriter {
         let disk_file = Arc::clone(file.file());
         let (path, hashes) = (file.path().to_path_buf(), options.save.hashes);
         let threads = options.threads.unwrap_or(DEFAULT_THREADS);
-        let queue = WriteQueue::start(Arc::clone(&disk_file), path.clone(), threads, options.budget_bytes, hashes)?;
+        let budget = options.budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES);
+        let queue = WriteQueue::start(Arc::clone(&disk_file), path.clone(), threads, budget, hashes)?;
         let open = Some(Open { queue: Arc::new(queue), file });
         let state =
             Mutex::new(State { layout: Layout::default(), reserved: 0, direct_from: options.save.direct_from(), open });
@@ -384,6 +384,9 @@ impl IncrementalWriter {
         if direct && self.options.threads.is_none() {
             // With fewer threads it takes longer, and no more.
             let _ = queue.raise_threads(DEFAULT_DIRECT_THREADS);
+        }
+        if direct && self.options.budget_bytes.is_none() {
+            queue.raise_budget(DEFAULT_DIRECT_BUDGET_BYTES);
         }
         Ok(())
     }

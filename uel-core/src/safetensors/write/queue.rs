@@ -44,6 +44,8 @@ pub(super) struct PieceHash {
 
 #[derive(Default)]
 struct State {
+    /// How much may be pending.
+    budget: usize,
     jobs: VecDeque<Job>,
     /// Bytes in `jobs` and in the threads' hands, and what they take besides.
     pending: usize,
@@ -69,7 +71,6 @@ impl State {
 struct Shared {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
-    budget: usize,
     hashes: bool,
     state: Mutex<State>,
     /// There is a job, or there will be none.
@@ -133,9 +134,8 @@ impl WriteQueue {
         let shared = Arc::new(Shared {
             file,
             path,
-            budget,
             hashes,
-            state: Mutex::default(),
+            state: Mutex::new(State { budget, ..State::default() }),
             work: Condvar::new(),
             room: Condvar::new(),
         });
@@ -154,6 +154,12 @@ impl WriteQueue {
             started.push(thread.map_err(failed)?);
         }
         Ok(())
+    }
+
+    /// Lets more bytes wait.
+    pub(super) fn raise_budget(&self, budget: usize) {
+        self.shared.lock().budget = budget;
+        self.shared.room.notify_all();
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -281,7 +287,7 @@ impl Shared {
             if state.failed {
                 return Err(state.error.take().unwrap_or_else(|| failed_before(&self.path)));
             }
-            if state.pending == 0 || state.pending.saturating_add(cost) <= self.budget {
+            if state.pending == 0 || state.pending.saturating_add(cost) <= state.budget {
                 state.pending += cost;
                 return Ok(());
             }
@@ -344,7 +350,7 @@ impl Shared {
                         state.hashes.push(PieceHash { tensor, piece, hash });
                     }
                     let held = (state.buffers.len() + 1).saturating_mul(HASH_CHUNK_BYTES);
-                    let room = state.pending.saturating_add(held) <= self.budget;
+                    let room = state.pending.saturating_add(held) <= state.budget;
                     state.buffers.extend(buffer.filter(|_| room).map(|mut buffer| {
                         buffer.clear();
                         buffer
