@@ -152,7 +152,13 @@ fn auto_in(place: &str, path: &Path, cold: bool) {
                 if cold {
                     while_memory_is_held(|| files::cool(path));
                 }
-                timed(|| loaders::read_all(&loaders::uel(path, mode))).1
+                // What it costs to free them is another matter.
+                timed(|| {
+                    let tensors = loaders::uel(path, mode);
+                    black_box(loaders::read_all(&tensors));
+                    tensors
+                })
+                .1
             }),
         )
     };

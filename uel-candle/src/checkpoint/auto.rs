@@ -43,6 +43,13 @@ pub(super) enum Made {
     Quantized,
 }
 
+/// How many tensors a choice is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    AllAtOnce,
+    OneByOne,
+}
+
 /// Why mapping was chosen, and whether the page cache is filled first.
 struct Mapping {
     reason: String,
@@ -96,7 +103,7 @@ impl Checkpoint {
         if !options.device.is_cpu() {
             return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));
         }
-        Ok(match self.map_or_not(bytes, held, made) {
+        Ok(match self.map_or_not(bytes, held, made, Taken::AllAtOnce) {
             Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, threads) },
             Err(reason) => Choice::of(Mode::Preload, reason, threads),
         })
@@ -109,7 +116,7 @@ impl Checkpoint {
         }
         let choose = || {
             let held = self.residency(0..self.index().len());
-            match self.map_or_not(self.index().total_bytes(), held, made) {
+            match self.map_or_not(self.index().total_bytes(), held, made, Taken::OneByOne) {
                 Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, COLD_THREADS) },
                 Err(reason) => {
                     let threads = self.threads_of_sources();
@@ -132,7 +139,7 @@ impl Checkpoint {
     }
 
     /// Why to map `bytes` of the checkpoint, of which the page cache holds the share `held`, or why not to.
-    fn map_or_not(&self, bytes: u64, held: Option<f64>, made: Made) -> Result<Mapping, String> {
+    fn map_or_not(&self, bytes: u64, held: Option<f64>, made: Made, taken: Taken) -> Result<Mapping, String> {
         let Some(fallback) = self.inner.options.mmap else { return Err("mapping was not allowed".to_owned()) };
         if made == Made::Tensors && !MappedAllocator::is_installed() && fallback == MmapFallback::Copy {
             return Err("no MappedAllocator is installed".to_owned());
@@ -143,7 +150,7 @@ impl Checkpoint {
         // What is made from the files is read in any case.
         for source in self.inner.files.files() {
             let Some(file) = source.as_file() else { return Err("the source is no local file".to_owned()) };
-            may_map(file_system(file))?;
+            may_map(file_system(file), taken)?;
         }
         mapping_of(bytes, held, memory::available)
     }
@@ -171,12 +178,14 @@ impl Checkpoint {
 
 /// Why files on such a file system are not mapped, where they are not. Only what is known to be a disk of this machine is:
 /// page faults over a network cost a round trip each.
-fn may_map(file_system: Option<FileSystem>) -> Result<(), String> {
+fn may_map(file_system: Option<FileSystem>, taken: Taken) -> Result<(), String> {
     match file_system {
         Some(FileSystem::Local) => Ok(()),
+        // Its pages are small. Filling page tables with them costs less than fresh memory for a copy of everything, and more
+        // than copying one tensor after another to the same memory.
+        Some(FileSystem::Memory) if taken == Taken::AllAtOnce => Ok(()),
         Some(FileSystem::Network(name)) => Err(format!("a network file system ({name})")),
         Some(FileSystem::Fuse) => Err("a FUSE file system".to_owned()),
-        // Its pages are small, so that filling page tables costs more than copying with huge pages.
         Some(FileSystem::Memory) => Err("a file system in memory".to_owned()),
         _ => Err("an unknown file system".to_owned()),
     }
@@ -203,8 +212,12 @@ mod tests {
 
     #[test]
     fn only_disks_of_this_machine_are_mapped() {
-        let refused = |file_system| may_map(file_system).unwrap_err();
-        assert_eq!(may_map(Some(FileSystem::Local)), Ok(()));
+        let refused = |file_system| may_map(file_system, Taken::OneByOne).unwrap_err();
+        assert_eq!(may_map(Some(FileSystem::Local), Taken::OneByOne), Ok(()));
+        assert_eq!(may_map(Some(FileSystem::Memory), Taken::AllAtOnce), Ok(()));
+        for elsewhere in [Some(FileSystem::Network("nfs")), Some(FileSystem::Fuse), None] {
+            assert!(may_map(elsewhere, Taken::AllAtOnce).is_err());
+        }
         assert_eq!(refused(Some(FileSystem::Memory)), "a file system in memory");
         assert_eq!(refused(Some(FileSystem::Network("nfs"))), "a network file system (nfs)");
         assert_eq!(refused(Some(FileSystem::Fuse)), "a FUSE file system");
