@@ -150,7 +150,12 @@ impl Checkpoint {
         // What is made from the files is read in any case.
         for source in self.inner.files.files() {
             let Some(file) = source.as_file() else { return Err("the source is no local file".to_owned()) };
-            may_map(file_system(file), taken)?;
+            let place = file_system(file);
+            may_map(place, taken)?;
+            // What it lacks are holes, to which a page fault would give memory, or lies in the swap.
+            if place == Some(FileSystem::Memory) && held.is_none_or(|held| held < RESIDENT) {
+                return Err("a file system in memory that does not hold all of it".to_owned());
+            }
         }
         mapping_of(bytes, held, memory::available)
     }

@@ -28,6 +28,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{Layout, Storage, Tensor};
+use uel_core::safetensors::write::HASH_CHUNK_BYTES;
 use uel_core::{Error, Kind, Result};
 
 use crate::checkpoint::Tally;
@@ -41,7 +42,10 @@ use sink::Sink;
 const PIECE_BYTES: usize = 8 << 20;
 
 /// The same for what goes through the page cache: what two threads are at has to fit the processor's cache.
-const FETCHED_BYTES: usize = 2 << 20;
+const FETCHED_BYTES: usize = HASH_CHUNK_BYTES;
+
+/// With more threads, what they fetched would be out of the cache again when its turn comes.
+const FETCHING_THREADS: usize = 4;
 
 /// Bytes of a line of the processor's cache, or fewer.
 const CACHE_LINE_BYTES: usize = 64;
@@ -181,7 +185,7 @@ struct Job<'a> {
 /// Writes all tensors, large contiguous ones in pieces by several threads. Where they go through the page cache, one thread
 /// writes to a file at a time, and those that wait for it fetch what they will write.
 fn write_all(jobs: &[Job<'_>], threads: usize, direct: bool, options: &SaveOptions) -> Result<()> {
-    let fetched = threads > 1 && !direct;
+    let fetched = (2..=FETCHING_THREADS).contains(&threads) && !direct;
     let piece_bytes = if fetched { FETCHED_BYTES } else { PIECE_BYTES };
     let mut tasks = Vec::new();
     let mut total = 0;

@@ -1,5 +1,5 @@
 //! The program as scripts and people use it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod bench;
 mod convert;

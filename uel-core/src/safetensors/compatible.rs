@@ -8,6 +8,10 @@ use crate::{ByteRange, Dtype, Error, Kind, Result};
 /// Decodes what the strict rules refused with `strict`.
 #[cold]
 pub(super) fn decode(json: &[u8], file_len: u64, strict: Error) -> Result<Decoded> {
+    // No parser accepts that, and the reference's would take much memory before it comes to the fault.
+    if strict.kind() == Kind::Json {
+        return Err(strict);
+    }
     let text = strict::utf8(json, PREFIX_BYTES)?;
     let reference: safetensors::tensor::Metadata =
         serde_json::from_str(text).map_err(|error| explain(json, file_len, strict, error))?;

@@ -39,11 +39,13 @@ pub enum Rules {
     /// - `metadata-limit`: more than [`MAX_METADATA_ENTRIES`](limits::MAX_METADATA_ENTRIES) entries in `__metadata__`
     ///   ([`Kind::Limit`]).
     ///
-    /// Whitespace between JSON tokens is allowed. A refusal takes less than 10 MB of memory beside the header's own bytes.
+    /// Whitespace between JSON tokens is allowed. A refusal takes the time and the memory of the tensors before the fault, which
+    /// is less than a sound header of that size takes.
     #[default]
     Strict,
-    /// Exactly what safetensors 0.8 accepts: whatever the strict rules refuse is given to that crate to decide, so that a
-    /// refusal takes what that crate takes too, up to 20 bytes for each of the header's.
+    /// Exactly what safetensors 0.8 accepts: what the strict rules refuse for any other reason than malformed JSON is given to
+    /// that crate to decide, which then takes what it takes: it keeps fields that it does not know in memory, at up to some
+    /// thirty bytes for each of the header's.
     Compatible,
 }
 

@@ -2,7 +2,7 @@
 
 use super::hashes::{HASH_CHUNK_BYTES, HASHES_KEY};
 use super::layout::{Layout, PREFIX_BYTES};
-use super::queue::{Call, WriteQueue};
+use super::queue::{Call, MAX_THREADS, WriteQueue};
 use super::{SaveOptions, SaveReport, TensorMeta};
 use crate::atomic::AtomicFile;
 use crate::disk::DiskFile;
@@ -58,8 +58,8 @@ impl Default for IncrementalOptions {
 }
 
 impl IncrementalOptions {
-    /// The defaults: an atomic save, 1 MiB for the header, 8 MiB that wait to be written by one thread, or 32 MiB by four while
-    /// the file is written directly.
+    /// The defaults: an atomic save, 1 MiB for the header, 8 MiB that wait to be written by one thread (4 MiB for each of
+    /// more than two), or 32 MiB by four while the file is written directly.
     pub fn new() -> Self {
         Self::default()
     }
@@ -154,7 +154,9 @@ impl IncrementalWriter {
         let disk_file = Arc::clone(file.file());
         let (path, hashes) = (file.path().to_path_buf(), options.save.hashes);
         let threads = options.threads.unwrap_or(DEFAULT_THREADS);
-        let budget = options.budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES);
+        // Two pieces for each thread, one that is written and one that waits.
+        let of_threads = threads.min(MAX_THREADS) * 2 * HASH_CHUNK_BYTES;
+        let budget = options.budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES.max(of_threads));
         let queue = WriteQueue::start(Arc::clone(&disk_file), path.clone(), threads, budget, hashes)?;
         let open = Some(Open { queue: Arc::new(queue), file });
         let state =

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 const JOB_BYTES: usize = 128;
 
 /// More threads than this only wait for one another.
-const MAX_THREADS: usize = 64;
+pub(super) const MAX_THREADS: usize = 64;
 
 /// Bytes that the writer owns until they are written.
 pub(super) type Owned = Arc<dyn AsRef<[u8]> + Send + Sync>;
