@@ -120,12 +120,21 @@ fn measured_every_file_is_refused_at_once_with_its_path() {
     assert!(refused >= 60 && large <= 5, "{refused} files refused, {large} large ones left out");
 }
 
+/// Milliseconds that this thread has worked, where the system tells, so that what else the machine does is not counted.
+fn worked_ms() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(stat.split_whitespace().next()?.parse::<f64>().ok()? / 1e6)
+}
+
 /// The least milliseconds of three runs.
 fn best_ms(work: impl Fn()) -> f64 {
     let once = || {
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), worked_ms());
         work();
-        start.elapsed().as_secs_f64() * 1e3
+        match (before, worked_ms()) {
+            (Some(before), Some(after)) => after - before,
+            _ => start.elapsed().as_secs_f64() * 1e3,
+        }
     };
     (0..3).map(|_| once()).fold(f64::INFINITY, f64::min)
 }
