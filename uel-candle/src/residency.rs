@@ -103,9 +103,10 @@ mod tests {
                     return eprintln!("not a file that can be dropped from the page cache");
                 }
                 checkpoint.mark_processed("processed");
-                let after = (share("processed"), share("kept"));
-                if left == 0 || after.0 == Some(0.0) {
-                    assert_eq!(after, (Some(0.0), Some(1.0)), "{mode}");
+                let after = (share("processed").unwrap(), share("kept").unwrap());
+                if left == 0 || after.0 == 0.0 {
+                    // What lies across both goes as a whole or not at all, up to a large folio.
+                    assert!(after.0 <= 0.5 && after.1 >= 0.9, "{mode}: {after:?}");
                     break;
                 }
             }
