@@ -156,9 +156,11 @@ impl WriteQueue {
         Ok(())
     }
 
-    /// Lets more bytes wait.
+    /// Lets so many bytes wait, where it were fewer.
     pub(super) fn raise_budget(&self, budget: usize) {
-        self.shared.lock().budget = budget;
+        let mut state = self.shared.lock();
+        state.budget = state.budget.max(budget);
+        drop(state);
         self.shared.room.notify_all();
     }
 
