@@ -54,6 +54,13 @@ pub(crate) fn same(left: &Tensor, right: &Tensor) -> bool {
     left.dtype() == right.dtype() && left.dims() == right.dims() && bytes(left) == bytes(right)
 }
 
+/// A checkpoint of one file, and what notes each read of that file.
+pub(crate) fn recorded(path: &Path, options: OpenOptions) -> (Arc<RecordingSource<FileSource>>, Checkpoint) {
+    let source = Arc::new(RecordingSource::new(FileSource::open(path).unwrap()));
+    let shared: Arc<dyn ByteSource> = source.clone();
+    (source, Checkpoint::from_sources(vec![shared], options).unwrap())
+}
+
 /// The bytes that a tensor holds, of any dtype.
 pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
     fn le<const N: usize, T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
@@ -234,9 +241,7 @@ fn added_and_replaced_tensors_stand_before_the_files() {
 fn slices_read_only_their_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let path = mixture(folder.path());
-    let source = Arc::new(RecordingSource::new(FileSource::open(&path).unwrap()));
-    let sources: Vec<Arc<dyn ByteSource>> = vec![source.clone()];
-    let checkpoint = Checkpoint::from_sources(sources, OpenOptions::new()).unwrap();
+    let (source, checkpoint) = recorded(&path, OpenOptions::new());
     let header = ByteRange::new(0, checkpoint.infos().next().unwrap().range().start()).unwrap();
     assert_eq!(source.coverage(), [header], "opening reads the header only");
     assert!(source.bytes_read() <= header.byte_len() + 9, "but for what tells the format once");
@@ -271,9 +276,7 @@ fn slices_read_only_their_bytes() {
 fn the_header_tells_what_to_load_before_anything_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let path = mixture(folder.path());
-    let source = Arc::new(RecordingSource::new(FileSource::open(&path).unwrap()));
-    let sources: Vec<Arc<dyn ByteSource>> = vec![source.clone()];
-    let checkpoint = Checkpoint::from_sources(sources, OpenOptions::new()).unwrap();
+    let (source, checkpoint) = recorded(&path, OpenOptions::new());
     let file = std::fs::read(&path).unwrap();
     let data_start = 8 + u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
     let raw = checkpoint.raw_header(0).unwrap();
@@ -562,9 +565,7 @@ fn mark_processed_releases_and_the_tensor_can_be_loaded_again() {
 #[test]
 fn mark_processed_gives_up_what_was_preloaded() {
     let folder = tempfile::tempdir().unwrap();
-    let source = Arc::new(RecordingSource::new(FileSource::open(mixture(folder.path())).unwrap()));
-    let shared: Arc<dyn ByteSource> = source.clone();
-    let checkpoint = Checkpoint::from_sources(vec![shared], OpenOptions::new().with_mode(Mode::Preload)).unwrap();
+    let (source, checkpoint) = recorded(&mixture(folder.path()), OpenOptions::new().with_mode(Mode::Preload));
     checkpoint.tensor("ids", &CPU).unwrap();
     checkpoint.mark_processed("half");
     source.clear();

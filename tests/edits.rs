@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, IndexOp, Tensor};
 use uel::core::safetensors::write::{self, StreamingWriter};
-use uel::core::source::decorators::RecordingSource;
-use uel::core::source::{ByteSource, FileSource};
 use uel::{Checkpoint, Dtype, Edit, Kind, LoraOptions, OpenOptions, SaveOptions, TensorMeta};
 
-use crate::checkpoint::{CPU, same};
+use crate::checkpoint::{CPU, recorded, same};
 
 fn random(shape: &[usize], dtype: DType) -> Tensor {
     Tensor::randn(0f32, 3., shape, &CPU).unwrap().to_dtype(dtype).unwrap()
@@ -318,9 +316,7 @@ fn closures_make_what_they_like() {
 fn nothing_is_read_but_what_is_written() {
     let (_folder, path) = folder();
     saved(&path.join("from"), &[("w", random(&[3_000_000], DType::F32)), ("b", random(&[100_000], DType::F32))]);
-    let source = std::sync::Arc::new(RecordingSource::new(FileSource::open(path.join("from")).unwrap()));
-    let shared: std::sync::Arc<dyn ByteSource> = std::sync::Arc::clone(&source) as _;
-    let checkpoint = Checkpoint::from_sources(vec![shared], OpenOptions::new()).unwrap();
+    let (source, checkpoint) = recorded(&path.join("from"), OpenOptions::new());
     source.clear();
     let edit = Edit::new(&checkpoint).retain(|name| name == "b").cast(Dtype::F16);
     assert!(source.reads().is_empty());

@@ -3,16 +3,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
 use proptest::prelude::*;
 use uel::core::ByteRange;
-use uel::core::source::FileSource;
-use uel::core::source::decorators::RecordingSource;
 use uel::{Checkpoint, Edit, FileFormat, Kind, LoadOptions, Mode, OpenOptions, SaveOptions, save_with};
 
-use crate::checkpoint::{CPU, MODES, mapping, same};
+use crate::checkpoint::{CPU, MODES, mapping, recorded, same};
 
 fn pytorch() -> SaveOptions {
     SaveOptions::new().with_format(FileFormat::PyTorch)
@@ -140,8 +137,7 @@ fn one_tensor_reads_its_own_bytes_and_what_opening_reads() {
     save_with(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &path, &pytorch()).unwrap();
     let file_bytes = path.metadata().unwrap().len();
     assert!(file_bytes > 64_000_000);
-    let source = Arc::new(RecordingSource::new(FileSource::open(&path).unwrap()));
-    let checkpoint = Checkpoint::from_sources(vec![source.clone()], OpenOptions::new()).unwrap();
+    let (source, checkpoint) = recorded(&path, OpenOptions::new());
     // The directory is at the end and the pickle at the beginning; none of the storages is touched.
     let opened = source.bytes_read();
     assert!(opened < 200_000, "{opened} bytes read");

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
-use uel::core::source::decorators::{FaultSource, RecordingSource};
-use uel::core::source::{ByteSource, FileSource};
+use uel::core::source::FileSource;
+use uel::core::source::decorators::FaultSource;
 use uel::{
     BatchSize, Checkpoint, Dtype, HostPool, Kind, LoadOptions, OpenOptions, PoolOptions, SaveOptions, StreamOptions,
 };
 
-use crate::checkpoint::{CPU, same, save};
+use crate::checkpoint::{CPU, recorded, same, save};
 use crate::scenario::{self, Scenario};
 
 proptest! {
@@ -130,9 +130,7 @@ fn file(folder: &std::path::Path, count: usize, elements: usize) -> std::path::P
 fn small_neighbours_share_reads_and_no_byte_is_read_twice() {
     let folder = tempfile::tempdir().unwrap();
     let path = file(folder.path(), 5000, 100);
-    let source = Arc::new(RecordingSource::new(FileSource::open(&path).unwrap()));
-    let sources: Vec<Arc<dyn ByteSource>> = vec![Arc::clone(&source) as _];
-    let checkpoint = Checkpoint::from_sources(sources, OpenOptions::new()).unwrap();
+    let (source, checkpoint) = recorded(&path, OpenOptions::new());
     source.clear();
     let stream = checkpoint.stream(checkpoint.names(), &StreamOptions::new(&CPU)).unwrap();
     assert_eq!(stream.tensors().map(|tensor| tensor.unwrap().1.elem_count()).sum::<usize>(), 500_000);

@@ -1,16 +1,14 @@
 //! Parts that each rank reads by itself, and the plans for known models.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use proptest::prelude::*;
-use uel::core::source::FileSource;
-use uel::core::source::decorators::RecordingSource;
 use uel::{Checkpoint, Dtype, Kind, OpenOptions, ShardPlan, Split};
 
 use super::cases::{CPU, bytes, name, part, write};
+use crate::checkpoint::recorded;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
@@ -30,8 +28,7 @@ proptest! {
         let dim = dim % shape.len();
         let folder = tempfile::tempdir().unwrap();
         let paths = write(&vec![vec![(dtype, shape.clone())]], folder.path());
-        let source = Arc::new(RecordingSource::new(FileSource::open(&paths[0]).unwrap()));
-        let checkpoint = Checkpoint::from_sources(vec![source.clone()], OpenOptions::new()).unwrap();
+        let (source, checkpoint) = recorded(&paths[0], OpenOptions::new());
         let whole = Checkpoint::open(&paths[0]).unwrap().tensor(&name(0, 0), &CPU).unwrap();
         for rank in 0..ranks {
             source.clear();

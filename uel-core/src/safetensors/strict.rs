@@ -327,7 +327,12 @@ impl<'a> Decoder<'a> {
     fn padding(&mut self) -> Result<()> {
         let end = self.scan.at();
         let bytes = self.scan.bytes();
-        let garbage = space_end(bytes, end);
+        let padding = bytes.get(end..).unwrap_or_default();
+        // Eight at once, as padding may be as large as headers.
+        let plain = 8 * padding.chunks_exact(8).take_while(|chunk| chunk == b"        ").count();
+        let Some(odd) = padding.iter().skip(plain).position(|&byte| byte != b' ') else { return Ok(()) };
+        let odd = end + plain + odd;
+        let garbage = space_end(bytes, odd);
         let error = |kind, at, message| {
             let got = bytes.get(at).map_or_else(String::new, |byte| format!("{:?}", char::from(*byte)));
             self.scan.error(kind, at, message).with_expected("spaces only").with_got(got)
@@ -335,17 +340,8 @@ impl<'a> Decoder<'a> {
         if garbage < bytes.len() {
             return Err(error(Kind::Json, garbage, "the header goes on behind its closing brace"));
         }
-        let padding = bytes.get(end..).unwrap_or_default();
-        // Eight at once, as padding may be as large as headers.
-        let plain = 8 * padding.chunks_exact(8).take_while(|chunk| chunk == b"        ").count();
-        match padding.iter().skip(plain).position(|&byte| byte != b' ') {
-            None => Ok(()),
-            Some(odd) => {
-                let message = "the header is padded with something else than spaces";
-                let error = error(Kind::HeaderPadding, end + plain + odd, message);
-                self.faults.report(error)
-            }
-        }
+        let error = error(Kind::HeaderPadding, odd, "the header is padded with something else than spaces");
+        self.faults.report(error)
     }
 
     fn index(&mut self) -> Result<TensorIndex> {
