@@ -272,6 +272,50 @@ fn slices_read_only_their_bytes() {
     assert!(source.bytes_read() <= wanted + (64 << 10));
 }
 
+/// Rows that lie further apart than a read goes on over what was not asked for.
+#[test]
+fn columns_of_long_rows_read_their_bytes_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wide.safetensors");
+    let wide = Tensor::arange(0u32, 300 * 3000, &CPU).unwrap().reshape((300, 3000)).unwrap();
+    save(&path, &[("wide", wide.clone())]);
+    let (source, checkpoint) = recorded(&path, OpenOptions::new());
+    source.clear();
+    let columns = checkpoint.slice("wide", (.., 10..20), &CPU).unwrap();
+    assert!(same(&columns, &wide.narrow(1, 10, 10).unwrap().contiguous().unwrap()));
+    assert_eq!((source.bytes_read(), source.coverage().len()), (300 * 40, 300));
+}
+
+/// As many as the largest model has, GLM-5.2, in a header as long as its.
+#[test]
+fn a_hundred_thousand_tensors_are_ordinary() {
+    const COUNT: usize = 117_410;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("many.safetensors");
+    let name = |n: usize| format!("model.layers.{}.mlp.experts.{}.down_proj.weight_scale_inv", n / 256, n % 256);
+    let entry = |n| {
+        let (name, start, end) = (name(n), 16 * n, 16 * n + 16);
+        format!(r#""{name}":{{"dtype":"I64","shape":[1,2],"data_offsets":[{start},{end}]}}"#)
+    };
+    let header = format!("{{{}}}", (0..COUNT).map(entry).collect::<Vec<_>>().join(","));
+    let header = format!("{header:<14500000}");
+    let data = (0..2 * COUNT as i64).flat_map(i64::to_le_bytes).collect::<Vec<_>>();
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    std::fs::write(&path, file).unwrap();
+    for mode in MODES {
+        let checkpoint = mapping().with_mode(mode).open(&path).unwrap();
+        assert_eq!(checkpoint.index().len(), COUNT);
+        let all = checkpoint.load_all(&CPU).unwrap();
+        assert_eq!(all.len(), COUNT);
+        for n in [0, 1, 255, 256, 70_000, COUNT - 1] {
+            let value = 2 * n as i64;
+            for tensor in [&all[&name(n)], &checkpoint.tensor(&name(n), &CPU).unwrap()] {
+                assert_eq!(tensor.to_vec2::<i64>().unwrap(), [[value, value + 1]], "{mode} {n}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_header_tells_what_to_load_before_anything_is_loaded() {
     let folder = tempfile::tempdir().unwrap();

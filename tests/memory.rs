@@ -17,7 +17,7 @@ use crate::checkpoint::CPU;
 use crate::sparse;
 
 /// What low-memory mode may hold beyond the largest tensor.
-const ALLOWANCE: usize = 32 << 20;
+const ALLOWANCE: usize = 32_000_000;
 
 /// The system's allocator, counting.
 pub(crate) struct Counting;

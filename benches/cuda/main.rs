@@ -29,6 +29,7 @@ mod worker;
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use candle_core::safetensors::MmapedSafetensors;
@@ -54,7 +55,7 @@ const OTHERS: [(&str, &str); 3] = [
     ("instanttensor", "instanttensor_cuda"),
 ];
 
-fn main() {
+fn main() -> ExitCode {
     let bytes = std::env::var("UEL_BENCH_CUDA_BYTES").map_or(8_000_000_000, |bytes| bytes.parse().unwrap());
     let path = files::bf16_file_of(&files::folder(), bytes, TENSORS);
     files::read_through(&path);
@@ -111,6 +112,7 @@ fn main() {
     let stats = pool.stats();
     claim("page-locked MiB of the stream", stats.high_water_bytes as f64 / f64::from(1 << 20), 64.0, true);
     println!("- {stats:?}\n- {:?}", uel::transfer_stats());
+    claims::end()
 }
 
 /// Streams every tensor in its order, and drops it.

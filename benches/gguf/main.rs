@@ -28,6 +28,7 @@ mod measure;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use candle_core::Device;
 use candle_core::quantized::QTensor;
@@ -97,7 +98,7 @@ fn through_content(path: &Path) -> HashMap<String, QTensor> {
     content(&made, &mut reader)
 }
 
-fn main() {
+fn main() -> ExitCode {
     let bytes = std::env::var("UEL_GGUF_BYTES").ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(2_000_000_000);
     memcpy_gb_per_s();
     let path = file(bytes);
@@ -115,4 +116,5 @@ fn main() {
     claim("candle's time as a multiple of mapping's", multiple("uel mmap"), 50., false);
     claim("candle's time as a multiple of copying's", multiple("uel preload"), 3., false);
     claim("bytes copied by mapping", uel(&path, Mode::Mmap).report.bytes_copied as f64, 0., true);
+    claims::end()
 }

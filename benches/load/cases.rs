@@ -29,6 +29,7 @@ pub(crate) fn run(all: &[&str]) {
             "auto-warm" => auto_in("warm, disk", &warm_bf16_file(FEW), false),
             "auto-tmpfs" => auto_in("tmpfs", &InMemory::copy_of(&warm_bf16_file(FEW)).0, false),
             "auto-cold" => auto_in("cold, disk", &warm_bf16_file(FEW), true),
+            "auto-many" => auto_in("warm, disk, 117,410 tensors", &warm_bf16_file(MANY), false),
             "cast" => cast(),
             "verified" => verified(),
             "small" => small(),
@@ -143,57 +144,52 @@ fn cold() {
     claim("auto as a share of dd's rate", dd / of(&times, "uel auto").median(), 0.85, false);
 }
 
-/// Load and one full read of every tensor, in every mode.
+/// Load and one full read of every tensor, in every mode, mapping allowed and not.
 fn auto_in(place: &str, path: &Path, cold: bool) {
-    let mode = |name: &str, mode: Mode| -> Candidate<'_> {
-        (
-            name.to_owned(),
-            Box::new(move || {
+    // What a program may choose by hand, and whether it has to be allowed to map for that.
+    const FIXED: [(Mode, bool); 3] = [(Mode::Preload, false), (Mode::LowMemory, false), (Mode::Mmap, true)];
+    const AUTO: [(Mode, bool); 2] = [(Mode::Auto, true), (Mode::Auto, false)];
+    type Load = fn(&Path, Mode, bool) -> loaders::Tensors;
+    let all_at_once: Load = |path, mode, may_map| {
+        let tensors = loaders::uel_with(path, mode, may_map);
+        black_box(loaders::read_all(&tensors));
+        // What it costs to free them is another matter.
+        tensors
+    };
+    let one_by_one: Load = |path, mode, may_map| {
+        loaders::loop_with(path, mode, may_map, |tensor| {
+            black_box(loaders::read(tensor));
+        });
+        Vec::new()
+    };
+    let roads = [("all at once", all_at_once), ("one by one", one_by_one)];
+    let named = |mode: Mode, may_map: bool, road: &str| match (mode, may_map) {
+        (Mode::Auto, false) => format!("auto that may not map, {road}"),
+        _ => format!("{mode}, {road}"),
+    };
+    let candidates = roads.iter().flat_map(|&(road, load)| {
+        AUTO.into_iter().chain(FIXED).map(move |(mode, may_map)| -> Candidate<'_> {
+            let work = move || {
                 if cold {
                     while_memory_is_held(|| files::cool(path));
                 }
-                // What it costs to free them is another matter.
-                timed(|| {
-                    let tensors = loaders::uel(path, mode);
-                    black_box(loaders::read_all(&tensors));
-                    tensors
-                })
-                .1
-            }),
-        )
-    };
-    let one_by_one = |name: &str, mode: Mode| -> Candidate<'_> {
-        let work = move || {
-            if cold {
-                while_memory_is_held(|| files::cool(path));
-            }
-            let read = |tensor: &_| {
-                black_box(loaders::read(tensor));
+                timed(|| load(path, mode, may_map)).1
             };
-            timed(|| loaders::loop_one_by_one(path, mode, read)).1
-        };
-        (name.to_owned(), Box::new(work))
-    };
-    let candidates = vec![
-        mode("auto", Mode::Auto),
-        mode("preload", Mode::Preload),
-        mode("mmap", Mode::Mmap),
-        one_by_one("auto, one by one", Mode::Auto),
-        one_by_one("low-memory, one by one", Mode::LowMemory),
-        one_by_one("mmap, one by one", Mode::Mmap),
-    ];
+            (named(mode, may_map, road), Box::new(work))
+        })
+    });
     let title = format!("2 GB, load and one full read, {place}");
     // Cold, the memory that is held before each run makes up for runs that do not count, and many rounds are needed: the
     // disk's rate changes from one to the next.
     let warm_ups = if cold { 0 } else { WARM_UPS };
-    let times = in_turns_after(warm_ups, &title, BYTES, rounds(if cold { 31 } else { 15 }), candidates);
-    for (auto, fixed) in
-        [("auto", ["preload", "mmap"]), ("auto, one by one", ["low-memory, one by one", "mmap, one by one"])]
-    {
-        let by_median = |left: &&str, right: &&str| of(&times, left).median().total_cmp(&of(&times, right).median());
-        let best = fixed.iter().copied().min_by(by_median).expect("a fixed mode");
-        let text = format!("{auto} as a multiple of {best}, the best fixed mode, {place}");
-        claim(&text, of(&times, auto).multiple_of(of(&times, best)), 1.05, true);
+    let times = in_turns_after(warm_ups, &title, BYTES, rounds(if cold { 31 } else { 15 }), candidates.collect());
+    for ((road, _), (mode, allowed)) in roads.iter().flat_map(|road| AUTO.map(|auto| (road, auto))) {
+        let auto = named(mode, allowed, road);
+        let fixed = FIXED.iter().filter(|(_, has_to_map)| allowed || !has_to_map);
+        let fixed = fixed.map(|&(mode, may_map)| of(&times, &named(mode, may_map, road)));
+        let best = fixed.min_by(|left, right| left.median().total_cmp(&right.median())).expect("a fixed mode");
+        let text = format!("{auto}, as a multiple of {}, the best fixed mode, {place}", best.name);
+        claim(&text, of(&times, &auto).multiple_of(best), 1.05, true);
     }
     println!(
         "- {}",

@@ -16,17 +16,31 @@ fn values(tensors: HashMap<String, Tensor>) -> Tensors {
 
 /// Opens and loads everything.
 pub(crate) fn uel(path: &Path, mode: Mode) -> Tensors {
-    values(open(path, mode).load_all(&Device::Cpu).unwrap())
+    uel_with(path, mode, true)
+}
+
+pub(crate) fn uel_with(path: &Path, mode: Mode, may_map: bool) -> Tensors {
+    values(open_with(path, mode, may_map).load_all(&Device::Cpu).unwrap())
 }
 
 pub(crate) fn open(path: &Path, mode: Mode) -> Checkpoint {
+    open_with(path, mode, true)
+}
+
+fn open_with(path: &Path, mode: Mode, may_map: bool) -> Checkpoint {
+    let options = Checkpoint::options().with_mode(mode);
     // SAFETY: nobody changes the benchmark's files while it runs.
-    unsafe { Checkpoint::options().with_mmap() }.with_mode(mode).open(path).unwrap()
+    let options = if may_map { unsafe { options.with_mmap() } } else { options };
+    options.open(path).unwrap()
 }
 
 /// Opens, then loads, uses and drops one tensor after another.
 pub(crate) fn loop_one_by_one(path: &Path, mode: Mode, use_tensor: impl Fn(&Tensor)) {
-    let checkpoint = open(path, mode);
+    loop_with(path, mode, true, use_tensor);
+}
+
+pub(crate) fn loop_with(path: &Path, mode: Mode, may_map: bool, use_tensor: impl Fn(&Tensor)) {
+    let checkpoint = open_with(path, mode, may_map);
     for info in checkpoint.infos() {
         let tensor = checkpoint.tensor(info.name(), &Device::Cpu).unwrap();
         use_tensor(&tensor);

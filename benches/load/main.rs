@@ -22,10 +22,12 @@ mod files;
 mod loaders;
 mod measure;
 
+use std::process::ExitCode;
+
 #[global_allocator]
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
-fn main() {
+fn main() -> ExitCode {
     cases::run(&[
         "warm",
         "many",
@@ -34,8 +36,10 @@ fn main() {
         "auto-warm",
         "auto-tmpfs",
         "auto-cold",
+        "auto-many",
         "small",
         "cast",
         "verified",
     ]);
+    claims::end()
 }

@@ -20,6 +20,9 @@ mod loaders;
 #[path = "../load/measure.rs"]
 mod measure;
 
-fn main() {
-    cases::run(&["warm", "many", "low-memory"]);
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cases::run(&["warm", "many", "low-memory", "auto-warm", "auto-tmpfs", "auto-cold"]);
+    claims::end()
 }

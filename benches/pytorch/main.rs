@@ -29,6 +29,7 @@ mod worker;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,11 +59,12 @@ fn file(worker: &RefCell<Worker>, count: u64) -> PathBuf {
     path
 }
 
-fn main() {
+fn main() -> ExitCode {
     memcpy_gb_per_s();
     let worker = RefCell::new(Worker::start().expect("UEL_TORCH names a Python with torch and zipslicer"));
     opening(&worker);
     loading(&worker);
+    claims::end()
 }
 
 fn opening(worker: &RefCell<Worker>) {

@@ -29,6 +29,7 @@ mod worker;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
+use std::process::ExitCode;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
 const TENSORS: u64 = 200;
 
-fn main() {
+fn main() -> ExitCode {
     let all = ["fast", "large", "llama", "synced", "edit", "async", "hashes"];
     let asked = asked(&all, &all);
     memcpy_gb_per_s();
@@ -61,6 +62,7 @@ fn main() {
             other => panic!("no case {other}"),
         }
     }
+    claims::end()
 }
 
 /// Tensors of 100 MB, as the layers of models of some billion parameters are.

@@ -30,6 +30,7 @@ mod strided;
 mod work;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use claims::{claim, of, rounds};
 use measure::{Candidate, in_turns, memcpy_gb_per_s, timed};
@@ -44,9 +45,10 @@ type Case = fn(&[PathBuf]);
 const RANKS: usize = 4;
 const MPI: bool = cfg!(feature = "mpi");
 
-fn main() {
+fn main() -> ExitCode {
     if ranks::is_rank() {
-        return ranks::serve();
+        ranks::serve();
+        return ExitCode::SUCCESS;
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let cases: [(&str, Case); 4] =
@@ -68,6 +70,7 @@ fn main() {
             case(&paths);
         }
     }
+    claims::end()
 }
 
 /// What is read once ends in fresh memory, as every load does: of the two yardsticks, copies into such memory are the one that a

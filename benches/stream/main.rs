@@ -26,6 +26,8 @@ mod files;
 mod loaders;
 #[path = "../load/measure.rs"]
 mod measure;
+
+use std::process::ExitCode;
 #[path = "../python/worker.rs"]
 mod worker;
 
@@ -33,7 +35,7 @@ mod worker;
 #[global_allocator]
 static ALLOC: uel::MappedAllocator = uel::MappedAllocator::new();
 
-fn main() {
+fn main() -> ExitCode {
     let asked = claims::asked(&["cpu", "many", "python"], &["cpu", "many"]);
     measure::memcpy_gb_per_s();
     for case in asked {
@@ -44,4 +46,5 @@ fn main() {
             other => panic!("no case {other}"),
         }
     }
+    claims::end()
 }

@@ -166,6 +166,7 @@ pub(crate) fn give_back_free_memory() {
 pub(crate) fn give_back_free_memory() {}
 
 /// From this size on a copy goes past the caches.
+#[cfg(any(target_arch = "x86_64", test))]
 const STREAMED_FROM: usize = 64 << 10;
 
 /// Copies `from` to `into`, of the same length, without reading what is overwritten into the caches first: a third less for

@@ -14,8 +14,8 @@ const SAMPLES: u64 = 64;
 #[cfg(target_os = "linux")]
 const SAMPLE_BYTES: u64 = 16 << 10;
 
-/// The share of `range` that the page cache holds, from 0 to 1; `None` where the system does not tell (Linux does from
-/// 6.5 on).
+/// The share of `range` that the page cache holds, from 0 to 1; `None` where the system does not tell. Linux does of files that
+/// are the caller's own, and, from 6.5 to 6.13, of all.
 #[cfg(target_os = "linux")]
 pub(crate) fn resident_share(file: &File, range: ByteRange) -> Option<f64> {
     if range.is_empty() {
@@ -32,9 +32,15 @@ pub(crate) fn resident_share(file: &File, range: ByteRange) -> Option<f64> {
     Some(held / (SAMPLES * SAMPLE_BYTES) as f64)
 }
 
-/// The cached bytes of a range, at most its length, by the system call `cachestat`.
+/// The cached bytes of a range, at most its length.
 #[cfg(target_os = "linux")]
 fn cached_bytes(file: &File, range: ByteRange) -> Option<f64> {
+    by_cachestat(file, range).or_else(|| by_mincore(file, range))
+}
+
+/// By the system call `cachestat`, which Linux has from 6.5 on.
+#[cfg(target_os = "linux")]
+fn by_cachestat(file: &File, range: ByteRange) -> Option<f64> {
     use std::os::fd::AsRawFd;
     /// `__NR_cachestat`, the same on every architecture (Linux include/uapi/asm-generic/unistd.h).
     const SYS_CACHESTAT: libc::c_long = 451;
@@ -58,6 +64,43 @@ fn cached_bytes(file: &File, range: ByteRange) -> Option<f64> {
     Some(answer[0].min(pages) as f64 / pages as f64 * range.byte_len() as f64)
 }
 
+/// By asking about a mapping of the range, which any Linux can.
+#[cfg(target_os = "linux")]
+fn by_mincore(file: &File, range: ByteRange) -> Option<f64> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    // SAFETY: both calls only ask for a number.
+    let (page, user) = unsafe { (libc::sysconf(libc::_SC_PAGESIZE), libc::geteuid()) };
+    // Of others' files that the caller may not write to, the answer is that all of it is there (mm/mincore.c, from 5.2 on).
+    if file.metadata().ok()?.uid() != user {
+        return None;
+    }
+    let page = u64::try_from(page).ok().filter(|page| page.is_power_of_two())?;
+    let start = range.start() / page * page;
+    let byte_len = usize::try_from(range.end() - start).ok()?;
+    let offset = libc::off64_t::try_from(start).ok()?;
+    let mut held = Vec::new();
+    let pages = usize::try_from((range.end() - start).div_ceil(page)).ok()?;
+    held.try_reserve_exact(pages).ok()?;
+    held.resize(pages, 0u8);
+    // SAFETY: a mapping of its own, at an address that the system chooses. Nobody can read it, so that it does not matter
+    // what others do to the file.
+    let mapping = unsafe {
+        libc::mmap64(std::ptr::null_mut(), byte_len, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), offset)
+    };
+    if mapping == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: the address is the start of the mapping, and thus of a page, and the length the mapping's. The system writes one
+    // byte for each page that the length touches, and so many `held` has.
+    let told = unsafe { libc::mincore(mapping, byte_len, held.as_mut_ptr()) } == 0;
+    // SAFETY: the mapping is this function's, of this length, and nothing refers to it.
+    unsafe { libc::munmap(mapping, byte_len) };
+    // The other bits are reserved.
+    let there = held.iter().filter(|&&answer| answer & 1 == 1).count();
+    told.then(|| there as f64 / pages as f64 * range.byte_len() as f64)
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn resident_share(_: &File, _: ByteRange) -> Option<f64> {
     None
@@ -69,6 +112,34 @@ mod tests {
     use super::*;
     use crate::{Checkpoint, MmapFallback, Mode};
     use candle_core::{DType, Device, Tensor};
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn both_ways_to_ask_have_one_answer() {
+        const BLOCK: u64 = 4 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, vec![1; 4 * BLOCK as usize + 5]).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        let second = ByteRange::new(BLOCK, 3 * BLOCK).unwrap();
+        uel_core::source::advise(&file, second, uel_core::source::Advice::DontNeed);
+        for (start, end) in
+            [(0, 4 * BLOCK + 5), (BLOCK, 3 * BLOCK), (3 * BLOCK, 4 * BLOCK + 5), (7, 9), (5000, BLOCK + 3)]
+        {
+            let range = ByteRange::new(start, end).unwrap();
+            let told = by_mincore(&file, range);
+            assert!(told.is_some_and(|held| (0.0..=range.byte_len() as f64).contains(&held)), "{range}: {told:?}");
+            // Linux before 6.5 has one way.
+            assert!(by_cachestat(&file, range).is_none_or(|held| Some(held) == told), "{range}: {told:?}");
+        }
+        let last = ByteRange::new(4 * BLOCK, 4 * BLOCK + 5).unwrap();
+        assert_eq!(by_mincore(&file, last), Some(5.0), "the end of the file was not dropped");
+        // Of others' files nothing is said.
+        if file.metadata().unwrap().uid() == 0 && std::os::unix::fs::chown(&path, Some(12345), None).is_ok() {
+            assert_eq!(by_mincore(&file, last), None);
+        }
+    }
 
     #[test]
     fn what_was_processed_leaves_the_page_cache() {

@@ -50,7 +50,7 @@ enum Taken {
     OneByOne,
 }
 
-/// Why mapping was chosen, and whether the page cache is filled first.
+/// Why mapping was chosen, and whether what is mapped is read first.
 struct Mapping {
     reason: String,
     fill: bool,
@@ -104,7 +104,10 @@ impl Checkpoint {
             return Ok(Choice::of(Mode::LowMemory, "tensors go to another device one by one", threads));
         }
         Ok(match self.map_or_not(bytes, held, made, Taken::AllAtOnce) {
-            Ok(Mapping { reason, fill }) => Choice { fill, ..Choice::of(Mode::Mmap, reason, threads) },
+            Ok(Mapping { reason, fill }) => {
+                let threads = if fill { threads.max(COLD_THREADS) } else { threads };
+                Choice { fill, ..Choice::of(Mode::Mmap, reason, threads) }
+            }
             Err(reason) => Choice::of(Mode::Preload, reason, threads),
         })
     }
@@ -131,11 +134,12 @@ impl Checkpoint {
         cell.get_or_init(choose).clone()
     }
 
-    /// Whether a tensor has to be read before its mapping is handed out. Small ones are left to their page faults.
+    /// Whether a tensor is read before its mapping is handed out, for all that is known. Small ones are left to their page
+    /// faults.
     pub(super) fn is_cold(&self, info: TensorInfo<'_>) -> bool {
         let file = self.sources().get(info.file()).and_then(|source| source.as_file());
         let share = || file.and_then(|file| residency::resident_share(file, info.range()));
-        info.byte_len() >= FILL_FROM && share().is_some_and(|held| held < RESIDENT)
+        info.byte_len() >= FILL_FROM && share().is_none_or(|held| held < RESIDENT)
     }
 
     /// Why to map `bytes` of the checkpoint, of which the page cache holds the share `held`, or why not to.
@@ -207,7 +211,8 @@ fn mapping_of(bytes: u64, held: Option<f64>, available: impl FnOnce() -> Option<
         // Page faults read a disk one after another; several threads that read ahead of them do not, and what they
         // read need not be copied.
         Some(held) => mapping(&format!("the page cache held {:.0}% of the files, and was filled", held * 100.0), true),
-        None => Err("what the page cache holds is unknown".to_owned()),
+        // Filling page tables with what is there after all costs what the page faults would.
+        None => mapping("the page cache held an unknown share of the files, and was filled", true),
     }
 }
 
@@ -245,6 +250,7 @@ mod tests {
         let filled = "the page cache held 50% of the files, and was filled";
         assert_eq!(decided(Some(0.5), Some(100)), mapped(filled, true));
         assert_eq!(decided(Some(0.5), None), mapped(filled, true));
-        assert_eq!(decided(None, Some(100)), Err("what the page cache holds is unknown".to_owned()));
+        let filled = "the page cache held an unknown share of the files, and was filled";
+        assert_eq!(decided(None, Some(100)), mapped(filled, true));
     }
 }

@@ -217,12 +217,11 @@ fn report(
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(unix)]
     fn a_process_that_dies_is_named_in_one_line() {
         let died = |script: &str| {
             let output = Command::new("sh").arg("-c").arg(script).output().unwrap();

@@ -165,15 +165,9 @@ fn cold() {
                     assert_eq!(chosen, (&json!("preload"), &json!("little to load"), &json!(size)), "{report}");
                 } else if place == Some(FileSystem::Local) && cfg!(target_arch = "x86_64") {
                     let reason = report["reason"].as_str().unwrap();
-                    // Linux before 6.5 does not tell.
-                    if reason != "what the page cache holds is unknown" {
-                        assert!(reason.ends_with("% of the files, and was filled"), "{report}");
-                        assert_eq!(
-                            (&report["chosen"], &report["bytes_mapped"]),
-                            (&json!("mmap"), &json!(size)),
-                            "{report}"
-                        );
-                    }
+                    assert!(reason.ends_with(" of the files, and was filled"), "{report}");
+                    let chosen = (&report["chosen"], &report["bytes_mapped"]);
+                    assert_eq!(chosen, (&json!("mmap"), &json!(size)), "{report}");
                 }
             }
             _ => assert_exit(&output, 1, 1),

@@ -2,7 +2,6 @@
 
 use super::direct::{Target, Writes};
 use super::{Disk, DiskFile, Entry, is_between};
-use crate::ByteRange;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
@@ -243,7 +242,7 @@ impl DiskFile for LocalFile {
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn copy_from(&self, offset: u64, from: &File, range: ByteRange) -> io::Result<u64> {
+    fn copy_from(&self, offset: u64, from: &File, range: crate::ByteRange) -> io::Result<u64> {
         let (mut source_at, mut at) = (range.start(), offset);
         let asked = range.byte_len().min(MAX_CALL_BYTES as u64) as usize;
         match self

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use uel_core::source::ByteSource;
-use uel_core::{ByteRange, Error, Kind, Result};
+use uel_core::{Error, Kind, Result};
 
 /// How much of a source passes through the stack: what is longer passes through the heap.
 const STACK_PIECE: usize = 4 << 10;
@@ -17,7 +17,7 @@ pub(super) fn read_into(source: &dyn ByteSource, offset: u64, into: &mut [u8]) -
     #[cfg(unix)]
     if let Some(file) = source.as_file() {
         use std::os::unix::fs::FileExt as _;
-        let range = ByteRange::from_len(offset, into.len() as u64).unwrap_or_default();
+        let range = uel_core::ByteRange::from_len(offset, into.len() as u64).unwrap_or_default();
         source.check(range)?;
         return file.read_exact_at(into, offset).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {

@@ -79,6 +79,7 @@ impl<T: Target> Writes<T> {
     }
 
     /// The file itself. Whoever reads it or changes its length calls [`flush`](Self::flush) before.
+    #[cfg(any(target_os = "linux", target_os = "android", test))]
     pub(super) fn target(&self) -> &T {
         &self.target
     }
