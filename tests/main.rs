@@ -26,6 +26,7 @@ mod remote;
 mod saving;
 mod scenario;
 mod shard;
+#[cfg(target_os = "linux")]
 mod sparse;
 mod stream;
 mod tied;

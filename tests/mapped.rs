@@ -10,7 +10,7 @@ use std::process::Command;
 use candle_core::{DType, Tensor};
 use uel::{CopyReason, Kind, LoadOptions, MappedAllocator, MmapFallback, Mode};
 
-use crate::checkpoint::{CPU, MODES, mapping, same, save};
+use crate::checkpoint::{CPU, MODES, cool, mapping, same, save};
 
 /// Tensors that share pages with their neighbours, and one of many pages.
 fn neighbours(path: &Path, add: f64) -> HashMap<String, Tensor> {
@@ -127,12 +127,7 @@ fn a_file_that_is_not_cached_is_read_through_the_page_cache_and_mapped() {
     let (_folder, path) = folder();
     let tensor = Tensor::arange(0u32, 6 << 20, &CPU).unwrap();
     save(&path, &[("w", tensor.clone())]);
-    let cool = || {
-        let file = std::fs::File::open(&path).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    };
-    cool();
+    cool(&path);
     let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
     let loaded = checkpoint.load(&LoadOptions::new(&CPU)).unwrap();
     assert!(same(&loaded.tensors["w"], &tensor));
@@ -147,7 +142,7 @@ fn a_file_that_is_not_cached_is_read_through_the_page_cache_and_mapped() {
     assert_eq!((again.bytes_mapped, again.bytes_read), (24 << 20, 0));
 
     drop((checkpoint, loaded.tensors));
-    cool();
+    cool(&path);
     let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
     for read in [24 << 20, 24 << 20] {
         // The second time the page cache has it: what was read stays what it was.
@@ -317,9 +312,7 @@ fn cold_tensors_taken_in_their_order_are_read_ahead() {
         // A file of its own: what still reads ahead in another one holds its pages.
         let path = path.with_extension(forwards.to_string());
         save(&path, &tensors);
-        let file = std::fs::File::open(&path).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        cool(&path);
         let checkpoint = mapping().with_mode(Mode::Auto).open(&path).unwrap();
         let mut order: Vec<_> = tensors.iter().collect();
         if !forwards {

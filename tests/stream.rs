@@ -13,7 +13,7 @@ use uel::{
     BatchSize, Checkpoint, Dtype, HostPool, Kind, LoadOptions, OpenOptions, PoolOptions, SaveOptions, StreamOptions,
 };
 
-use crate::checkpoint::{CPU, recorded, same, save};
+use crate::checkpoint::{CPU, overwrite, recorded, same, save};
 use crate::scenario::{self, Scenario};
 
 proptest! {
@@ -71,8 +71,7 @@ fn what_was_changed_in_the_file_is_an_error_in_its_place() {
     )
     .unwrap();
     let offset = Checkpoint::open(&path).unwrap().info("t2").unwrap().range().start() + 2_500_000;
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &[0xFF], offset).unwrap();
+    overwrite(&path, offset, &[0xFF]);
     let checkpoint = Checkpoint::options().with_verified(true).open(&path).unwrap();
     let names = ["t0", "t1", "t2", "t3", "t4"];
     let options = StreamOptions::new(&CPU);

@@ -1,14 +1,14 @@
 //! Loads that are checked against the hashes in the file.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 use uel::core::safetensors::write::{HASH_CHUNK_BYTES, HASHES_KEY, SaveOptions as CoreOptions, StreamingWriter};
 use uel::{Checkpoint, Dtype, Error, Kind, LoadOptions, Mode, SaveOptions, TensorMeta, save_with};
 
-use crate::checkpoint::{CPU, MODES, mapping, same};
+use crate::checkpoint::{CPU, MODES, mapping, overwrite, same};
 
 fn floats(len: usize, dtype: DType) -> Tensor {
     let values: Vec<f32> = (0..len).map(|n| (n.wrapping_mul(2_654_435_761) % 1009) as f32 / 64.0).collect();
@@ -58,10 +58,11 @@ impl<'a> Flipped<'a> {
     }
 
     fn flip(path: &Path, offset: u64) {
-        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut file = std::fs::File::open(path).unwrap();
         let mut byte = [0];
-        file.read_exact_at(&mut byte, offset).unwrap();
-        file.write_all_at(&[byte[0] ^ 1 << (offset % 8)], offset).unwrap();
+        file.seek(SeekFrom::Start(offset)).unwrap();
+        file.read_exact(&mut byte).unwrap();
+        overwrite(path, offset, &[byte[0] ^ 1 << (offset % 8)]);
     }
 }
 

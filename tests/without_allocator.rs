@@ -1,6 +1,7 @@
 //! A program without the mapped allocator: every mode loads right, and mapping is either a copy or for ever.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
+#[cfg(target_os = "linux")]
 mod sparse;
 
 use std::collections::HashMap;

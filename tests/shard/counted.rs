@@ -23,7 +23,6 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn the_system_counts_each_byte_once_and_nothing_is_mapped() {
     let folder = tempfile::tempdir().unwrap();
     files(folder.path());

@@ -1,6 +1,7 @@
 //! Ranks that are threads: what each gets, and what becomes of a rank that fails.
 
 mod cases;
+#[cfg(target_os = "linux")]
 mod counted;
 mod faults;
 mod slices;

@@ -55,6 +55,7 @@ impl Processors {
     }
 
     /// Has the calling thread run on these alone, as far as it may; leaves it where it is if it may run on none of them.
+    #[cfg(any(target_os = "linux", feature = "cuda"))]
     pub(crate) fn bind_this_thread(&self) {
         let Some(mut allowed) = affinity::get() else { return };
         let before = allowed.0.len();
@@ -103,7 +104,7 @@ mod affinity {
 }
 
 /// Elsewhere threads run where the system puts them.
-#[cfg(not(target_os = "linux"))]
+#[cfg(all(not(target_os = "linux"), feature = "cuda"))]
 mod affinity {
     use super::Processors;
 

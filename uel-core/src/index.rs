@@ -2,6 +2,7 @@
 
 use crate::{ByteRange, Dtype, Error, Kind, Result, limits};
 use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
 
 /// One tensor of a [`TensorIndex`], borrowed from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +178,7 @@ impl Entries {
                 duplicate(self.info_of(first), self.info_of(entry))?;
             }
         }
-        Ok(TensorIndex { entries: self, table })
+        Ok(TensorIndex { entries: self, table, largest: OnceLock::new() })
     }
 
     fn sort(&mut self) {
@@ -295,6 +296,8 @@ impl Table {
 pub struct TensorIndex {
     entries: Entries,
     table: Table,
+    /// Found when it is asked for first: whoever takes tensors one by one asks at each.
+    largest: OnceLock<u64>,
 }
 
 impl std::fmt::Debug for TensorIndex {
@@ -359,7 +362,8 @@ impl TensorIndex {
 
     /// The bytes of the largest tensor, 0 where there is none.
     pub fn largest_bytes(&self) -> u64 {
-        self.entries.entries.iter().map(|entry| entry.range.byte_len()).max().unwrap_or(0)
+        let largest = || self.entries.entries.iter().map(|entry| entry.range.byte_len()).max().unwrap_or(0);
+        *self.largest.get_or_init(largest)
     }
 }
 
@@ -382,7 +386,7 @@ impl TensorIndexBuilder {
     pub fn with_capacity(tensors: usize, name_bytes: usize) -> Self {
         let mut entries = Entries::default();
         entries.reserve(tensors, name_bytes, tensors.saturating_mul(2));
-        Self { index: TensorIndex { entries, table: Table::with_capacity(tensors) } }
+        Self { index: TensorIndex { entries, table: Table::with_capacity(tensors), largest: OnceLock::new() } }
     }
 
     /// How many tensors were pushed.
@@ -416,7 +420,7 @@ impl TensorIndexBuilder {
                 .with_expected("each name once")
                 .with_got("it a second time"));
         }
-        let TensorIndex { entries, table } = &mut self.index;
+        let TensorIndex { entries, table, .. } = &mut self.index;
         let position = entries.len() as u32;
         entries.push(name, dtype, shape, file, range)?;
         table.insert(entries, name, position);
@@ -425,16 +429,16 @@ impl TensorIndexBuilder {
 
     /// The finished index, sorted by file and offset. Tensors of the same range keep the order of pushing.
     pub fn finish(self) -> TensorIndex {
-        let TensorIndex { mut entries, table } = self.index;
+        let TensorIndex { mut entries, table, largest } = self.index;
         if !entries.unsorted {
-            return TensorIndex { entries, table };
+            return TensorIndex { entries, table, largest };
         }
         entries.sort();
         let mut table = Table::with_capacity(entries.len());
         for (position, entry) in entries.entries.iter().enumerate() {
             table.insert(&entries, name_of(&entries.names, entry), position as u32);
         }
-        TensorIndex { entries, table }
+        TensorIndex { entries, table, largest }
     }
 }
 

@@ -22,6 +22,7 @@ fn hashes_are_the_same_however_the_bytes_come() {
     assert_eq!(files.file_metadata(0).unwrap()["k"], "v");
     assert_eq!((expected.len(), expected.get("large").unwrap().len()), (6, 3));
     assert_eq!((expected.get("whole").unwrap().len(), expected.get("c").unwrap()), (2, &[][..]));
+    drop(files);
 
     let metas = given.iter().map(|given| given.meta.clone());
     let writer = StreamingWriter::create(&path, metas, &save()).unwrap();
