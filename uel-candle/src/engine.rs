@@ -12,7 +12,7 @@ pub(crate) use rows::Rows;
 use std::any::Any;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use uel_core::source::{ByteSource, ByteSourceExt};
@@ -254,6 +254,44 @@ pub(crate) fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     }
 }
 
+/// What little thing `make` makes of each number below `count`, in their order, on as many threads as [`threads`] gives for
+/// `asked`.
+///
+/// # Errors
+///
+/// The first of `make`, by its number.
+pub(crate) fn make_all<T: Send>(
+    count: usize,
+    asked: usize,
+    make: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    /// Numbers that one thread takes at a time; to wake another one for fewer than some of them costs more than it saves.
+    const PIECE: usize = 1024;
+    let pieces = count.div_ceil(PIECE);
+    if pieces < 8 {
+        return (0..count).map(make).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let made = Mutex::new(Vec::with_capacity(pieces));
+    on_threads(threads(asked), &|| {
+        loop {
+            let start = next.fetch_add(1, Ordering::Relaxed).saturating_mul(PIECE);
+            if start >= count {
+                return;
+            }
+            let piece: Result<Vec<T>> = (start..count.min(start + PIECE)).map(&make).collect();
+            lock(&made).push((start, piece));
+        }
+    });
+    let mut made = into_inner(made);
+    made.sort_unstable_by_key(|(start, _)| *start);
+    let mut all = Vec::with_capacity(count);
+    for (_, piece) in made {
+        all.extend(piece?);
+    }
+    Ok(all)
+}
+
 /// Between two pieces of work, a thread of the pool takes its part in what others began meanwhile. They wait for it:
 /// without this a small load would come back only when a large one is done.
 pub(crate) fn let_others_begin() {
@@ -443,6 +481,19 @@ mod tests {
         // SAFETY: the tests' buffers start out initialised.
         #[allow(unsafe_code)]
         buffer.iter().map(|byte| unsafe { byte.assume_init() }).collect()
+    }
+
+    #[test]
+    fn what_is_made_by_several_threads_is_in_order_and_the_first_error_is_returned() {
+        for (count, asked) in [(0, 0), (1, 2), (8191, 2), (8192, 2), (100_001, 3), (100_001, 1)] {
+            let made = make_all(count, asked, |n| Ok(n * 3)).unwrap();
+            assert!(made.into_iter().eq((0..count).map(|n| n * 3)), "{count}");
+        }
+        let odd = |n: usize| if n % 7000 == 6999 { Err(Error::new(Kind::Internal, format!("{n}"))) } else { Ok(n) };
+        for asked in [1, 2, 4] {
+            let error = make_all(50_000, asked, odd).unwrap_err();
+            assert_eq!((error.kind(), error.to_string().contains("6999")), (Kind::Internal, true), "{error}");
+        }
     }
 
     #[test]

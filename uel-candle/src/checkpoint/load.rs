@@ -79,16 +79,15 @@ impl Checkpoint {
         let (wanted, tied) = self.without_tied(wanted);
         let loaded = self.place(&wanted, &choice, options, &mut report)?;
         let mut tensors = HashMap::with_capacity(loaded.len() + tied.len() + replaced.len());
-        let name = |want: &mut Wanted| want.renamed.take().unwrap_or_else(|| self.name_at(want.position));
-        for (mut want, kept) in tied {
+        let name = |want: &Wanted| want.renamed.clone().unwrap_or_else(|| self.name_at(want.position));
+        for (want, kept) in tied {
             if let Some(tensor) = loaded.get(kept) {
-                tensors.insert(name(&mut want), tensor.clone());
+                tensors.insert(name(&want), tensor.clone());
                 (report.tensors, report.tied) = (report.tensors + 1, report.tied + 1);
             }
         }
-        for (mut want, tensor) in wanted.into_iter().zip(loaded) {
-            tensors.insert(name(&mut want), tensor);
-        }
+        let names = engine::make_all(loaded.len(), self.threads(options, &choice), |at| Ok(name(&wanted[at])))?;
+        tensors.extend(names.into_iter().zip(loaded));
         for (name, tensor) in replaced {
             let tensor = convert::replaced(&tensor, options.dtype, &options.device);
             let tensor = tensor.map_err(|error| error.with_tensor(&name))?;
@@ -337,8 +336,11 @@ impl Checkpoint {
             let blocks: Vec<(usize, usize)> = blocks.collect();
             let overlapping = || Error::new(uel_core::Kind::Overlap, "tensors share bytes");
             let region = buffer.divide(blocks.into_iter()).ok_or_else(overlapping)?;
-            for (block, (at, info)) in tensors.iter().enumerate() {
-                let tensor = placement::tensor_from_block(&region, block, wanted[*at].dtype, info.shape())?;
+            let made = engine::make_all(tensors.len(), how.threads, |block| {
+                let (at, info) = &tensors[block];
+                placement::tensor_from_block(&region, block, wanted[*at].dtype, info.shape())
+            })?;
+            for ((at, _), tensor) in tensors.iter().zip(made) {
                 placed[*at] = Some(tensor);
             }
         }
