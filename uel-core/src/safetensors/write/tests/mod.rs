@@ -113,29 +113,10 @@ pub(super) fn check(path: &Path, tensors: &[Given], metadata: &Option<Metadata>)
 
 /// The names in a folder.
 pub(super) fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    // On Windows what was removed while somebody has it open may be listed until then; nobody can open it any more.
-    let entries = entries.filter(|entry| cfg!(not(windows)) || std::fs::File::open(entry.path()).is_ok());
-    let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-/// Whether a file can be renamed over one that is open: on Windows it depends on the file system.
-pub(super) fn open_files_can_be_replaced(folder: &Path) -> bool {
-    let [old, new] = ["open", "new"].map(|name| folder.join(name));
-    for path in [&old, &new] {
-        std::fs::write(path, "").unwrap();
-    }
-    let open = std::fs::File::open(&old).unwrap();
-    let renamed = std::fs::rename(&new, &old);
-    drop(open);
-    std::fs::remove_file(&old).unwrap();
-    if renamed.is_err() {
-        std::fs::remove_file(&new).unwrap();
-    }
-    assert!(renamed.is_ok() || cfg!(windows), "{renamed:?}");
-    renamed.is_ok()
 }
 
 /// Three tensors, one of them of several pieces when hashed.
