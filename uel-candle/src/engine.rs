@@ -255,7 +255,7 @@ pub(crate) fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
 }
 
 /// What little thing `make` makes of each number below `count`, in their order, on as many threads as [`threads`] gives for
-/// `asked`.
+/// `asked`, but on threads of its own: those of the pool may be busy with what takes longer.
 ///
 /// # Errors
 ///
@@ -273,7 +273,7 @@ pub(crate) fn make_all<T: Send>(
     }
     let next = AtomicUsize::new(0);
     let made = Mutex::new(Vec::with_capacity(pieces));
-    on_threads(threads(asked), &|| {
+    let work = || {
         loop {
             let start = next.fetch_add(1, Ordering::Relaxed).saturating_mul(PIECE);
             if start >= count {
@@ -282,6 +282,13 @@ pub(crate) fn make_all<T: Send>(
             let piece: Result<Vec<T>> = (start..count.min(start + PIECE)).map(&make).collect();
             lock(&made).push((start, piece));
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads(asked).min(pieces / 4) {
+            // Without it the others make its share.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
     });
     let mut made = into_inner(made);
     made.sort_unstable_by_key(|(start, _)| *start);

@@ -157,8 +157,12 @@ impl Checkpoint {
             let place = file_system(file);
             may_map(place, taken)?;
             // What it lacks are holes, to which a page fault would give memory, or lies in the swap.
-            if place == Some(FileSystem::Memory) && held.is_none_or(|held| held < RESIDENT) {
-                return Err("a file system in memory that does not hold all of it".to_owned());
+            if place == Some(FileSystem::Memory) {
+                match held {
+                    Some(held) if held >= RESIDENT => {}
+                    Some(_) => return Err("a file system in memory that does not hold all of it".to_owned()),
+                    None => return Err("a file system in memory, which may not hold all of it".to_owned()),
+                }
             }
         }
         mapping_of(bytes, held, memory::available)

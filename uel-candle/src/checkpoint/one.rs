@@ -141,7 +141,7 @@ impl Checkpoint {
                     };
                     let fill = fill && want.cast.is_none();
                     let was_ahead = fill && self.inner.ahead.follow(self, info);
-                    let cold = || fill && self.is_cold(info);
+                    let cold = || fill && !was_ahead && self.is_cold(info);
                     if !hashes.is_empty() || cold() {
                         self.fill_page_cache([(info, hashes)], How { threads: asked, arrived: &|_| {} })?;
                         report.bytes_read += info.byte_len();

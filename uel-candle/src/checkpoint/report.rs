@@ -67,7 +67,8 @@ pub struct LoadReport {
     pub bytes_mapped: u64,
     /// Bytes of tensors that were copied into memory.
     pub bytes_copied: u64,
-    /// Bytes that were read from storage, gaps included.
+    /// Bytes that were read from storage, gaps included; of mapped files of which the system does not say what the page cache
+    /// holds, all that were asked for.
     pub bytes_read: u64,
     /// Bytes of tensors that were checked against the hashes in the file.
     pub bytes_verified: u64,
